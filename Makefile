@@ -1,0 +1,61 @@
+# make demo   from nothing to a video of a robot acting on a policy that was trained just now
+# make test   the tests
+# Both make the virtual environment and install everything, packages of the system included.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+MINUTES := 11
+SHELL := /bin/bash
+
+NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc python3-dev python3-venv linux-libc-dev
+OPTIONAL := libosmesa6
+
+.PHONY: demo test check setup clean
+
+demo: setup
+	@echo "== 1/4 convert the sample demos of lift"
+	@time $(BIN)/ddp convert sample_data/lift.hdf5 --out $(DEMO)/lift.zarr --overwrite
+	@echo "== 2/4 train a policy from images for $(MINUTES) minutes"
+	@rm -rf $(DEMO)/runs
+	@time $(BIN)/ddp train --task lift --data $(DEMO)/lift.zarr --runs $(DEMO)/runs --name demo --minutes $(MINUTES)
+	@echo "== 3/4 measure it on 20 starts that it has never seen"
+	@time $(BIN)/ddp eval --runs $(DEMO)/runs --episodes 20
+	@echo "== 4/4 record an episode"
+	@time $(BIN)/ddp rollout --runs $(DEMO)/runs --video $(DEMO)/lift.mp4 --attempts 20 --overwrite
+	@echo "Watch $(DEMO)/lift.mp4"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.system
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+# One line per package that the system lacks; an optional one may fail.
+$(VENV)/.system:
+	@have() { for n in $$1 $$1t64; do dpkg-query -W -f='$${Status}' $$n 2>/dev/null | grep -q 'ok installed' && return 0; done; return 1; }; \
+	if command -v apt-get >/dev/null; then \
+	  missing=""; for p in $(NEEDED); do have $$p || missing="$$missing $$p"; done; \
+	  extra=""; for p in $(OPTIONAL); do have $$p || extra="$$extra $$p"; done; \
+	  if [ "$$(id -u)" = 0 ]; then root=""; elif command -v sudo >/dev/null; then root="sudo"; else root="none"; fi; \
+	  if [ -n "$$missing$$extra" ] && [ "$$root" != none ]; then \
+	    echo "installing$$missing$$extra"; $$root apt-get update -qq || true; \
+	    for p in $$extra; do DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$p >/dev/null 2>&1 || echo "optional package $$p is not to be had here"; done; \
+	    for p in $$missing; do DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$p >/dev/null || { echo "error: cannot install $$p"; exit 1; }; done; \
+	  elif [ -n "$$missing" ]; then echo "error: as root, install first: apt-get install$$missing"; exit 1; fi; \
+	else echo "no apt here: see that OpenGL (EGL or OSMesa), a C compiler and Python's headers are installed"; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""The subcommands: flags in, one call below, a rendered result out."""

@@ -1,0 +1,66 @@
+"""`ddp convert`: raw demonstrations to a zarr store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddp_cli import console, options
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="HDF5 file of raw demonstrations.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Store to write; default data/TASK.zarr.", show_default=False)
+    ] = None,
+    render: Annotated[
+        str,
+        typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
+    ] = "fast",
+    workers: options.Workers = None,
+    zarr_format: Annotated[
+        int, typer.Option("--zarr-format", min=2, max=3, help="2 is what most published tools read.")
+    ] = 3,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Set every recorded state, render both cameras, write a zarr store. Run again after Ctrl-C to go on."""
+    from dataclasses import asdict
+
+    from ddp_cli.data.demos import DemoFile
+
+    if out is None:
+        with DemoFile(source) as demos:
+            out = options.DATA / f"{demos.task.name}.zarr"
+    options.check_output(out, overwrite)
+    started = time.perf_counter()
+    done = run_conversion(source, out, render, workers, zarr_format)
+    seconds = time.perf_counter() - started
+    if json:
+        console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
+        return
+    console.result(
+        f"{out}: {done.episodes} episodes, {done.frames} steps, {done.megabytes:.1f} MB, "
+        f"in {console.duration(seconds)} ({2 * done.frames / seconds:.0f} images/s)"
+    )
+
+
+def run_conversion(source: Path, out: Path, render: str, workers: int | None, zarr_format: int = 3):  # type: ignore[no-untyped-def]
+    """`data.conversion.convert` with a progress bar."""
+    from ddp_cli.data.conversion import convert as convert_demos
+    from ddp_cli.parallel import default_workers
+
+    started = time.perf_counter()
+    first = -1
+    with console.progress(f"convert {source.name}") as update:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first < 0 else first
+            rate = (done - first) / (time.perf_counter() - started)
+            update(done, total, f"steps, {rate:.0f}/s")
+
+        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format)

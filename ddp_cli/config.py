@@ -1,0 +1,250 @@
+"""Configuration: frozen, validated, and the same in Python, on the command line and in JSON.
+
+Names and defaults are those of the published policy. (The source document's tables give `crop_shape` as
+10 in one place and 8 in another: the published crop is 76x76, and 8 is the number of layers.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddp_cli.errors import ConfigError, close_match
+from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, get_task
+
+Fraction = Field(ge=0.0, lt=1.0)
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as e:
+            raise _explain(type(self), e) from None
+
+
+class PolicyConfig(_Config):
+    """Everything that decides what function a policy is, given its weights."""
+
+    task: str = "square"
+    obs: Literal["image", "state"] = "image"
+
+    # windows [steps of 1/20 s]
+    horizon: int = Field(10, ge=1, le=512)
+    n_obs_steps: int = Field(2, ge=1, le=64)
+    n_action_steps: int = Field(8, ge=1, le=512)
+
+    # vision
+    encoder: Literal["resnet18", "small"] = "resnet18"
+    crop_shape: tuple[int, int] = (76, 76)
+
+    # transformer
+    n_layer: int = Field(8, ge=1, le=64)
+    n_head: int = Field(4, ge=1, le=64)
+    n_emb: int = Field(256, ge=2, le=4096)
+    p_drop_emb: float = Fraction
+    p_drop_attn: float = Fraction
+    causal_attn: bool = True
+
+    # diffusion
+    num_train_timesteps: int = Field(100, ge=2, le=10000)
+    beta_start: float = Field(0.0001, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
+    clip_sample: bool = True
+    prediction_type: Literal["epsilon", "sample"] = "epsilon"
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    num_inference_steps: int = Field(100, ge=1)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{"p_drop_emb": 0.0, "p_drop_attn": 0.3} | values)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        get_task(self.task)
+        if self.n_obs_steps > self.horizon:
+            raise ValueError(f"n_obs_steps {self.n_obs_steps} is longer than horizon {self.horizon}")
+        room = self.horizon - self.n_obs_steps + 1
+        if self.n_action_steps > room:
+            raise ValueError(
+                f"n_action_steps {self.n_action_steps} is more than horizon - n_obs_steps + 1 = {room}: "
+                "actions start at the last observation"
+            )
+        if self.n_emb % self.n_head or self.n_emb % 2:
+            raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
+        if not all(16 <= side <= IMAGE_SIZE for side in self.crop_shape):
+            raise ValueError(f"crop_shape {self.crop_shape} must lie between 16 and {IMAGE_SIZE}")
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start {self.beta_start} is above beta_end {self.beta_end}")
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps {self.num_inference_steps} is above "
+                f"num_train_timesteps {self.num_train_timesteps}"
+            )
+        return self
+
+    @property
+    def task_spec(self) -> Task:
+        return get_task(self.task)
+
+    @property
+    def low_dim(self) -> dict[str, int]:
+        """Low-dimensional keys and widths, in the order of the features."""
+        return self.task_spec.low_dim(self.obs)
+
+    @property
+    def image_keys(self) -> list[str]:
+        """Image keys, in the order of the features."""
+        return list(self.task_spec.cameras(self.obs))
+
+    @property
+    def action_dim(self) -> int:
+        return ACTION_DIM
+
+    @property
+    def pad_before(self) -> int:
+        return self.n_obs_steps - 1
+
+    @property
+    def pad_after(self) -> int:
+        return self.n_action_steps - 1
+
+
+class TrainConfig(_Config):
+    """Everything that decides a training run, given its store."""
+
+    policy: PolicyConfig
+    preset: str = "paper"
+    seed: int = Field(42, ge=0)
+    val_ratio: float = Field(0.02, ge=0.0, le=0.5)
+    batch_size: int = Field(64, ge=1)
+    noise_samples: int = Field(1, ge=1, le=256)
+    """Noise levels per encoded observation: the encoder runs once for all of them."""
+    action_loss: float = Field(0.0, ge=0.0)
+    """Weight of an auxiliary loss that regresses the action chunk directly from the features."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bfloat16 autocast in training where the hardware has it. Weights are always float32."""
+
+    lr: float = Field(1e-4, gt=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    transformer_weight_decay: float = Field(1e-3, ge=0)
+    obs_encoder_weight_decay: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(1000, ge=0)
+    """Linear warm-up of the learning rate; never more than 5% of the run."""
+
+    ema_inv_gamma: float = Field(1.0, gt=0)
+    ema_power: float = Field(0.75, gt=0)
+    ema_max_value: float = Field(0.9999, ge=0, lt=1)
+
+    steps: int = Field(0, ge=0)
+    epochs: float = Field(0.0, ge=0)
+    minutes: float = Field(0.0, ge=0)
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: ten in a run."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if sum(x > 0 for x in (self.steps, self.epochs, self.minutes)) > 1:
+            raise ValueError("give only one of steps, epochs and minutes")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"epochs": 3050.0},
+    "laptop": {
+        "minutes": 30.0,
+        "batch_size": 64,
+        "noise_samples": 4,
+        "lr": 5e-4,
+        "policy": {
+            "encoder": "small", "n_layer": 4, "n_emb": 128, "p_drop_attn": 0.1,
+            "sampler": "ddim", "num_inference_steps": 10,
+        },
+    },
+}  # fmt: skip
+"""paper: the document's numbers. laptop: a small policy that learns on two CPU cores."""
+
+LENGTHS = ("steps", "epochs", "minutes")
+
+
+def train_config(
+    task: str, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
+) -> TrainConfig:
+    """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
+
+    Raises ConfigError for keys that do not exist and values out of range, naming the valid ones.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"unknown preset '{preset}'{close_match(preset, PRESETS)}", f"Valid presets: {', '.join(PRESETS)}."
+        )
+    flat: dict[str, Any] = {"task": task, "obs": obs, "preset": preset}
+    for layer in (PRESETS[preset], file or {}, settings or {}):
+        given = {k: v for k, v in layer.items() if k != "policy"} | dict(layer.get("policy", {}))
+        if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
+            flat = {k: v for k, v in flat.items() if k not in LENGTHS}
+        flat |= given
+    policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
+    rest = {k: v for k, v in flat.items() if k not in policy}
+    valid = [*TrainConfig.model_fields, *PolicyConfig.model_fields]
+    for key in rest:
+        if key not in TrainConfig.model_fields or key == "policy":
+            raise ConfigError(
+                f"unknown setting '{key}'{close_match(key, valid)}",
+                f"Valid: {', '.join(sorted(k for k in valid if k != 'policy'))}.",
+            )
+    return TrainConfig(policy=PolicyConfig(**policy), **rest)
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`["n_emb=128", "betas=[0.9,0.95]"]` -> {"n_emb": 128, ...}; values are JSON, or else text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"cannot read the setting '{pair}'.", "Write it as --set key=value.")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except ValueError:
+            settings[key.strip()] = value
+    return settings
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; ConfigError says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no file '{path}'.", "Name a JSON file.") from None
+    except (ValueError, UnicodeDecodeError, OSError) as e:
+        raise ConfigError(f"'{path}' is not JSON: {e}.", "See `ddp train --help`.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"'{path}' holds no JSON object.", 'Write {"key": value, ...}.')
+    return value
+
+
+AnyConfig = TypeVar("AnyConfig", bound=_Config)
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        valid = sorted(kind.model_fields)
+        return ConfigError(f"unknown setting '{name}'{close_match(name, valid)}", f"Valid: {', '.join(valid)}.")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause
+    message = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return ConfigError(f"{message}.", "Change one of them with --set.")
+    message = message[0].lower() + message[1:]
+    return ConfigError(f"{name} = {first['input']!r}: {message}.", "Change it with --set.")

@@ -1,0 +1,1 @@
+"""Learning: windows, the policy, its sampler, checkpoints and the training loop."""

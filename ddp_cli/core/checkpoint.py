@@ -1,0 +1,147 @@
+"""Checkpoints: a folder that needs nothing else to be used.
+
+    config.json         format version, policy configuration, where the data came from, step
+    model.safetensors   EMA weights and normaliser
+    train_state.pt      raw weights, optimiser, EMA, step; only where training can go on
+
+Written under a temporary name, synced and renamed: a folder with its final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddp_cli.config import PolicyConfig
+from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
+
+Meta = dict[str, JsonValue]
+
+
+def save_checkpoint(
+    folder: Path, config: PolicyConfig, weights: dict[str, Tensor], meta: Meta, train_state: dict[str, Any] | None
+) -> None:
+    """Writes `folder` in one piece, replacing an older one. On any failure nothing is left of it."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / MODEL)
+        if train_state is not None:
+            torch.save(train_state, temporary / TRAIN_STATE)
+        content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta}
+        (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_meta(folder: Path) -> Meta:
+    """The checked content of `config.json`."""
+    hint = "Name a checkpoint folder (runs/TASK/NAME/checkpoints/step-...), or train one with `ddp train`."
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint folder '{folder}'.", hint)
+    for name in (CONFIG, MODEL):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"checkpoint '{folder}' has no {name}.", hint)
+    try:
+        meta = json.loads((folder / CONFIG).read_text())
+        version = meta["format"]
+        meta["policy"]["task"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"'{folder / CONFIG}' is damaged.", hint) from e
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint '{folder}' has format {version}, this ddp reads format {FORMAT}.",
+            "Install the ddp that wrote it.",
+        )
+    return dict(meta)
+
+
+def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[DiffusionPolicy, Meta]:
+    """The policy in `folder`, in eval mode, with EMA weights; and what `config.json` says."""
+    meta = load_meta(folder)
+    try:
+        policy = DiffusionPolicy(PolicyConfig(**meta["policy"]))  # type: ignore[arg-type]
+        policy.load_state_dict(load_file(folder / MODEL))
+    except (SafetensorError, OSError, RuntimeError) as e:
+        cause = str(e).splitlines()[0]
+        raise CheckpointError(f"'{folder / MODEL}' is damaged: {cause}", "Use another checkpoint.") from e
+    except ConfigError as e:
+        raise CheckpointError(f"'{folder / CONFIG}': {e.message}", "Install the ddp that wrote it.") from e
+    return policy.to(device).eval(), meta
+
+
+def load_train_state(folder: Path) -> dict[str, Any]:
+    """What training needs to go on from `folder` (tensors and plain values only)."""
+    path = folder / TRAIN_STATE
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint '{folder}' has no {TRAIN_STATE}: training cannot go on from it.", "Start a new run."
+        )
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as e:  # a damaged zip raises many kinds
+        raise CheckpointError(
+            f"'{path}' is damaged.", "Remove this checkpoint folder: the one before will be used."
+        ) from e
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir() and not p.is_symlink())
+
+
+def latest_run(runs: Path, task: str | None = None) -> Path:
+    """The run with the newest checkpoint; CheckpointError when there is none."""
+    found = [p for p in runs.glob(f"{task or '*'}/*") if (p / "checkpoints" / "last").exists()]
+    if not found:
+        what = f" of the task '{task}'" if task else ""
+        raise CheckpointError(
+            f"no trained run{what} in '{runs}/'.", f"Train one: `ddp train --task {task or 'square'}`."
+        )
+    return max(found, key=lambda p: (p / "checkpoints" / "last").resolve().stat().st_mtime)
+
+
+def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -> Path:
+    """A checkpoint folder for what the user named: a checkpoint, a run, or nothing (the newest run)."""
+    if path is None:
+        path = latest_run(runs, task)
+    if (path / "checkpoints" / "best").exists():
+        path = (path / "checkpoints" / "best").resolve()
+    load_meta(path)
+    return path
+
+
+def point_link(link: Path, target: Path) -> None:
+    """Makes `link` a relative symbolic link to `target`, atomically."""
+    temporary = link.with_name(f".{link.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""Per-key linear normalisation y = x * scale + offset, part of the policy's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+BY_RANGE = ("robot0_eef_pos", "robot0_gripper_qpos", "object")
+"""Keys scaled to [-1, 1] by their range in the store; quaternions and delta actions stay as they are."""
+
+
+class Normalizer(nn.Module):
+    """Scale and offset (d,) of every low-dimensional key and of `action`. Images: 0..255 -> -1..1."""
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        for key, width in widths.items():
+            self.register_buffer(f"{key}_scale", torch.ones(width))
+            self.register_buffer(f"{key}_offset", torch.zeros(width))
+
+    def fit(self, data: Mapping[str, Tensor]) -> None:
+        """Takes scale and offset of the keys BY_RANGE from `data` {key: (N, d)}.
+
+        A value that hardly varies (range below 1e-4) is only shifted to 0.
+        """
+        for key, values in data.items():
+            if key not in BY_RANGE:
+                continue
+            low, high = values.amin(0), values.amax(0)
+            varies = high - low >= 1e-4
+            scale = torch.where(varies, 2.0 / (high - low).clamp_min(1e-8), torch.ones_like(low))
+            offset = torch.where(varies, -1.0 - scale * low, -low)
+            self.get_buffer(f"{key}_scale").copy_(scale)
+            self.get_buffer(f"{key}_offset").copy_(offset)
+
+    def normalize(self, key: str, x: Tensor) -> Tensor:
+        """Raw values -> what the network sees."""
+        return x * self.get_buffer(f"{key}_scale") + self.get_buffer(f"{key}_offset")
+
+    def unnormalize(self, key: str, x: Tensor) -> Tensor:
+        """What the network says -> raw values."""
+        return (x - self.get_buffer(f"{key}_offset")) / self.get_buffer(f"{key}_scale")
+
+    @staticmethod
+    def image(x: Tensor) -> Tensor:
+        """uint8 0..255 -> float -1..1."""
+        return x.float() / 255.0 * 2.0 - 1.0

@@ -1,0 +1,126 @@
+"""The diffusion policy: observations in, a chunk of actions out.
+
+Diffusion Policy (Chi et al. 2023), section III: p(A | O) by denoising, conditioned on the features of the
+last To observations; the chunk has T steps, of which Ta are executed before the next is made.
+
+Shapes: B batch, To n_obs_steps, T horizon, Ta n_action_steps, Da action, Do features, R noise samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddp_cli.config import PolicyConfig
+from ddp_cli.core.denoiser import Denoiser
+from ddp_cli.core.diffusion import make_scheduler, sample
+from ddp_cli.core.normalizer import Normalizer
+from ddp_cli.core.vision import FEATURES, ImageEncoder, crop
+
+
+class DiffusionPolicy(nn.Module):
+    """Encoders, denoiser, normaliser and noise schedule, built from a PolicyConfig."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict({key: ImageEncoder(config.encoder) for key in config.image_keys})
+        self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
+        self.feature_dim = FEATURES * len(self.encoders) + sum(config.low_dim.values())
+        self.denoiser = Denoiser(
+            action_dim=config.action_dim,
+            cond_dim=self.feature_dim,
+            horizon=config.horizon,
+            n_obs_steps=config.n_obs_steps,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_emb=config.n_emb,
+            p_drop_emb=config.p_drop_emb,
+            p_drop_attn=config.p_drop_attn,
+            causal_attn=config.causal_attn,
+        )
+        self.scheduler = make_scheduler(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.pos_emb.device
+
+    def set_sampler(self, sampler: str | None, num_inference_steps: int | None) -> None:
+        """Changes how chunks are sampled; None keeps what the configuration says."""
+        changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
+        changed = self.config.model_dump() | {k: v for k, v in changes.items() if v is not None}
+        self.config = PolicyConfig(**changed)
+        self.scheduler = make_scheduler(self.config)
+
+    def encode_obs(self, obs: Mapping[str, Tensor], crops: torch.Generator | None = None) -> Tensor:
+        """Features (B, To, Do), cameras first, then low-dimensional keys.
+
+        `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d), longer sequences are cut to To.
+        With a generator the crops are random (training), otherwise central.
+        """
+        to = self.config.n_obs_steps
+        features = []
+        for key, encoder in self.encoders.items():
+            x = obs[key][:, :to]
+            pictures = crop(x.flatten(0, 1), self.config.crop_shape, crops)
+            features.append(encoder(self.normalizer.image(pictures)).unflatten(0, x.shape[:2]))
+        features += [self.normalizer.normalize(key, obs[key][:, :to]) for key in self.config.low_dim]
+        return torch.cat(features, dim=-1)
+
+    def compute_loss(
+        self,
+        batch: Mapping[str, Any],
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise_samples: int = 1,
+    ) -> Tensor:
+        """Mean squared error of the prediction at random noise levels (DDPM, eq. 14), a scalar.
+
+        `batch`: {"obs": ..., "action": (B, T, Da)}. Each encoded observation is used `noise_samples`
+        times, with other noise and another level. `noise` (B*R, T, Da) and `timesteps` (B*R,) can be given;
+        `generator` draws what is not, and the crops in training mode.
+        """
+        cond = self.encode_obs(batch["obs"], generator if self.training else None)
+        trajectory = self.normalizer.normalize("action", batch["action"])
+        return self.loss_given(cond, trajectory, noise, timesteps, generator, noise_samples)
+
+    def loss_given(
+        self,
+        cond: Tensor,
+        trajectory: Tensor,
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise_samples: int = 1,
+    ) -> Tensor:
+        """`compute_loss` behind the encoder: features (B, To, Do), normalised actions (B, T, Da)."""
+        cond = cond.repeat_interleave(noise_samples, 0)
+        trajectory = trajectory.repeat_interleave(noise_samples, 0)
+        if noise is None:
+            noise = torch.randn(trajectory.shape, generator=generator).to(self.device)
+        if timesteps is None:
+            levels = self.config.num_train_timesteps
+            timesteps = torch.randint(0, levels, (len(trajectory),), generator=generator).to(self.device)
+        noisy = self.scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
+        target = noise if self.config.prediction_type == "epsilon" else trajectory
+        return F.mse_loss(self.denoiser(noisy, timesteps, cond).float(), target)
+
+    @torch.no_grad()
+    def predict_action(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """{"action": (B, Ta, Da) to execute, from the last observation on; "action_pred": (B, T, Da)}.
+
+        The generator's first draw is the initial noise, then one per step of the chain.
+        """
+        config = self.config
+        cond = self.encode_obs(obs)
+        shape = (len(cond), config.horizon, config.action_dim)
+        x = torch.randn(shape, generator=generator, device=cond.device, dtype=cond.dtype)
+        x = sample(lambda x, k: self.denoiser(x, k, cond), x, self.scheduler, config.num_inference_steps, generator)
+        actions = self.normalizer.unnormalize("action", x)
+        start = config.n_obs_steps - 1
+        return {"action": actions[:, start : start + config.n_action_steps], "action_pred": actions}

@@ -1,0 +1,82 @@
+"""Image encoders: (B, 3, H, W) in [-1, 1] -> (B, 64) per camera.
+
+Both end as the published one does: 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial
+autoencoders"), a linear layer and ReLU. Shapes: N pictures, K keypoints, h, w feature map.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+KEYPOINTS = 32
+FEATURES = 64
+
+
+class SpatialSoftArgmax(nn.Module):
+    """Expected position of each of K keypoints, x and y interleaved, in [-1, 1]: (N, 2K)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.keypoints = nn.Conv2d(channels, KEYPOINTS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heat = self.keypoints(x).float()  # (N, K, h, w)
+        h, w = heat.shape[-2:]
+        attention = heat.flatten(2).softmax(-1).view_as(heat)
+        along_x = torch.linspace(-1.0, 1.0, w, device=x.device, dtype=attention.dtype)
+        along_y = torch.linspace(-1.0, 1.0, h, device=x.device, dtype=attention.dtype)
+        expected_x = (attention.sum(2) * along_x).sum(-1)  # (N, K)
+        expected_y = (attention.sum(3) * along_y).sum(-1)
+        return torch.stack([expected_x, expected_y], dim=-1).flatten(1)
+
+
+class ImageEncoder(nn.Module):
+    """One camera: backbone, keypoints, linear, ReLU."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.backbone, channels = resnet18() if kind == "resnet18" else small()
+        self.pool = SpatialSoftArgmax(channels)
+        self.linear = nn.Linear(2 * KEYPOINTS, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.pool(self.backbone(x))).relu()
+
+
+def resnet18() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-18 up to layer4, without pooling, GroupNorm of channels/16 groups."""
+
+    def norm(channels: int) -> nn.Module:
+        return nn.GroupNorm(channels // 16, channels)
+
+    net = torchvision.models.resnet18(weights=None, norm_layer=norm)
+    return nn.Sequential(*list(net.children())[:-2]), 512
+
+
+def small() -> tuple[nn.Module, int]:
+    """Four convolutions (7 million multiply-adds at 76x76); the map stays 19x19, fine enough to point."""
+
+    def block(c_in: int, c_out: int, kernel: int, stride: int, pad: int) -> list[nn.Module]:
+        return [nn.Conv2d(c_in, c_out, kernel, stride, pad), nn.GroupNorm(c_out // 8, c_out), nn.ReLU()]
+
+    return nn.Sequential(*block(3, 32, 4, 4, 0), *block(32, 48, 3, 1, 1), *block(48, 48, 3, 1, 1)), 48
+
+
+def crop(x: Tensor, shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own random place, or all at the centre.
+
+    With a generator (training) the crops are drawn independently per picture.
+    """
+    n, _channels, height, width = x.shape
+    h, w = shape
+    if generator is None:
+        top, left = (height - h) // 2, (width - w) // 2
+        return x[:, :, top : top + h, left : left + w]
+    tops = torch.randint(0, height - h + 1, (n,), generator=generator, device=generator.device).to(x.device)
+    lefts = torch.randint(0, width - w + 1, (n,), generator=generator, device=generator.device).to(x.device)
+    rows = (tops[:, None] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
+    columns = (lefts[:, None] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
+    pictures = torch.arange(n, device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[pictures, rows, columns].permute(0, 3, 1, 2)

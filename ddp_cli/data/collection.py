@@ -1,0 +1,79 @@
+"""Demonstrations made by scripted demonstrators, several processes at a time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddp_cli.data.demos import Demo, DemoWriter
+from ddp_cli.parallel import ordered_map
+from ddp_cli.sim.experts import demonstrator
+from ddp_cli.sim.simulator import Simulator, env_args, versions
+from ddp_cli.tasks import Task
+
+HOLD_STEPS = 10  # success must last this long for a demo to be kept
+EXPERT_STREAM = 7  # keeps the demonstrator's random numbers apart from the placement's
+GIVE_UP = 50  # failures in a row after which something must be wrong
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What `collect` did."""
+
+    demos: int
+    attempts: int
+    failures: int
+    steps: int
+
+
+def record(sim: Simulator, seed: int) -> Demo | None:
+    """One episode from `seed`: states before each action, actions. None if it did not succeed.
+
+    Replaying the actions from the first state gives the same states bit for bit.
+    """
+    sim.reset(seed)
+    xml = sim.model_xml()
+    rng = np.random.default_rng([seed, EXPERT_STREAM])
+    states, actions, held = [], [], 0
+    for action in itertools.islice(demonstrator(sim, rng), sim.task.horizon):
+        states.append(sim.state())
+        actions.append(action)
+        held = held + 1 if sim.step(action) else 0
+        if held == HOLD_STEPS:
+            return Demo(np.stack(states), np.stack(actions), xml, seed)
+    return None
+
+
+def collect(
+    task: Task, episodes: int, out: Path, seed: int, workers: int, progress: Callable[[int, int, int], None]
+) -> Collected:
+    """Writes `episodes` successful demos from seeds `seed`, `seed` + 1, ... to `out`.
+
+    The content does not depend on `workers`. An interrupted call goes on where it ended.
+    `progress(demos, attempts, failures)` is called after every attempt.
+    """
+    identity = {"task": task.name, "seed": seed, "versions": versions()}
+    with DemoWriter(out, env_args(task), identity) as writer:
+        progress(writer.demos, writer.attempts, writer.failures)
+        seeds = itertools.count(seed + writer.attempts)
+        attempts = ordered_map(functools.partial(_recorder, task), seeds, workers)
+        in_a_row = 0
+        while writer.demos < episodes:
+            demo = next(attempts)
+            writer.append(demo)
+            in_a_row = 0 if demo else in_a_row + 1
+            assert in_a_row < GIVE_UP, f"{in_a_row} attempts failed in a row"
+            progress(writer.demos, writer.attempts, writer.failures)
+        attempts.close()  # type: ignore[attr-defined]
+        done = Collected(writer.demos, writer.attempts, writer.failures, writer.total)
+        writer.finish()
+    return done
+
+
+def _recorder(task: Task) -> Callable[[int], Demo | None]:
+    return functools.partial(record, Simulator(task))

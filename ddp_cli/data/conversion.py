@@ -1,0 +1,96 @@
+"""Raw demos to the store: every recorded state is set in the simulator and looked at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.demos import Demo, DemoFile
+from ddp_cli.data.store import StoreWriter
+from ddp_cli.errors import DdpError
+from ddp_cli.parallel import ordered_map
+from ddp_cli.sim.simulator import Simulator, versions
+from ddp_cli.tasks import Task
+
+Episode = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    episodes: int
+    frames: int
+    megabytes: float
+
+
+def convert(
+    source: Path,
+    out: Path,
+    render: str,
+    workers: int,
+    progress: Callable[[int, int], None],
+    zarr_format: int = 3,
+) -> Converted:
+    """Converts the raw demos in `source` to the store `out`, replacing what is there.
+
+    Memory holds a few episodes at a time, whatever the number of demos. An interrupted call goes on
+    where it ended; any error removes what was written. `progress(frames done, frames in all)`.
+    """
+    with DemoFile(source) as demos:
+        lengths = demos.lengths()
+        for demo in demos:  # find bad ones before spending an hour on the good ones
+            del demo
+        attributes = {
+            "render": render,
+            "env_args": demos.env_args,
+            "versions": versions(),
+            "action": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": 7},
+            "source": {"file": source.name, "sha256": demos.sha256(), "demos": demos.names},
+        }
+        writer = StoreWriter(out, demos.task, lengths, attributes, zarr_format)
+        try:
+            done = sum(lengths[: writer.episodes])
+            progress(done, sum(lengths))
+            rest = (demos.read(name) for name in demos.names[writer.episodes :])
+            episodes = ordered_map(functools.partial(_looker, demos.task, render), rest, workers)
+            for episode in episodes:
+                writer.append(episode)
+                done += len(episode["action"])
+                progress(done, sum(lengths))
+        except (DdpError, OSError):
+            writer.discard()
+            raise
+        writer.finish()
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    return Converted(len(lengths), sum(lengths), size / 1e6)
+
+
+def _looker(task: Task, render: str) -> Callable[[Demo], Episode]:
+    return functools.partial(look, Simulator(task, render))
+
+
+def look(sim: Simulator, demo: Demo) -> Episode:
+    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions."""
+    if sim.task.model_varies and demo.xml:
+        sim.load_xml(demo.xml)
+    frames: list[Episode] = []
+    for state in demo.states:
+        sim.show_state(state)
+        frames.append(sim.observe("image") | sim.low_dim(("object",)))
+    episode = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    return episode | {"action": demo.actions.astype(np.float32)}
+
+
+def sample_store(task: Task, data_dir: Path, sample_dir: Path, convert_to: Callable[[Path, Path], object]) -> Path:
+    """The store to train on when none is named: DATA/TASK.zarr, made from the sample demos if absent."""
+    path = data_dir / f"{task.name}.zarr"
+    if not path.exists():
+        convert_to(sample_dir / f"{task.name}.hdf5", path)
+    return path

@@ -1,0 +1,140 @@
+"""The store: a zarr folder in the field's replay-buffer layout; the only user of zarr.
+
+    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames
+    data/<other key>   (N, width) float32
+    data/action        (N, 7) float32
+    meta/episode_ends  (E,) int64, index one past each episode's last step
+
+All episodes lie one after another. Attributes say where they come from and how they were rendered.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from ddp_cli.errors import DataError
+from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, get_task
+
+FORMAT = 1
+FRAMES_PER_CHUNK = 64
+ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
+
+
+class StoreWriter:
+    """Writes PATH.partial episode by episode and names it PATH when finished.
+
+    `lengths` are the steps of all episodes. A partial store with the same attributes is continued.
+    """
+
+    def __init__(
+        self, path: Path, task: Task, lengths: list[int], attributes: dict[str, Any], zarr_format: int
+    ) -> None:
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self._ends = np.cumsum(lengths)
+        wanted = {"format": FORMAT, "task": task.name, **attributes, "complete": False, "total": int(self._ends[-1])}
+        self._root = self._reopen(wanted) or self._create(task, len(lengths), wanted, zarr_format)
+
+    def _reopen(self, wanted: dict[str, Any]) -> zarr.Group | None:
+        try:
+            root = zarr.open_group(self.partial, mode="r+")
+            kept = {k: v for k, v in root.attrs.asdict().items() if k != "episodes"}
+            return root if kept == wanted and "episodes" in root.attrs else None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def _create(self, task: Task, episodes: int, attributes: dict[str, Any], zarr_format: int) -> zarr.Group:
+        if self.partial.exists():
+            shutil.rmtree(self.partial)
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        root = zarr.create_group(self.partial, zarr_format=zarr_format)  # type: ignore[arg-type]
+        total = int(self._ends[-1])
+        compressors: Any = ZstdCodec(level=3)
+        if zarr_format == 2:
+            from numcodecs import Zstd
+
+            compressors = Zstd(level=3)
+
+        def array(name: str, shape: tuple[int, ...], dtype: str, rows: int) -> None:
+            root.create_array(
+                name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors
+            )
+
+        for key in task.cameras("image"):
+            array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
+        for key, width in {**task.low_dim("state"), "action": ACTION_DIM}.items():
+            array(f"data/{key}", (total, width), "float32", 8192)
+        array("meta/episode_ends", (episodes,), "int64", 8192)
+        root["meta/episode_ends"][:] = self._ends  # type: ignore[index]
+        root.attrs.update({**attributes, "episodes": 0})
+        return root
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes are written."""
+        return int(self._root.attrs["episodes"])  # type: ignore[arg-type]
+
+    def append(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Adds the next episode: every key of `data`, (length, ...)."""
+        i = self.episodes
+        rows = slice(int(self._ends[i - 1]) if i else 0, int(self._ends[i]))
+        for key, array in arrays.items():
+            self._root[f"data/{key}"][rows] = array  # type: ignore[index]
+        self._root.attrs["episodes"] = i + 1
+
+    def finish(self) -> None:
+        """Marks the store complete and gives it its final name."""
+        assert self.episodes == len(self._ends)
+        del self._root.attrs["episodes"]
+        self._root.attrs["complete"] = True
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.partial.rename(self.path)
+
+    def discard(self) -> None:
+        """Removes what was written so far."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+class Store:
+    """A finished store, checked when opened. Every fault is a DataError that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        hint = "Make one with `ddp convert DEMOS.hdf5 --out STORE.zarr`."
+        if not path.exists():
+            raise DataError(f"no store '{path}'.", hint)
+        try:
+            self._root = zarr.open_group(path, mode="r")
+        except (FileNotFoundError, ValueError, KeyError, NotADirectoryError, OSError) as e:
+            raise DataError(f"'{path}' is not a zarr store.", hint) from e
+        self.attrs: dict[str, Any] = self._root.attrs.asdict()
+        if "format" not in self.attrs:
+            raise DataError(f"'{path}' is a zarr folder that `ddp convert` did not make.", hint)
+        if self.attrs["format"] != FORMAT:
+            raise DataError(
+                f"'{path}' has store format {self.attrs['format']}, this ddp reads format {FORMAT}.",
+                "Convert the demos again, or install the ddp that wrote it.",
+            )
+        missing = [k for k in ATTRIBUTES if k not in self.attrs]
+        if missing or not self.attrs["complete"]:
+            what = f"lacks the attribute {missing[0]}" if missing else "is not complete"
+            raise DataError(f"'{path}' {what}.", hint)
+        self.task = get_task(str(self.attrs["task"]))
+        self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
+
+    def read(self, key: str, group: str = "data") -> NDArray[Any]:
+        """The whole array `key`, decoded; DataError when it is absent or damaged."""
+        try:
+            return np.asarray(self._root[f"{group}/{key}"][:])  # type: ignore[index]
+        except KeyError as e:
+            raise DataError(f"'{self.path}' has no array {group}/{key}.", "Convert the demos again.") from e
+        except (OSError, ValueError, RuntimeError) as e:
+            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demos again.") from e

@@ -1,0 +1,1 @@
+"""A policy that leaves: artefacts that run without the training code."""

@@ -1,0 +1,44 @@
+"""Errors a user can act on: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DdpError(Exception):
+    """A user's error. `message` names the value at fault, `hint` the next step."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Errors cross process boundaries: pickle both arguments, not only args[0].
+        return type(self), (self.message, self.hint)
+
+
+class ConfigError(DdpError, ValueError):
+    """A setting that is unknown, out of range, or contradicts another."""
+
+
+class DataError(DdpError, ValueError):
+    """Recordings or a store that cannot be used as they are."""
+
+
+class CheckpointError(DdpError, ValueError):
+    """A checkpoint folder that cannot be used as it is."""
+
+
+class SimulatorError(DdpError, RuntimeError):
+    """The simulator or its renderer does not work on this machine."""
+
+
+def close_match(value: str, valid: Iterable[str]) -> str:
+    """`, did you mean 'x'?` when `value` looks like one of `valid`, otherwise nothing."""
+    match = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
+    return f", did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,54 @@
+"""Options that several commands share, and the checks that go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddp_cli.errors import DdpError
+
+RUNS = Path("runs")
+DATA = Path("data")
+
+Task = Annotated[str, typer.Option("--task", "-t", help="lift, can or square.")]
+AnyTask = Annotated[str | None, typer.Option("--task", "-t", help="Take the newest run of this task.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(help="Checkpoint folder or run; the newest run's best checkpoint by default.", show_default=False),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", min=1, help="Processes; one per processor by default.", show_default=False),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", help="ddpm or ddim; the checkpoint's own by default.", show_default=False)
+]
+InferenceSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--inference-steps", min=1, help="Denoising steps; the checkpoint's own by default.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """DdpError if `path` exists and may not be replaced, or cannot be created."""
+    if path.exists() and not overwrite:
+        raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or name another.")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise DdpError(f"'{parent}' is not a folder.", f"'{path}' cannot be created there.")
+
+
+def sample_data() -> Path:
+    """The folder of sample demos: in the current folder, or beside the package in a source checkout."""
+    here = Path("sample_data")
+    return here if here.is_dir() else Path(__file__).parents[1] / "sample_data"

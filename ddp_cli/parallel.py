@@ -1,0 +1,65 @@
+"""One function over many items in several processes, results in the order of the items."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from ddp_cli.errors import DdpError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_function: Callable[[Any], Any] | None = None
+
+
+def default_workers() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yields `make()(item)` for every item, in order; `items` may be endless.
+
+    `make` runs once in each process (build a simulator there) and must be picklable; with one worker
+    everything runs in this process. Few items are under way at a time, so memory does not grow with
+    their number. Closing the iterator stops the processes. Raises DdpError when a process dies.
+    """
+    if workers <= 1:
+        function = make()
+        yield from (function(item) for item in items)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(make,))
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(_call, item))
+            if len(pending) >= workers + 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as e:
+        raise DdpError("a worker process died (killed, or out of memory).", "Run again with fewer --workers.") from e
+    finally:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+
+
+def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
+    global _function  # noqa: PLW0603 - set once per process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.environ["LP_NUM_THREADS"] = "1"  # Mesa draws with one thread per process
+    _function = make()
+
+
+def _call(item: Any) -> Any:
+    assert _function is not None
+    return _function(item)

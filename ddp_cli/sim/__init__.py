@@ -1,0 +1,1 @@
+"""A robot that moves: simulator, demonstrators, closed-loop episodes, videos."""

@@ -1,0 +1,106 @@
+"""Many episodes over several processes, and what they say about a policy."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddp_cli.parallel import ordered_map
+from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
+from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import Task
+
+# Starts never mix: what a policy was trained on, looked at, and judged by are different episodes.
+COLLECT_SEED, EVAL_SEED, TRAINING_SEED, REPORT_SEED = 1_000, 100_000, 200_000, 300_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of episodes that differ in nothing but their seed."""
+
+    episodes: list[EpisodeResult]
+
+    @property
+    def successes(self) -> int:
+        return sum(e.success for e in self.episodes)
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / len(self.episodes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.successes, len(self.episodes))
+
+    @property
+    def held_rate(self) -> float:
+        return sum(e.held for e in self.episodes) / len(self.episodes)
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean steps to success over the successful episodes; nan without any."""
+        steps = [e.steps for e in self.episodes if e.success]
+        return sum(steps) / len(steps) if steps else math.nan
+
+    @property
+    def chunk_ms(self) -> float:
+        """Median over episodes of the time per action chunk [ms]."""
+        times = sorted(e.chunk_ms for e in self.episodes)
+        return times[len(times) // 2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the summary and every episode."""
+        return {
+            "success_rate": self.success_rate,
+            "interval_95": list(self.interval),
+            "successes": self.successes,
+            "held_rate": self.held_rate,
+            "mean_steps": None if math.isnan(self.mean_steps) else self.mean_steps,
+            "chunk_ms": self.chunk_ms,
+            "episodes": [asdict(e) for e in self.episodes],
+        }
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% score interval of a proportion (Wilson 1927); also right near 0 and 1 and for small n."""
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    make_agent: Callable[[], Agent],
+    task: Task,
+    render: str,
+    seeds: Sequence[int],
+    workers: int,
+    progress: Callable[[EpisodeResult], None],
+) -> Evaluation:
+    """Runs an episode from every seed; the results do not depend on the number of workers.
+
+    `make_agent` must be picklable; it runs once in every process.
+    """
+    runner = functools.partial(_runner, make_agent, task, render)
+    results = []
+    for result in ordered_map(runner, seeds, min(workers, len(seeds))):
+        results.append(result)
+        progress(result)
+    return Evaluation(results)
+
+
+def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
+    return functools.partial(run_episode, Simulator(task, render), make_agent())
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Writes a JSON report in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    partial.replace(path)

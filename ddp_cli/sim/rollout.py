@@ -1,0 +1,96 @@
+"""One closed-loop episode with anything that predicts action chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.errors import DdpError
+from ddp_cli.sim.simulator import Simulator
+
+HOLD_STEPS = 10  # success for this many steps in a row counts as held
+
+Observation = Mapping[str, NDArray[Any]]
+
+
+class Agent(Protocol):
+    """What an episode needs of a policy."""
+
+    @property
+    def obs(self) -> str:
+        """`image` or `state`."""
+
+    @property
+    def n_obs_steps(self) -> int:
+        """How many observations it looks at."""
+
+    def reset(self, seed: int) -> None:
+        """Called before an episode: `seed` decides all randomness of the agent in it."""
+
+    def act(self, history: Sequence[Observation]) -> NDArray[np.floating[Any]]:
+        """The next actions (Ta, Da) after the last `n_obs_steps` observations, oldest first."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """How an episode ended. `steps` counts to the first success, or to the horizon."""
+
+    seed: int
+    success: bool
+    held: bool
+    steps: int
+    chunk_ms: float
+    """Mean time per predicted chunk [ms]."""
+
+
+def run_episode(
+    sim: Simulator, agent: Agent, seed: int, on_step: Callable[[int, bool], None] | None = None
+) -> EpisodeResult:
+    """Runs `agent` from start `seed` by receding horizon: predict a chunk, execute it, look again.
+
+    Success is the task's own check at any step, as published; the episode goes on after it only until
+    success has held for 10 steps. Only the frames that the agent looks at are rendered.
+    `on_step(step, success)` is called at the start and after every step.
+    """
+    sim.reset(seed)
+    agent.reset(seed)
+    history = [sim.observe(agent.obs)] * agent.n_obs_steps
+    first_success, in_a_row, step = -1, 0, 0
+    latencies: list[float] = []
+    if on_step:
+        on_step(0, False)
+    while step < sim.task.horizon and in_a_row < HOLD_STEPS:
+        started = time.perf_counter()
+        chunk = checked(agent.act(history), seed)
+        latencies.append(time.perf_counter() - started)
+        for i, action in enumerate(chunk):
+            success = sim.step(action)
+            step += 1
+            in_a_row = in_a_row + 1 if success else 0
+            if success and first_success < 0:
+                first_success = step
+            if on_step:
+                on_step(step, first_success >= 0)
+            if step == sim.task.horizon or in_a_row == HOLD_STEPS:
+                break
+            if len(chunk) - 1 - i < agent.n_obs_steps:
+                history = [*history[1:], sim.observe(agent.obs)]
+    return EpisodeResult(
+        seed=seed,
+        success=first_success >= 0,
+        held=in_a_row >= HOLD_STEPS,
+        steps=first_success if first_success >= 0 else step,
+        chunk_ms=float(np.mean(latencies) * 1000.0),
+    )
+
+
+def checked(chunk: NDArray[np.floating[Any]], seed: int) -> NDArray[np.float64]:
+    """Delta actions (Ta, 7) inside what the controller takes, [-1, 1]; DdpError if not finite."""
+    if not np.isfinite(chunk).all():
+        raise DdpError(f"the policy predicts actions that are not finite (start {seed}).", "Use another checkpoint.")
+    return np.clip(np.asarray(chunk, np.float64), -1.0, 1.0)

@@ -1,0 +1,311 @@
+"""The simulated robot; the only user of robosuite and mujoco.
+
+What robosuite 1.5.2 leaves to its caller is done here once:
+
+- `reset(seed)` reseeds the generator that the placement samplers hold (a new one would not reach them);
+- after a state is set, every controller is brought up to date, so that the first action starts from
+  the pose that is there, and the null-space target is the one of that state;
+- observations are functions of the state alone (kinematics are refreshed before reading them), so a
+  conversion that sets recorded states sees what a rollout sees;
+- pictures are drawn only when asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.errors import SimulatorError
+from ddp_cli.tasks import CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
+
+Array = NDArray[np.float64]
+Image = NDArray[np.uint8]
+
+RENDER_PROFILES = ("full", "fast")
+"""full: the pixels of robosuite's own camera observations. fast: no shadows, reflections or
+multisampling. The pixels of a name are frozen; other pixels get another name."""
+
+
+MAX_PICTURE = 640  # [pixels], the largest picture a renderer draws
+
+
+def choose_gl_backend() -> str:
+    """Sets MUJOCO_GL to a back end this machine can load (egl, then osmesa) and returns it.
+
+    Must run before mujoco is imported. A value set by the user is kept.
+    """
+    if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
+        if ctypes.util.find_library("EGL"):
+            os.environ["MUJOCO_GL"] = "egl"
+        elif ctypes.util.find_library("OSMesa"):
+            os.environ["MUJOCO_GL"] = "osmesa"
+    return os.environ.get("MUJOCO_GL", "")
+
+
+def _import_robosuite() -> Any:
+    if "robosuite" in sys.modules:
+        return sys.modules["robosuite"]
+    choose_gl_backend()
+    logging.disable(logging.WARNING)  # robosuite greets with five warnings about optional parts
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import robosuite
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    except (ImportError, AttributeError, OSError, RuntimeError) as e:
+        raise SimulatorError(f"robosuite cannot be loaded: {e}.", "Run `ddp doctor`.") from e
+    finally:
+        logging.disable(logging.NOTSET)
+    return robosuite
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide what an episode looks like: robosuite and mujoco."""
+    return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
+
+
+def env_args(task: Task) -> dict[str, Any]:
+    """Environment arguments in robomimic's form (`env_name`, `env_version`, `type`, `env_kwargs`)."""
+    _import_robosuite()
+    from robosuite.controllers import load_composite_controller_config
+
+    return {
+        "env_name": task.env_name,
+        "env_version": versions()["robosuite"],
+        "type": 1,  # robomimic's number for robosuite
+        "env_kwargs": {
+            "robots": ["Panda"],
+            "controller_configs": load_composite_controller_config(robot="Panda"),
+            "control_freq": CONTROL_HZ,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "use_object_obs": True,
+            "ignore_done": True,
+            "lite_physics": True,
+            "reward_shaping": False,
+        },
+    }
+
+
+class Simulator:
+    """One environment of `task`. `render` names the profile that its cameras use."""
+
+    def __init__(self, task: Task, render: str = "fast") -> None:
+        if render not in RENDER_PROFILES:
+            raise SimulatorError(f"unknown render profile '{render}'", f"Valid: {', '.join(RENDER_PROFILES)}.")
+        robosuite = _import_robosuite()
+        self.task = task
+        self.profile = render
+        self._renderer: _Renderer | None = None
+        kwargs = env_args(task)["env_kwargs"]
+        try:
+            # Only Lift's model differs per episode; for the others a soft reset is exact and 100x faster.
+            self._env = robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
+        except (AssertionError, AttributeError, TypeError) as e:
+            found = ", ".join(f"{k} {v}" for k, v in versions().items())
+            raise SimulatorError(f"cannot make {task.env_name} with {found}.", "Run `ddp doctor`.") from e
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> None:
+        """A new episode. The same seed gives the same placement, bit for bit."""
+        self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._env.reset()
+        self.set_state(self.state())
+
+    def step(self, action: NDArray[np.floating[Any]]) -> bool:
+        """One control period (1/20 s) of `action` (7,); returns success at its end."""
+        self._env.step(np.asarray(action, dtype=np.float64))
+        self._refresh()
+        return self.success()
+
+    def success(self) -> bool:
+        """The task's own check, on the present state."""
+        return bool(self._env._check_success())
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state(self) -> Array:
+        """Flat state (time, qpos, qvel), float64."""
+        return np.array(self._env.sim.get_state().flatten())
+
+    def set_state(self, state: Array) -> None:
+        """Puts the simulation into `state`, with controllers that know about it."""
+        sim = self._env.sim
+        if len(state) != 1 + sim.model.nq + sim.model.nv:
+            raise SimulatorError(
+                f"a state of {len(state)} values does not fit {self.task.env_name} ({1 + sim.model.nq + sim.model.nv})",
+                f"Record it with the task '{self.task.name}' or name the right task.",
+            )
+        sim.reset()
+        sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
+        sim.forward()
+        for robot in self._env.robots:
+            for part, controller in robot.part_controllers.items():
+                controller.update(force=True)
+                controller.reset_goal()
+                if part in robot.arms:
+                    controller.initial_joint = np.array(controller.joint_pos)
+            for gripper in robot.gripper.values():
+                gripper.current_action = np.zeros(gripper.dof)
+        self._refresh()
+
+    def show_state(self, state: Array) -> None:
+        """Moves the bodies to `state` to be looked at; not a state to step from."""
+        self._env.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
+        self._refresh()
+
+    def model_xml(self) -> str:
+        """The model, with mesh and texture files relative to robosuite's own folder."""
+        xml: str = self._env.sim.model.get_xml()
+        root = Path(_import_robosuite().__file__).parent
+        return xml.replace(str(root), "robosuite")
+
+    def load_xml(self, xml: str) -> None:
+        """Replaces the model by a recorded one (files are looked up in the installed robosuite)."""
+        try:
+            self._env.reset_from_xml_string(self._env.edit_model_xml(xml))
+        except (ValueError, KeyError, AttributeError) as e:
+            raise SimulatorError(f"the recorded model does not load: {str(e).splitlines()[0]}.") from e
+
+    def _refresh(self) -> None:
+        # env.step ends with kinematics one physics step old; these three depend on qpos alone and the
+        # next step computes them again, so calling them changes no trajectory.
+        import mujoco
+
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def low_dim(self, keys: Iterable[str] = (*PROPRIO, "object")) -> dict[str, NDArray[np.float32]]:
+        """Low-dimensional observations of the present state, float32 (width,) each."""
+        obs = self._env._get_observations(force_update=True)
+        return {k: np.asarray(obs["object-state" if k == "object" else k], np.float32) for k in keys}
+
+    def image(self, key: str, size: int = IMAGE_SIZE) -> Image:
+        """The picture of the camera behind `key`, upright, uint8 (size, size, 3)."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        if self._renderer is None or not self._renderer.fits(model):
+            self._close_renderer()
+            self._renderer = _Renderer(model, self.profile)
+        return self._renderer.draw(model, data, CAMERAS[key], size)
+
+    def observe(self, obs: str = "image") -> dict[str, NDArray[Any]]:
+        """Everything an `image` or `state` policy sees: uint8 (84, 84, 3) and float32 (width,)."""
+        seen: dict[str, NDArray[Any]] = {k: self.image(k) for k in self.task.cameras(obs)}
+        return seen | self.low_dim(self.task.low_dim(obs))
+
+    def hand(self) -> tuple[Array, Array]:
+        """Grip-site position [m] (3,) and orientation (3, 3), world frame."""
+        site = self._env.robots[0].eef_site_id["right"]
+        data = self._env.sim.data
+        return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
+
+    def object(self) -> tuple[Array, Array]:
+        """Position [m] (3,) and orientation (3, 3) of the task's object, world frame."""
+        name = {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}[self.task.name]
+        body = self._env.sim.model.body_name2id(name)
+        data = self._env.sim.data
+        return np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3)
+
+    def target(self) -> Array:
+        """Where the object belongs [m] (3,): the peg, the can's compartment, or above the table."""
+        if self.task.name == "square":
+            return np.array(self._env.sim.data.body_xpos[self._env.peg1_body_id])
+        if self.task.name == "can":
+            return np.array(self._env.target_bin_placements[self._env.object_to_id["can"]])
+        return self.object()[0] + np.array([0.0, 0.0, 0.1])
+
+    def close(self) -> None:
+        """Frees the renderer and the environment."""
+        self._close_renderer()
+        self._env.close()
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+class _Renderer:
+    """Draws models that share their meshes and textures through one GL context.
+
+    Making a context uploads 350,000 vertices (half a second); Lift's model changes every episode, but
+    only in the size of a box, which is not uploaded. So the context outlives the model.
+    """
+
+    def __init__(self, model: Any, profile: str) -> None:
+        import mujoco
+
+        self._mujoco, self._profile = mujoco, profile
+        self._assets = _asset_hash(model)
+        model.vis.global_.offwidth = model.vis.global_.offheight = MAX_PICTURE
+        if profile == "fast":
+            model.vis.quality.offsamples = 0
+        try:
+            self._gl = mujoco.GLContext(MAX_PICTURE, MAX_PICTURE)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except Exception as e:  # GL libraries raise what they like
+            raise SimulatorError(
+                f"no rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {str(e) or type(e).__name__}.",
+                "Run `ddp doctor`.",
+            ) from e
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0] = 0  # collision geometry is not drawn
+        self._scene_of: Any = None
+
+    def fits(self, model: Any) -> bool:
+        return model is self._scene_of or _asset_hash(model) == self._assets
+
+    def draw(self, model: Any, data: Any, camera: str, size: int) -> Image:
+        mujoco = self._mujoco
+        if model is not self._scene_of:
+            self._scene = mujoco.MjvScene(model, maxgeom=10000)
+            self._scene_of = model
+        cam = mujoco.MjvCamera()
+        cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        cam.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        if self._profile == "fast":
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._gl.make_current()
+        picture = np.empty((size, size, 3), np.uint8)
+        viewport = mujoco.MjrRect(0, 0, size, size)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(picture, None, viewport, self._context)
+        return np.ascontiguousarray(picture[::-1])  # GL's first row is the bottom one
+
+    def close(self) -> None:
+        self._context.free()
+        self._gl.free()
+
+
+def _asset_hash(model: Any) -> str:
+    h = hashlib.sha1(usedforsecurity=False)
+    for array in (model.mesh_vert, model.mesh_face, model.tex_data, model.tex_height, model.geom_dataid):
+        h.update(np.ascontiguousarray(array).tobytes())
+    return h.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,84 @@
+"""Small real things that many tests share: two demos of lift, their store, an untrained policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from ddp_cli.cli import app
+from ddp_cli.config import TrainConfig, train_config
+from ddp_cli.core.run import create_run, go
+from ddp_cli.data.collection import collect
+from ddp_cli.data.conversion import convert
+from ddp_cli.data.store import Store
+from ddp_cli.tasks import get_task
+
+TINY = {"n_layer": 1, "n_emb": 16, "n_head": 2, "batch_size": 4, "noise_samples": 2, "num_inference_steps": 2}
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    settings = {**TINY, "steps": 4, **changes}
+    obs = str(settings.pop("obs", "image"))
+    return train_config("lift", obs, "laptop", None, settings)
+
+
+@pytest.fixture(scope="session")
+def lift_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demos") / "lift.hdf5"
+    collect(get_task("lift"), 2, path, 1000, 1, lambda *_: None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lift_zarr(lift_demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "lift.zarr"
+    convert(lift_demos, path, "fast", 1, lambda *_: None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lift_store(lift_zarr: Path) -> Store:
+    return Store(lift_zarr)
+
+
+@pytest.fixture(scope="session")
+def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one run of four steps in it."""
+    runs = tmp_path_factory.mktemp("runs")
+    run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"))
+    go(run, lambda _: None, lambda: False)
+    return runs
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a checkpoint, to be damaged."""
+    return Path(shutil.copytree((trained / "lift/tiny/checkpoints/last").resolve(), tmp_path / "checkpoint"))
+
+
+def ddp(*args: object) -> Result:
+    """Runs a command as the shell would."""
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def ok(result: Result) -> Result:
+    assert result.exit_code == 0, result.stderr or result.output
+    return result
+
+
+def ok_json(*args: object) -> dict:
+    return json.loads(ok(ddp(*args, "--json")).stdout)
+
+
+def refused(result: Result) -> str:
+    """The one line that a user's error prints."""
+    assert result.exit_code == 1, (result.exit_code, result.output, result.exception)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]

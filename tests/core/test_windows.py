@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddp_cli.core.windows import Windows, batch_index, validation_episodes, window_bounds, window_steps
+
+STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_bounds_equal_the_published_ones(case: int) -> None:
+    horizon, before, after = STORED[f"case{case}_args"]
+    bounds = window_bounds(STORED[f"case{case}_episode_ends"], horizon, before, after)
+    np.testing.assert_array_equal(bounds, STORED[f"case{case}_indices"])
+
+
+def test_validation_split_equals_the_published_one() -> None:
+    np.testing.assert_array_equal(validation_episodes(200, 0.02, 42), STORED["val_mask_n200_r0.02_seed42"])
+
+
+def test_validation_split_always_leaves_something() -> None:
+    assert validation_episodes(2, 0.02, 42).sum() == 1
+    assert validation_episodes(1, 0.02, 42).sum() == 0
+    assert validation_episodes(100, 0.0, 42).sum() == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_equal_a_brute_force_oracle(seed: int) -> None:
+    """Pads every episode by repetition and cuts all windows out of it."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 15, rng.integers(1, 6))
+    horizon = int(rng.integers(1, 12))
+    before, after = rng.integers(0, horizon, 2)
+    expected, begin = [], 0
+    for length in lengths:
+        steps = np.arange(begin, begin + length)
+        padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * after]).astype(int)
+        expected += [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
+        begin += length
+    steps = window_steps(window_bounds(np.cumsum(lengths), horizon, before, after), horizon)
+    np.testing.assert_array_equal(steps, np.array(expected).reshape(-1, horizon))
+
+
+def test_batch_reads_first_observations_and_all_actions() -> None:
+    n = 9
+    arrays = {
+        "cam": np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
+        "pos": np.arange(n, dtype=np.float32)[:, None],
+        "action": np.arange(n, dtype=np.float32)[:, None] * 10,
+    }
+    steps = np.array([[0, 1, 2], [4, 5, 6]])
+    batch = Windows(arrays, steps, ["cam", "pos"], 2).batch(torch.tensor([1, 0]))
+    assert batch["obs"]["cam"].shape == (2, 2, 3, 4, 4)
+    assert batch["obs"]["cam"].dtype == torch.uint8
+    assert batch["obs"]["cam"][:, :, 0, 0, 0].tolist() == [[4, 5], [0, 1]]
+    assert batch["obs"]["pos"][..., 0].tolist() == [[4, 5], [0, 1]]
+    assert batch["action"][..., 0].tolist() == [[40, 50, 60], [0, 10, 20]]
+
+
+def test_every_window_comes_once_an_epoch() -> None:
+    windows, size = 23, 5
+    seen = torch.cat([batch_index(windows, size, step, seed=3) for step in range(23)])
+    for epoch in range(5):
+        assert sorted(seen[epoch * windows : (epoch + 1) * windows].tolist()) == list(range(windows))
+    assert not torch.equal(seen[:windows], seen[windows : 2 * windows])
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    assert sorted(batch_index(3, 7, 0, 0).tolist())[:2] == [0, 0]
+    assert len(batch_index(3, 7, 5, 0)) == 7

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from ddp_cli.config import PolicyConfig, TrainConfig, parse_settings, train_config
+from ddp_cli.errors import ConfigError
+
+
+def test_paper_preset_has_the_documents_numbers() -> None:
+    config = train_config("square", "image", "paper")
+    p = config.policy
+    assert (p.horizon, p.n_obs_steps, p.n_action_steps) == (10, 2, 8)
+    assert (p.n_layer, p.n_head, p.n_emb, p.p_drop_emb, p.p_drop_attn) == (8, 4, 256, 0.0, 0.3)
+    assert (p.beta_start, p.beta_end, p.beta_schedule) == (0.0001, 0.02, "squaredcos_cap_v2")
+    assert (p.sampler, p.num_inference_steps, p.prediction_type, p.crop_shape) == ("ddpm", 100, "epsilon", (76, 76))
+    assert (config.batch_size, config.lr, config.betas) == (64, 1e-4, (0.9, 0.95))
+    assert (config.transformer_weight_decay, config.obs_encoder_weight_decay) == (1e-3, 1e-6)
+    assert (config.ema_inv_gamma, config.ema_power, config.ema_max_value) == (1.0, 0.75, 0.9999)
+    assert (config.noise_samples, config.action_loss, p.encoder) == (1, 0.0, "resnet18")
+
+
+def test_settings_override_file_overrides_preset() -> None:
+    config = train_config("lift", "state", "laptop", {"policy": {"n_emb": 64}, "lr": 0.1}, {"lr": 0.2})
+    assert (config.policy.n_emb, config.lr, config.policy.obs) == (64, 0.2, "state")
+
+
+def test_a_later_length_replaces_the_presets() -> None:
+    config = train_config("lift", "image", "laptop", None, {"steps": 7})
+    assert (config.steps, config.epochs, config.minutes) == (7, 0, 0)
+
+
+def test_json_round_trip() -> None:
+    config = train_config("can", "image", "laptop")
+    values = config.model_dump(mode="json")
+    assert TrainConfig(policy=PolicyConfig(**values.pop("policy")), **values) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_embb": 64}, ["n_embb", "did you mean 'n_emb'", "batch_size"]),
+        ({"n_emb": 63}, ["n_emb 63", "n_head 4"]),
+        ({"n_emb": "wide"}, ["n_emb", "'wide'"]),
+        ({"n_obs_steps": 11}, ["n_obs_steps 11", "horizon 10"]),
+        ({"n_action_steps": 10}, ["n_action_steps 10", "= 9"]),
+        ({"lr": -1}, ["lr", "-1"]),
+        ({"p_drop_attn": 1.0}, ["p_drop_attn", "1.0"]),
+        ({"crop_shape": [10, 10]}, ["crop_shape", "16"]),
+        ({"num_inference_steps": 101}, ["101", "100"]),
+        ({"steps": 5, "minutes": 5}, ["only one of"]),
+        ({"sampler": "euler"}, ["sampler", "ddpm"]),
+        ({"lr": float("nan")}, ["lr", "nan"]),
+    ],
+)
+def test_bad_settings_are_refused_with_what_would_be_valid(settings: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as e:
+        train_config("square", "image", "laptop", None, settings)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_unknown_task_names_the_close_match() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'square'.*lift, can, square"):
+        PolicyConfig(task="sqare")
+
+
+def test_settings_are_json_or_text() -> None:
+    assert parse_settings(["n_emb=128", "betas=[0.9, 0.99]", "encoder=small"]) == {
+        "n_emb": 128,
+        "betas": [0.9, 0.99],
+        "encoder": "small",
+    }
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_settings(["n_emb"])
