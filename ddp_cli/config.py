@@ -126,7 +126,10 @@ class TrainConfig(_Config):
     noise_samples: int = Field(1, ge=1, le=256)
     """Noise levels per encoded observation: the encoder runs once for all of them."""
     action_loss: float = Field(0.0, ge=0.0)
-    """Weight of an auxiliary loss that regresses the action chunk directly from the features."""
+    """Weight of an auxiliary loss: the action chunk, regressed directly from the features."""
+    object_loss: float = Field(0.0, ge=0.0)
+    """Weight of an auxiliary loss of image policies: the store's `object` (the simulator knows where things
+    are), regressed from the features. Only training sees it; the policy runs on images."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bfloat16 autocast in training where the hardware has it. Weights are always float32."""

@@ -16,6 +16,7 @@ from ddp_cli.errors import DdpError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_make: Callable[[], Callable[[Any], Any]] | None = None
 _function: Callable[[Any], Any] | None = None
 
 
@@ -54,12 +55,16 @@ def ordered_map(make: Callable[[], Callable[[Item], Result]], items: Iterable[It
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
-    global _function  # noqa: PLW0603 - set once per process
+    global _make  # noqa: PLW0603 - set once per process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa draws with one thread per process
-    _function = make()
+    _make = make
 
 
 def _call(item: Any) -> Any:
-    assert _function is not None
+    # Made here and not in _start: an exception there would break the pool and hide its reason.
+    global _function  # noqa: PLW0603 - set once per process
+    if _function is None:
+        assert _make is not None
+        _function = _make()
     return _function(item)

@@ -41,7 +41,19 @@ OWNERS = {
     "diffusers": ["core/diffusion.py", "core/training.py"],
 }
 
-HEAVY = {"torch", "torchvision", "diffusers", "h5py", "zarr", "robosuite", "mujoco", "imageio", "numpy", "scipy", "pydantic"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "h5py",
+    "zarr",
+    "robosuite",
+    "mujoco",
+    "imageio",
+    "numpy",
+    "scipy",
+    "pydantic",
+}
 
 
 def imports(path: Path) -> list[str]:

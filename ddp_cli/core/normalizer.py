@@ -46,4 +46,4 @@ class Normalizer(nn.Module):
     @staticmethod
     def image(x: Tensor) -> Tensor:
         """uint8 0..255 -> float -1..1."""
-        return x.float() / 255.0 * 2.0 - 1.0
+        return x.float().mul_(2.0 / 255.0).sub_(1.0)

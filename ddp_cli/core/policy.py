@@ -67,7 +67,7 @@ class DiffusionPolicy(nn.Module):
         for key, encoder in self.encoders.items():
             x = obs[key][:, :to]
             pictures = crop(x.flatten(0, 1), self.config.crop_shape, crops)
-            features.append(encoder(self.normalizer.image(pictures)).unflatten(0, x.shape[:2]))
+            features.append(encoder(self.normalizer.image(pictures.contiguous())).unflatten(0, x.shape[:2]))
         features += [self.normalizer.normalize(key, obs[key][:, :to]) for key in self.config.low_dim]
         return torch.cat(features, dim=-1)
 

@@ -9,7 +9,7 @@ Shapes: B batch, To n_obs_steps, T horizon, M windows, N steps in the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,17 @@ class Windows:
     """All windows over arrays in memory: uint8 images (N, H, W, 3), float32 low-dim and action (N, d)."""
 
     def __init__(
-        self, arrays: Mapping[str, NDArray[Any]], steps: NDArray[np.int64], obs_keys: list[str], n_obs_steps: int
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        steps: NDArray[np.int64],
+        obs_keys: Sequence[str],
+        n_obs_steps: int,
+        extra_keys: Sequence[str] = (),
     ) -> None:
-        self.arrays = {k: torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in (*obs_keys, "action")}
+        keys = (*obs_keys, *extra_keys, "action")
+        self.arrays = {k: torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in keys}
         self.steps = torch.from_numpy(steps)
-        self.obs_keys, self.n_obs_steps = obs_keys, n_obs_steps
+        self.obs_keys, self.extra_keys, self.n_obs_steps = obs_keys, extra_keys, n_obs_steps
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -79,11 +85,13 @@ class Windows:
         Only the frames that are looked at are read: the first n_obs_steps.
         """
         steps = self.steps[index]
+        first = steps[:, : self.n_obs_steps]
         obs = {}
         for key in self.obs_keys:
-            seen = self.arrays[key][steps[:, : self.n_obs_steps]]
+            seen = self.arrays[key][first]
             obs[key] = seen.permute(0, 1, 4, 2, 3) if seen.ndim == 5 else seen
-        return {"obs": obs, "action": self.arrays["action"][steps]}
+        extra = {key: self.arrays[key][first] for key in self.extra_keys}
+        return {"obs": obs, **extra, "action": self.arrays["action"][steps]}
 
 
 def batch_index(windows: int, batch_size: int, step: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.store import StoreWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.simulator import Simulator, versions
+from ddp_cli.sim.simulator import Simulator, check_profile, versions
 from ddp_cli.tasks import Task
 
 Episode = dict[str, NDArray[Any]]
@@ -43,6 +43,7 @@ def convert(
     Memory holds a few episodes at a time, whatever the number of demos. An interrupted call goes on
     where it ended; any error removes what was written. `progress(frames done, frames in all)`.
     """
+    check_profile(render)
     with DemoFile(source) as demos:
         lengths = demos.lengths()
         for demo in demos:  # find bad ones before spending an hour on the good ones
@@ -86,11 +87,3 @@ def look(sim: Simulator, demo: Demo) -> Episode:
         frames.append(sim.observe("image") | sim.low_dim(("object",)))
     episode = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     return episode | {"action": demo.actions.astype(np.float32)}
-
-
-def sample_store(task: Task, data_dir: Path, sample_dir: Path, convert_to: Callable[[Path, Path], object]) -> Path:
-    """The store to train on when none is named: DATA/TASK.zarr, made from the sample demos if absent."""
-    path = data_dir / f"{task.name}.zarr"
-    if not path.exists():
-        convert_to(sample_dir / f"{task.name}.hdf5", path)
-    return path

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import SimulatorError
+from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.tasks import CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
 
 Array = NDArray[np.float64]
@@ -100,12 +100,18 @@ def env_args(task: Task) -> dict[str, Any]:
     }
 
 
+def check_profile(name: str) -> None:
+    """SimulatorError unless `name` is a render profile."""
+    if name not in RENDER_PROFILES:
+        close = close_match(name, RENDER_PROFILES)
+        raise SimulatorError(f"unknown render profile '{name}'{close}", f"Valid: {', '.join(RENDER_PROFILES)}.")
+
+
 class Simulator:
     """One environment of `task`. `render` names the profile that its cameras use."""
 
     def __init__(self, task: Task, render: str = "fast") -> None:
-        if render not in RENDER_PROFILES:
-            raise SimulatorError(f"unknown render profile '{render}'", f"Valid: {', '.join(RENDER_PROFILES)}.")
+        check_profile(render)
         robosuite = _import_robosuite()
         self.task = task
         self.profile = render

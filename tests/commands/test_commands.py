@@ -1,0 +1,201 @@
+"""Every command as a user runs it, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, ddp, ok, ok_json, refused
+
+from ddp_cli.sim.video import read_video
+
+SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_names_every_command() -> None:
+    text = ok(ddp("--help")).stdout
+    for command in ("collect", "convert", "train", "eval", "rollout", "export", "doctor"):
+        assert f"  {command} " in text
+    assert ddp("--version").stdout.startswith("ddp ")
+
+
+def test_eval_reports_and_writes(trained: Path) -> None:
+    report = ok_json(
+        "eval", trained / "lift/tiny", "--episodes", 1, "--workers", 1, "--inference-steps", 1, "--out", "r.json"
+    )
+    assert report == json.loads(Path("r.json").read_text())
+    assert (report["task"], report["first_seed"], report["inference_steps"]) == ("lift", 100000, 1)
+    assert 0 <= report["interval_95"][0] <= report["success_rate"] <= report["interval_95"][1] <= 1
+    assert "exists" in refused(ddp("eval", trained / "lift/tiny", "--episodes", 1, "--out", "r.json"))
+
+
+def test_rollout_replays_the_episode_of_an_evaluation_and_films_it(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    evaluated = ok_json("eval", run, "--episodes", 1, "--seed", 100003, "--workers", 1, "--out", "r.json")["episodes"][
+        0
+    ]
+    rolled = ok_json("rollout", run, "--seed", 100003, "--video", "v.mp4")["episodes"][0]
+    for key in ("seed", "success", "held", "steps"):
+        assert rolled[key] == evaluated[key]
+    frames = read_video(Path("v.mp4"))
+    assert frames.shape == (rolled["steps"] + 1, 512, 1024, 3)
+    assert "exists" in refused(ddp("rollout", run, "--video", "v.mp4"))
+
+
+def test_export_prints_the_largest_difference(trained: Path, lift_zarr: Path) -> None:
+    text = ok(ddp("export", trained / "lift/tiny", "--out", "policy", "--data", lift_zarr)).stdout
+    assert "encoder: largest difference from torch" in text
+    assert Path("policy/denoiser.onnx").exists()
+    assert "exists" in refused(ddp("export", trained / "lift/tiny", "--out", "policy"))
+
+
+def test_doctor_finds_this_machine_well() -> None:
+    findings = ok_json("doctor")
+    assert {"python", "mujoco", "rendering with egl", "simulator", "GPU", "memory"} <= {f["what"] for f in findings}
+
+
+def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddp_cli import diagnosis
+
+    monkeypatch.setattr(diagnosis.importlib.metadata, "version", lambda name: "4.0.0" if name == "mujoco" else "1.5.2")
+    monkeypatch.setattr(diagnosis, "_python", lambda _: (False, "libEGL.so.1 is missing"))
+    monkeypatch.setattr(diagnosis, "choose_gl_backend", lambda: "")
+    result = ddp("doctor")
+    assert result.exit_code == 1
+    assert 'cure for mujoco: robosuite 1.5.2 does not work with it: pip install "mujoco>=3.3,<3.10"' in result.stdout
+    assert "cure for rendering with egl: sudo apt-get install" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["collect", "--task", "sqare"], ["'sqare'", "did you mean 'square'", "lift, can, square"]),
+        (["train", "--task", "pickplace"], ["'pickplace'", "Valid tasks"]),
+        (["train", "--task", "lift", "--data", "none.zarr"], ["no store 'none.zarr'", "ddp convert"]),
+        (["train", "--task", "lift", "--preset", "papr"], ["'papr'", "did you mean 'paper'"]),
+        (["train", "--task", "lift", "--obs", "depth"], ["obs", "'depth'", "image", "state"]),
+        (["train", "--task", "lift", "--set", "n_embb=3"], ["'n_embb'", "did you mean 'n_emb'"]),
+        (["train", "--task", "lift", "--set", "lr"], ["'lr'", "--set key=value"]),
+        (["train", "--task", "lift", "--config", "none.json"], ["no file 'none.json'"]),
+        (["train", "--task", "lift", "--device", "abacus"], ["'abacus'", "auto"]),
+        (["train", "--task", "lift", "--resume"], ["no run of the task 'lift'", "ddp train --task lift"]),
+        (["train", "--task", "lift", "--resume", "--steps", "5"], ["--steps", "--resume"]),
+        (["convert", "none.hdf5"], ["no file 'none.hdf5'", "ddp collect"]),
+        (["eval"], ["no trained run", "ddp train"]),
+        (["eval", "none"], ["no checkpoint folder 'none'"]),
+        (["rollout", "--video", "out.mp4"], ["no trained run"]),
+        (["export", "--format", "onnx"], ["no trained run"]),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(args: list[str], words: list[str], tmp_path: Path) -> None:
+    line = refused(ddp(*args))
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_render_profile_is_refused_before_any_work(lift_demos: Path, tmp_path: Path) -> None:
+    assert "full, fast" in refused(ddp("convert", lift_demos, "--out", "s.zarr", "--render", "ultra"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_file_leaves_nothing(tmp_path: Path) -> None:
+    Path("x.hdf5").write_text("hello")
+    assert "'x.hdf5' is not an HDF5 file" in refused(ddp("convert", "x.hdf5", "--out", "s.zarr"))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
+
+
+def test_existing_outputs_are_kept(lift_demos: Path, lift_zarr: Path) -> None:
+    Path("d.hdf5").write_text("precious")
+    assert "--overwrite" in refused(ddp("collect", "--task", "lift", "--out", "d.hdf5"))
+    assert Path("d.hdf5").read_text() == "precious"
+    assert "--overwrite" in refused(ddp("convert", lift_demos, "--out", lift_zarr))
+
+
+def test_missing_weights_are_named(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    for command in ("eval", "rollout", "export"):
+        assert "no model.safetensors" in refused(ddp(command, checkpoint))
+
+
+@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    command: str, lift_demos: Path, lift_zarr: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses to write files beyond 20 kB, in a real process."""
+    arguments = {
+        "collect": ["--task", "lift", "--episodes", "1", "--out", "out.hdf5", "--workers", "1"],
+        "convert": [lift_demos, "--out", "out.zarr", "--workers", "1"],
+        "train": ["--task", "lift", "--data", lift_zarr, "--steps", "1", "--name", "x", *SETTINGS],
+        "rollout": [trained / "lift/tiny", "--video", "out.mp4", "--inference-steps", "1"],
+    }[command]
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "import ddp_cli.cli; ddp_cli.cli.app()"
+    )
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / ".numba")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-2000:]
+    assert "disk is full" in errors[0]
+    assert "Traceback" not in done.stderr
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".hdf5", ".safetensors", ".mp4", ".partial")]
+    assert left == []
+    assert not (tmp_path / "out.zarr").exists()
+    assert not (tmp_path / "out.zarr.partial").exists()
+
+
+def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
+    args = ["train", "--task", "lift", "--data", str(lift_zarr), "--steps", "100000", "--name", "long", *SETTINGS]
+    process = subprocess.Popen([sys.executable, "-m", "ddp_cli.cli", *args], stderr=subprocess.PIPE, text=True)
+    metrics = Path("runs/lift/long/metrics.jsonl")
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "--name long --resume" in stderr
+    assert "Traceback" not in stderr
+    saved = json.loads(Path("runs/lift/long/checkpoints/last/config.json").read_text())
+    assert 0 < saved["step"] < 100000
+
+    # shorten the run, so that going on comes to an end
+    state = Path("runs/lift/long/checkpoints/last/train_state.pt")
+    import torch
+
+    content = torch.load(state, weights_only=True)
+    torch.save(content | {"total": saved["step"] + 2}, state)
+    result = ok_json("train", "--task", "lift", "--name", "long", "--resume")
+    assert result["steps"] == saved["step"] + 2
+
+
+def test_ctrl_c_in_other_commands_exits_130(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    import ddp_cli.sim.rollout
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddp_cli.sim.rollout, "run_episode", interrupt)
+    result = ddp("rollout", trained / "lift/tiny")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output

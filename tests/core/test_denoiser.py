@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_cli.core.denoiser import Attention, DecoderLayer, Denoiser, timestep_embedding
+
+
+def denoiser(causal: bool = True) -> Denoiser:
+    torch.manual_seed(0)
+    net = Denoiser(
+        action_dim=3, cond_dim=5, horizon=6, n_obs_steps=3, n_layer=2, n_head=2, n_emb=16,
+        p_drop_emb=0.0, p_drop_attn=0.0, causal_attn=causal,
+    )  # fmt: skip
+    return net.eval()
+
+
+def reach(net: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which inputs each output step depends on: (T, T) of actions and (T, To) of observations."""
+    x, cond = torch.randn(1, 6, 3, requires_grad=True), torch.randn(1, 3, 5, requires_grad=True)
+    out = net(x, torch.tensor([7]), cond)
+    rows = [torch.autograd.grad(out[0, t].sum(), (x, cond), retain_graph=True) for t in range(6)]
+    depends_x = torch.stack([g[0][0].abs().sum(-1) > 0 for g in rows])
+    depends_cond = torch.stack([g[1][0].abs().sum(-1) > 0 for g in rows])
+    return depends_x, depends_cond
+
+
+def test_causal_attention_sees_no_later_action_or_observation() -> None:
+    actions, observations = reach(denoiser())
+    t = torch.arange(6)
+    assert torch.equal(actions, t[:, None] >= t[None])
+    assert torch.equal(observations, t[:, None] >= t[None, :3])
+
+
+def test_non_causal_attention_sees_everything() -> None:
+    actions, observations = reach(denoiser(causal=False))
+    assert actions.all()
+    assert observations.all()
+
+
+def test_decoder_layer_equals_torchs() -> None:
+    torch.manual_seed(1)
+    mine = DecoderLayer(16, 4, 0.0)
+    theirs = nn.TransformerDecoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    for own, published in ((mine.self_attention, theirs.self_attn), (mine.cross_attention, theirs.multihead_attn)):
+        copy_attention(own, published)
+    for name in ("norm1", "norm2", "norm3", "linear1", "linear2"):
+        getattr(mine, name).load_state_dict(getattr(theirs, name).state_dict())
+    x, memory = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    mask = torch.ones(5, 5).tril().bool()
+    memory_mask = torch.ones(5, 4).tril(1).bool()
+    expected = theirs(x, memory, tgt_mask=~mask, memory_mask=~memory_mask)
+    torch.testing.assert_close(mine(x, memory, mask, memory_mask), expected, atol=1e-6, rtol=0)
+
+
+def copy_attention(own: Attention, published: nn.MultiheadAttention) -> None:
+    for part in ("weight", "bias"):
+        packed = getattr(published, f"in_proj_{part}").data
+        getattr(own.query, part).data = packed[:16]
+        getattr(own.key_value, part).data = packed[16:]
+    own.out.load_state_dict(published.out_proj.state_dict())
+
+
+def test_timestep_embedding_by_hand() -> None:
+    row = timestep_embedding(torch.tensor([3]), 4)[0]
+    expected = [math.sin(3), math.sin(3e-4), math.cos(3), math.cos(3e-4)]
+    assert row.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_weight_decay_spares_biases_norms_and_positions() -> None:
+    net = denoiser()
+    decayed, plain = net.decayed()
+    names = {id(p): n for n, p in net.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed} == {"weight"}
+    assert not any("norm" in names[id(p)] or "ln_f" in names[id(p)] for p in decayed)
+    assert {"pos_emb", "cond_pos_emb", "head.bias", "ln_f.weight"} <= {names[id(p)] for p in plain}
+    assert len(decayed) + len(plain) == len(names)

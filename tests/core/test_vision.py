@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop
+
+
+def test_soft_argmax_points_at_the_peak() -> None:
+    layer = SpatialSoftArgmax(1)
+    nn.init.constant_(layer.keypoints.weight, 1.0)
+    nn.init.zeros_(layer.keypoints.bias)
+    x = torch.zeros(1, 1, 5, 9)
+    x[0, 0, 4, 2] = 100.0  # bottom row, a quarter along
+    points = layer(x).view(32, 2)
+    torch.testing.assert_close(points, torch.tensor([[-0.5, 1.0]]).expand(32, 2))
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "small"])
+def test_encoders_end_in_64_features_and_learn(kind: str) -> None:
+    encoder = ImageEncoder(kind)
+    features = encoder(torch.randn(2, 3, 76, 76))
+    assert features.shape == (2, 64)
+    features.sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_resnet_has_group_norm_of_16_channels() -> None:
+    norms = [m for m in ImageEncoder("resnet18").modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert all(isinstance(m, nn.GroupNorm) and m.num_channels == 16 * m.num_groups for m in norms)
+
+
+def test_random_crops_are_real_crops_drawn_per_picture() -> None:
+    x = torch.arange(84 * 84).view(1, 1, 84, 84).expand(64, 3, 84, 84)
+    y = crop(x, (76, 76), torch.Generator().manual_seed(0))
+    corners = y[:, 0, 0, 0]
+    assert len(set(corners.tolist())) > 30  # of 81 places
+    for picture, corner in zip(y, corners, strict=True):
+        top, left = divmod(int(corner), 84)
+        assert torch.equal(picture, x[0, :, top : top + 76, left : left + 76])
+
+
+def test_without_a_generator_the_crop_is_central() -> None:
+    x = torch.randn(2, 3, 84, 84)
+    assert torch.equal(crop(x, (76, 76), None), x[:, :, 4:80, 4:80])

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ddp_cli.data.demos import Demo, DemoFile, DemoWriter
+from ddp_cli.errors import DataError
+
+ENV_ARGS = {"env_name": "Lift", "env_kwargs": {}}
+
+
+def demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
+    rng = np.random.default_rng(seed)
+    return Demo(rng.normal(size=(length, 32)), rng.uniform(-1, 1, (length, 7)), xml, seed)
+
+
+def write(path: Path, *demos: Demo) -> Path:
+    with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
+        for d in demos:
+            writer.append(d)
+        writer.finish()
+    return path
+
+
+def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
+    written = [demo(5, 1), demo(7, 2), demo(4, 3, "<other/>")]
+    path = write(tmp_path / "d.hdf5", *written)
+    with DemoFile(path) as file:
+        assert file.lengths() == [5, 7, 4]
+        assert file.task.name == "lift"
+        for a, b in zip(file, written, strict=True):
+            np.testing.assert_array_equal(a.states, b.states)
+            np.testing.assert_array_equal(a.actions, b.actions)
+            assert (a.xml, a.seed) == (b.xml, b.seed)
+    with h5py.File(path) as f:
+        assert f["data"].attrs["total"] == 16
+        assert len(f["models"]) == 2
+
+
+def test_demos_are_read_in_numeric_order_with_gaps(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.hdf5", *(demo(3, i) for i in range(12)))
+    with h5py.File(path, "r+") as f:
+        del f["data/demo_1"]
+    with DemoFile(path) as file:
+        assert file.names == ["demo_0", *(f"demo_{i}" for i in range(2, 12))]
+
+
+def test_robomimics_own_layout_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "robomimic.hdf5"
+    with h5py.File(path, "w") as f:
+        f.create_group("data").attrs["env_args"] = '{"env_name": "Lift", "env_version": "1.5.1", "type": 1}'
+        group = f.create_group("data/demo_1")
+        group["states"], group["actions"] = demo().states, demo().actions
+        group.attrs["model_file"] = "<mujoco/>"
+    with DemoFile(path) as file:
+        assert file.read("demo_1").xml == "<mujoco/>"
+
+
+def test_an_interrupted_file_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
+        writer.append(demo(5, 1))
+        writer.append(None)
+        raise KeyboardInterrupt
+    assert not path.exists()
+    with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
+        assert (writer.demos, writer.attempts, writer.failures, writer.total) == (1, 2, 1, 5)
+        writer.append(demo(7, 2))
+        writer.finish()
+    with DemoFile(path) as file:
+        assert file.lengths() == [5, 7]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_identity_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
+        writer.append(demo())
+        raise KeyboardInterrupt
+    with DemoWriter(path, ENV_ARGS, {"a": 2}) as writer:
+        assert writer.attempts == 0
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="boom"), DemoWriter(tmp_path / "d.hdf5", ENV_ARGS, {}) as writer:
+        writer.append(demo())
+        raise ValueError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken(tmp_path: Path, kind: str) -> Path:
+    path = write(tmp_path / "d.hdf5", demo(5, 1), demo(5, 2))
+    if kind == "text":
+        path.write_text("not a dataset")
+        return path
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return path
+    with h5py.File(path, "r+") as f:
+        data = f["data"]
+        if kind == "no data":
+            del f["data"]
+        elif kind == "no demos":
+            del data["demo_0"], data["demo_1"]
+        elif kind == "no actions":
+            del data["demo_1/actions"]
+        elif kind == "no env_args":
+            del data.attrs["env_args"]
+        elif kind == "env_args no JSON":
+            data.attrs["env_args"] = "Lift"
+        elif kind == "unknown environment":
+            data.attrs["env_args"] = '{"env_name": "DoorOpen"}'
+        elif kind == "other task":
+            data.attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
+        elif kind == "NaN":
+            data["demo_1/actions"][3, 2] = np.nan
+        elif kind == "infinite state":
+            data["demo_1/states"][0, 0] = np.inf
+        elif kind == "lengths differ":
+            del data["demo_1/states"]
+            data["demo_1/states"] = np.zeros((4, 32))
+        elif kind == "empty":
+            del data["demo_1/states"], data["demo_1/actions"]
+            data["demo_1/states"], data["demo_1/actions"] = np.zeros((0, 32)), np.zeros((0, 7))
+        elif kind == "two arms":
+            del data["demo_1/actions"]
+            data["demo_1/actions"] = np.zeros((5, 14))
+        elif kind == "text actions":
+            del data["demo_1/actions"]
+            data["demo_1/actions"] = np.array([b"x"] * 5)
+        elif kind == "no model":
+            del f["models"]
+    return path
+
+
+CASES = {
+    "text": "is not an HDF5 file",
+    "truncated": "damaged or truncated",
+    "no data": "no group 'data'",
+    "no demos": "no demonstrations",
+    "no actions": "demo_1 has no actions",
+    "no env_args": "does not say its environment",
+    "env_args no JSON": "does not say its environment",
+    "unknown environment": "'DoorOpen'.*NutAssemblySquare",
+    "other task": "demo_0.*32 values, the task 'can' has 71",
+    "NaN": r"demo_1.*actions\[3, 2\] is nan",
+    "infinite state": r"demo_1.*states\[0, 0\] is inf",
+    "lengths differ": "demo_1.*4 states for 5 actions",
+    "empty": "demo_1.*0 states for 0 actions",
+    "two arms": r"demo_1.*\(5, 14\)",
+    "text actions": "demo_1 has no actions",
+    "no model": "demo_0.*model",
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_fault_is_named(tmp_path: Path, kind: str) -> None:
+    with (
+        pytest.raises(DataError, match=CASES[kind])
+        if "unknown" not in kind
+        else pytest.raises(ValueError, match=CASES[kind]),
+        DemoFile(broken(tmp_path, kind)) as file,
+    ):
+        list(file)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_cli.data.store import Store, StoreWriter
+from ddp_cli.errors import DataError
+from ddp_cli.tasks import get_task
+
+TASK = get_task("lift")
+ATTRIBUTES = {
+    "render": "fast",
+    "env_args": {},
+    "versions": {},
+    "action": {},
+    "source": {"sha256": "x", "demos": ["demo_0"]},
+}
+
+
+def episode(length: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    arrays = {k: rng.integers(0, 256, (length, 84, 84, 3)).astype(np.uint8) for k in TASK.cameras("image")}
+    arrays |= {k: rng.normal(size=(length, w)).astype(np.float32) for k, w in TASK.low_dim("state").items()}
+    return arrays | {"action": rng.normal(size=(length, 7)).astype(np.float32)}
+
+
+def write(path: Path, lengths: list[int], zarr_format: int = 3) -> Path:
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, zarr_format)
+    for i, length in enumerate(lengths):
+        writer.append(episode(length, i))
+    writer.finish()
+    return path
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_round_trip_is_lossless(tmp_path: Path, zarr_format: int) -> None:
+    lengths = [70, 5, 130]  # episodes that share chunks of 64 frames
+    store = Store(write(tmp_path / "s.zarr", lengths, zarr_format))
+    assert store.episode_ends.tolist() == [70, 75, 205]
+    for key in episode(1, 0):
+        expected = np.concatenate([episode(length, i)[key] for i, length in enumerate(lengths)])
+        np.testing.assert_array_equal(store.read(key), expected)
+
+
+def test_format_2_is_laid_out_as_published_tools_expect(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [3], 2)
+    array = json.loads((path / "data" / "action" / ".zarray").read_text())
+    assert (array["zarr_format"], array["shape"], array["dtype"]) == (2, [3, 7], "<f4")
+    assert (path / "meta" / "episode_ends" / ".zarray").exists()
+
+
+def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).append(episode(70, 0))
+    assert not path.exists()
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 1
+    writer.append(episode(5, 1))
+    writer.finish()
+    np.testing.assert_array_equal(Store(path).read("action")[:70], episode(70, 0)["action"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_attributes_begin_anew(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).append(episode(70, 0))
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES | {"render": "full"}, 3).episodes == 0
+
+
+def damaged(path: Path, kind: str) -> Path:
+    meta = path / "zarr.json"
+    content = json.loads(meta.read_text())
+    if kind == "absent":
+        shutil.rmtree(path)
+    elif kind == "a file":
+        shutil.rmtree(path)
+        path.write_text("x")
+    elif kind == "an empty folder":
+        shutil.rmtree(path)
+        path.mkdir()
+    elif kind == "other version":
+        content["attributes"]["format"] = 7
+        meta.write_text(json.dumps(content))
+    elif kind == "foreign":
+        content["attributes"] = {}
+        meta.write_text(json.dumps(content))
+    elif kind == "unfinished":
+        content["attributes"]["complete"] = False
+        meta.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("absent", "no store"),
+        ("a file", "not a zarr store"),
+        ("an empty folder", "not a zarr store"),
+        ("other version", "store format 7, this ddp reads format 1"),
+        ("foreign", "`ddp convert` did not make"),
+        ("unfinished", "not complete"),
+    ],
+)
+def test_every_fault_is_named(tmp_path: Path, kind: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        Store(damaged(write(tmp_path / "s.zarr", [3]), kind))
+
+
+def test_missing_and_damaged_arrays_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [3])
+    store = Store(path)
+    chunk = next(
+        p for p in (path / "data" / "robot0_eye_in_hand_image").rglob("*") if p.is_file() and p.name != "zarr.json"
+    )
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    with pytest.raises(DataError, match="robot0_eye_in_hand_image is damaged"):
+        store.read("robot0_eye_in_hand_image")
+    shutil.rmtree(path / "data" / "action")
+    with pytest.raises(DataError, match="no array data/action"):
+        Store(path).read("action")

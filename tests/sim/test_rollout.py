@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_cli.errors import DdpError
+from ddp_cli.sim.evaluation import Evaluation, evaluate, wilson
+from ddp_cli.sim.rollout import EpisodeResult, checked, run_episode
+from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.video import VideoWriter, read_video
+from ddp_cli.tasks import Task, get_task
+
+
+class Drift:
+    """Moves at random, decided by the seed of the episode."""
+
+    obs = "state"
+    n_obs_steps = 2
+
+    def __init__(self) -> None:
+        self.seen: list[list[dict]] = []
+
+    def reset(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def act(self, history: Sequence) -> np.ndarray:
+        self.seen.append(list(history))
+        return self.rng.uniform(-1, 1, (8, 7))
+
+
+SHORT = Task("lift", "Lift", object_dim=10, state_dim=32, model_varies=True, horizon=21)
+
+
+def test_the_agent_sees_the_last_observations_of_every_chunk() -> None:
+    agent, sim = Drift(), Simulator(SHORT)
+    positions: list[np.ndarray] = []
+    result = run_episode(sim, agent, 3, lambda *_: positions.append(sim.low_dim(["robot0_eef_pos"])["robot0_eef_pos"]))
+    sim.close()
+    assert (result.steps, result.success, result.held) == (21, False, False)
+    assert len(agent.seen) == 3  # 8 + 8 + 5 steps
+    expected = [(0, 0), (7, 8), (15, 16)]
+    for history, steps in zip(agent.seen, expected, strict=True):
+        for frame, step in zip(history, steps, strict=True):
+            np.testing.assert_array_equal(frame["robot0_eef_pos"], positions[step])
+
+
+def test_success_ends_the_episode_once_it_has_held(lift_demos: Path) -> None:
+    from ddp_cli.data.demos import DemoFile
+
+    with DemoFile(lift_demos) as file:
+        demo = file.read("demo_0")
+
+    class Replay(Drift):
+        def act(self, history: Sequence) -> np.ndarray:
+            start = 8 * len(self.seen)
+            super().act(history)
+            return demo.actions[start : start + 8]
+
+    sim = Simulator(get_task("lift"))
+    result = run_episode(sim, Replay(), demo.seed)
+    sim.close()
+    assert result.success
+    assert result.held
+    assert result.steps == len(demo.actions) - 9  # the demo ends when success has held for 10 steps
+
+
+def test_results_do_not_depend_on_the_number_of_processes() -> None:
+    def fields(e: Evaluation) -> list[tuple]:
+        return [(r.seed, r.success, r.held, r.steps) for r in e.episodes]
+
+    runs = [evaluate(Drift, SHORT, "fast", range(5, 8), n, lambda _: None) for n in (1, 2)]
+    assert fields(runs[0]) == fields(runs[1])
+    assert [r.seed for r in runs[0].episodes] == [5, 6, 7]
+
+
+def _dies() -> Drift:
+    import os
+
+    os._exit(1)
+
+
+def test_a_dead_process_is_an_error_not_a_hang() -> None:
+    with pytest.raises(DdpError, match="process died"):
+        evaluate(functools.partial(_dies), SHORT, "fast", range(3), 2, lambda _: None)
+
+
+def test_actions_are_kept_inside_what_the_controller_takes() -> None:
+    assert checked(np.array([[2.0, -3.0, 0.5]]), 0).tolist() == [[1.0, -1.0, 0.5]]
+    with pytest.raises(DdpError, match="not finite.*start 12"):
+        checked(np.array([[np.nan]]), 12)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "interval"),
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (45, 50, (0.7864, 0.9565)), (1, 1, (0.2065, 1.0))],
+)
+def test_wilson_interval(successes: int, n: int, interval: tuple[float, float]) -> None:
+    assert wilson(successes, n) == pytest.approx(interval, abs=5e-4)
+
+
+def test_evaluation_summary() -> None:
+    results = [
+        EpisodeResult(1, True, True, 40, 10.0),
+        EpisodeResult(2, True, False, 60, 30.0),
+        EpisodeResult(3, False, False, 400, 20.0),
+    ]
+    e = Evaluation(results)
+    assert (e.successes, e.mean_steps, e.chunk_ms) == (2, 50.0, 20.0)
+    assert e.success_rate == pytest.approx(2 / 3)
+    assert e.held_rate == pytest.approx(1 / 3)
+    assert [x["seed"] for x in e.to_json()["episodes"]] == [1, 2, 3]
+
+
+def test_video_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    frames = np.zeros((5, 64, 96, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:, : 16 * (i + 1)] = (200, 60, 30)
+    with VideoWriter(tmp_path / "v.mp4") as video:
+        for frame in frames:
+            video.add(frame)
+    back = read_video(tmp_path / "v.mp4")
+    assert back.shape == frames.shape
+    assert np.abs(back.astype(float) - frames).mean() < 6
+
+
+def test_an_interrupted_video_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "v.mp4") as video:
+        video.add(np.zeros((64, 64, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DdpError, match=r"\.mp4"):
+        VideoWriter(tmp_path / "v.txt")

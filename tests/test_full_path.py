@@ -1,0 +1,62 @@
+"""The whole path once, on a few demos, as the README describes it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY, ok, ok_json
+from conftest import ddp as run
+
+from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.store import Store
+from ddp_cli.sim.video import read_video
+from ddp_cli.tasks import TASKS
+
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
+
+
+def test_collect_convert_train_resume_eval_rollout_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ok_json("collect", "--task", "lift", "--episodes", 3, "--out", "demos.hdf5", "--workers", 2)["demos"] == 3
+    converted = ok_json("convert", "demos.hdf5", "--workers", 2)
+    assert converted["out"] == "data/lift.zarr"
+    assert converted["frames"] == Store(Path("data/lift.zarr")).episode_ends[-1]
+    ok(run("train", "--task", "lift", "--steps", 3, "--name", "a", *SETTINGS))
+    assert "exists" in run("train", "--task", "lift", "--steps", 3, "--name", "a", *SETTINGS).stderr
+    shutil.rmtree("runs/lift/a/checkpoints/step-00000003")
+    assert ok_json("train", "--task", "lift", "--name", "a", "--resume")["steps"] == 3
+    assert ok_json("eval", "--episodes", 2, "--workers", 2)["step"] == 3
+    assert list(Path("runs/lift/a/eval").glob("*.json"))
+    steps = ok_json("rollout", "--video", "out.mp4")["episodes"][0]["steps"]
+    assert len(read_video(Path("out.mp4"))) == steps + 1
+    assert ok_json("export", "--format", "safetensors", "--out", "policy")["files"] == [
+        "model.safetensors",
+        "policy.json",
+    ]
+
+
+def test_train_without_data_converts_the_sample_demos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lift_demos: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sample_data").mkdir()
+    shutil.copy(lift_demos, "sample_data/lift.hdf5")
+    result = ok(run("train", "--task", "lift", "--steps", 1, "--obs", "state", *SETTINGS))
+    assert "converting the sample demos sample_data/lift.hdf5 first" in result.stderr
+    assert Store(Path("data/lift.zarr")).task.name == "lift"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sample_demos_are_whole_and_what_their_readme_says(task: str) -> None:
+    with DemoFile(SAMPLES / f"{task}.hdf5") as file:
+        assert file.task.name == task
+        demos = list(file)
+        assert len(demos) == len({d.seed for d in demos}) == file.attrs()["demos"]
+        assert f"| {task}.hdf5 | {len(demos)} | {file.attrs()['total']:,} |" in (SAMPLES / "README.md").read_text()
+
+
+def test_sample_demos_fit() -> None:
+    assert sum(p.stat().st_size for p in SAMPLES.iterdir()) <= 15_000_000
