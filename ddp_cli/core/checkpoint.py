@@ -9,6 +9,7 @@ Written under a temporary name, synced and renamed: a folder with its final name
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
@@ -39,9 +40,12 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / MODEL)
+        # Through bytes: the libraries' own writers hide the system's error when the disk is full.
+        (temporary / MODEL).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
         if train_state is not None:
-            torch.save(train_state, temporary / TRAIN_STATE)
+            buffer = io.BytesIO()
+            torch.save(train_state, buffer)
+            (temporary / TRAIN_STATE).write_bytes(buffer.getbuffer())
         content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta}
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):

@@ -18,7 +18,7 @@ import torch
 
 from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoints, load_train_state
-from ddp_cli.core.training import Progress, Trainer, planned_steps, train
+from ddp_cli.core.training import Progress, Trainer, keep_freed_memory, planned_steps, train
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 
@@ -39,6 +39,7 @@ def create_run(folder: Path, config: TrainConfig, store: Store, device: torch.de
     """A new run in `folder`, which must not exist; its length in steps is fixed here."""
     if folder.exists():
         raise DdpError(f"'{folder}' exists.", "Add --resume to go on with it, or choose another --name.")
+    keep_freed_memory()
     total, rate = planned_steps(config, store, device)
     trainer = Trainer(config, store, device)
     trainer.total = total
@@ -71,6 +72,7 @@ def reopen_run(folder: Path, device: torch.device, warn: Callable[[str], None]) 
         raise DataError(
             f"'{store.path}' is not the store that this run began with.", "Restore that one, or start a new run."
         )
+    keep_freed_memory()
     trainer = Trainer(config, store, device)
     trainer.total = total
     for path in reversed(checkpoints(folder)):

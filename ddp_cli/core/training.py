@@ -62,7 +62,8 @@ class Trainer:
         object_dim = config.policy.task_spec.object_dim
         self.heads = AuxiliaryHeads(config.policy, self.policy.feature_dim, object_dim).to(device)
         self.object_scale = Normalizer({"object": object_dim})
-        if config.object_loss:
+        self.object_loss = config.object_loss if config.policy.obs == "image" else 0.0  # others are given it
+        if self.object_loss:
             self.object_scale.fit({"object": arrays["object"]})
         self.object_scale.to(device)
         self.optimizer = make_optimizer(config, self.policy, self.heads)
@@ -102,9 +103,9 @@ class Trainer:
             )
             if config.action_loss:
                 total = total + config.action_loss * self.heads.action_loss(cond, actions)
-            if config.object_loss:
+            if self.object_loss:
                 target = self.object_scale.normalize("object", batch["object"])
-                total = total + config.object_loss * self.heads.object_loss(cond, target)
+                total = total + self.object_loss * self.heads.object_loss(cond, target)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -205,7 +206,7 @@ def load_windows(config: TrainConfig, store: Store) -> tuple[Windows, Windows]:
     """Training and validation windows of a store, split by episode."""
     policy = config.policy
     keys = [*policy.image_keys, *policy.low_dim]
-    extra = ["object"] if config.object_loss and "object" not in keys else []
+    extra = ["object"] if config.object_loss and policy.obs == "image" else []
     arrays = {k: store.read(k) for k in (*keys, *extra, "action")}
     steps = int(store.episode_ends[-1])
     for key, array in arrays.items():

@@ -27,6 +27,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
 
 FORMAT = 1
+SLACK = 1 << 16  # [bytes] of HDF5's own around a demo
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class DemoWriter:
         """Counts one attempt; adds its demo, or notes a failure for None."""
         data = self._data
         if demo is not None:
+            self._reserve(demo.states.nbytes + demo.actions.nbytes + len(demo.xml) + SLACK)
             group = data.create_group(f"demo_{self.demos}")
             for name, array in (("states", demo.states), ("actions", demo.actions)):
                 group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
@@ -115,6 +117,16 @@ class DemoWriter:
             data.attrs["failures"] = self.failures + 1
         data.attrs["attempts"] = self.attempts + 1
         data.file.flush()
+
+    def _reserve(self, size: int) -> None:
+        """OSError unless the disk takes `size` more bytes. HDF5 itself does not survive a failed write."""
+        if hasattr(os, "posix_fallocate"):
+            with self.partial.open("rb+") as f:
+                end = f.seek(0, os.SEEK_END)
+                try:
+                    os.posix_fallocate(f.fileno(), end, size)
+                finally:
+                    f.truncate(end)
 
     def _model(self, xml: str) -> str:
         name = hashlib.sha256(xml.encode()).hexdigest()[:16]

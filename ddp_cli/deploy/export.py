@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddp_cli import __version__
@@ -64,7 +64,7 @@ def export(
         if kind == "onnx":
             differences = _write_onnx(policy, partial, examples())
         else:
-            save_file(policy.state_dict(), partial / "model.safetensors")
+            (partial / "model.safetensors").write_bytes(save(policy.state_dict()))
         description = describe(policy, meta) | {"files": kind, "differences": differences}
         (partial / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
         if out.exists():

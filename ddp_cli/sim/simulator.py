@@ -12,10 +12,10 @@ What robosuite 1.5.2 leaves to its caller is done here once:
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import sys
@@ -37,6 +37,13 @@ RENDER_PROFILES = ("full", "fast")
 """full: the pixels of robosuite's own camera observations. fast: no shadows, reflections or
 multisampling. The pixels of a name are frozen; other pixels get another name."""
 
+
+OBJECT = {
+    "lift": ("cube_pos", "cube_quat", "gripper_to_cube_pos"),
+    "can": ("Can_pos", "Can_quat", "Can_to_robot0_eef_pos", "Can_to_robot0_eef_quat"),
+    "square": ("SquareNut_pos", "SquareNut_quat", "SquareNut_to_robot0_eef_pos", "SquareNut_to_robot0_eef_quat"),
+}
+"""What `object` consists of, in the order of the field's datasets (robosuite 1.5 turned it around)."""
 
 MAX_PICTURE = 640  # [pixels], the largest picture a renderer draws
 
@@ -120,7 +127,7 @@ class Simulator:
         try:
             # Only Lift's model differs per episode; for the others a soft reset is exact and 100x faster.
             self._env = robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
-        except (AssertionError, AttributeError, TypeError) as e:
+        except (AssertionError, AttributeError, TypeError, ValueError) as e:
             found = ", ".join(f"{k} {v}" for k, v in versions().items())
             raise SimulatorError(f"cannot make {task.env_name} with {found}.", "Run `ddp doctor`.") from e
 
@@ -176,7 +183,8 @@ class Simulator:
 
     def model_xml(self) -> str:
         """The model, with mesh and texture files relative to robosuite's own folder."""
-        xml: str = self._env.sim.model.get_xml()
+        # Not sim.model.get_xml(): that text is rounded, and the model made of it is another one.
+        xml: str = self._env.model.get_xml()
         root = Path(_import_robosuite().__file__).parent
         return xml.replace(str(root), "robosuite")
 
@@ -201,8 +209,11 @@ class Simulator:
 
     def low_dim(self, keys: Iterable[str] = (*PROPRIO, "object")) -> dict[str, NDArray[np.float32]]:
         """Low-dimensional observations of the present state, float32 (width,) each."""
+        # The relative poses are computed from the object's pose of the update before: update twice.
+        self._env._update_observables(force=True)
         obs = self._env._get_observations(force_update=True)
-        return {k: np.asarray(obs["object-state" if k == "object" else k], np.float32) for k in keys}
+        obs["object"] = np.concatenate([obs[name] for name in OBJECT[self.task.name]])
+        return {k: np.asarray(obs[k], np.float32) for k in keys}
 
     def image(self, key: str, size: int = IMAGE_SIZE) -> Image:
         """The picture of the camera behind `key`, upright, uint8 (size, size, 3)."""
@@ -274,6 +285,8 @@ class _Renderer:
                 "Run `ddp doctor`.",
             ) from e
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        # A GL context that outlives mujoco's own clean-up at the end of the process complains there.
+        atexit.register(self.close)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # collision geometry is not drawn
         self._scene_of: Any = None
@@ -301,6 +314,7 @@ class _Renderer:
         return np.ascontiguousarray(picture[::-1])  # GL's first row is the bottom one
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self._context.free()
         self._gl.free()
 
@@ -310,8 +324,3 @@ def _asset_hash(model: Any) -> str:
     for array in (model.mesh_vert, model.mesh_face, model.tex_data, model.tex_height, model.geom_dataid):
         h.update(np.ascontiguousarray(array).tobytes())
     return h.hexdigest()
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys: equal values give equal text."""
-    return json.dumps(value, sort_keys=True)

@@ -32,7 +32,13 @@ class VideoWriter:
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Appends a frame (H, W, 3)."""
-        self._writer.append_data(frame)
+        try:
+            self._writer.append_data(frame)
+        except OSError as e:  # the encoder is a process of its own: all we see is that it has gone
+            raise DdpError(
+                f"the encoder stopped while writing '{self.path}': the disk is full, or the folder cannot be written.",
+                "Free some space, or name a video on another disk.",
+            ) from e
 
     def __enter__(self) -> VideoWriter:
         return self

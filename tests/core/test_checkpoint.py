@@ -65,7 +65,7 @@ def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_text", full)
     target = tmp_path / "checkpoints" / "step-1"
     with pytest.raises(OSError, match="No space"):
         ck.save_checkpoint(target, policy.config, policy.state_dict(), {}, {"step": 1})

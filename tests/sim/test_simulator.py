@@ -40,6 +40,22 @@ def test_a_seed_is_one_start_whatever_came_before(square: Simulator) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_observations_are_functions_of_the_state(task: str) -> None:
+    sim = Simulator(TASKS[task])
+    sim.reset(3)
+    for action in np.random.default_rng(0).uniform(-1, 1, (6, 7)):
+        sim.step(action)
+    state, seen = sim.state(), sim.low_dim()
+    for action in np.random.default_rng(1).uniform(-1, 1, (6, 7)):
+        sim.step(action)
+        sim.low_dim()
+    sim.show_state(state)
+    for key, value in sim.low_dim().items():
+        np.testing.assert_array_equal(value, seen[key], err_msg=key)
+    sim.close()
+
+
 def test_looking_changes_nothing(square: Simulator) -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (12, 7))
 
