@@ -2,14 +2,15 @@
 # make test   the tests
 # Both make the virtual environment and install everything, packages of the system included.
 
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p && break; done)
+FIND := for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(shell $(FIND))
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-MINUTES := 11
+MINUTES := 10
 SHELL := /bin/bash
 
-NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc python3-dev python3-venv linux-libc-dev
+NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ python3-dev python3-venv linux-libc-dev
 OPTIONAL := libosmesa6
 
 .PHONY: demo test check setup clean
@@ -53,7 +54,7 @@ $(VENV)/.system:
 	    for p in $$missing; do DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$p >/dev/null || { echo "error: cannot install $$p"; exit 1; }; done; \
 	  elif [ -n "$$missing" ]; then echo "error: as root, install first: apt-get install$$missing"; exit 1; fi; \
 	else echo "no apt here: see that OpenGL (EGL or OSMesa), a C compiler and Python's headers are installed"; fi
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddp_cli import __version__
 from ddp_cli.parallel import default_workers
-from ddp_cli.sim.simulator import choose_gl_backend
+from ddp_cli.sim.renderer import choose_gl_backend
 
 PACKAGES = {
     "torch": "torch",

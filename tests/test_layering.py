@@ -30,7 +30,7 @@ FLOORS = [
 
 OWNERS = {
     "robosuite": ["sim/simulator.py"],
-    "mujoco": ["sim/simulator.py"],
+    "mujoco": ["sim/renderer.py", "sim/simulator.py"],
     "h5py": ["data/demos.py"],
     "zarr": ["data/store.py"],
     "imageio": ["sim/video.py"],

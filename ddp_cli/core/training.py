@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from ddp_cli.config import PolicyConfig, TrainConfig
+from ddp_cli.config import TrainConfig
+from ddp_cli.core.auxiliary import AuxiliaryHeads
 from ddp_cli.core.checkpoint import Meta, point_link, save_checkpoint
 from ddp_cli.core.normalizer import Normalizer
 from ddp_cli.core.policy import DiffusionPolicy
@@ -167,32 +167,6 @@ class Trainer:
             mine.copy_(saved)
         self.ema.optimization_step = state["ema_step"]
         self.step_number, self.total = state["step"], state["total"]
-
-
-class AuxiliaryHeads(nn.Module):
-    """What the features should tell at once: the action chunk and where the object is.
-
-    The noise loss teaches an encoder slowly, because at most noise levels the noisy actions themselves
-    are the better clue. These heads are trained beside the policy and are no part of it.
-    """
-
-    def __init__(self, config: PolicyConfig, features: int, object_dim: int) -> None:
-        super().__init__()
-        self.chunk = (config.horizon, config.action_dim)
-        self.action = _head(config.n_obs_steps * features, config.horizon * config.action_dim)
-        self.object = _head(features, object_dim)
-
-    def action_loss(self, cond: Tensor, actions: Tensor) -> Tensor:
-        """`cond` (B, To, Do), normalised `actions` (B, T, Da)."""
-        return F.mse_loss(self.action(cond.flatten(1)).unflatten(1, self.chunk).float(), actions)
-
-    def object_loss(self, cond: Tensor, target: Tensor) -> Tensor:
-        """`cond` (B, To, Do), normalised object (B, To, d)."""
-        return F.mse_loss(self.object(cond).float(), target)
-
-
-def _head(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, outputs))
 
 
 def has_bf16(device: torch.device) -> bool:

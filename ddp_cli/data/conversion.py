@@ -15,7 +15,8 @@ from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.store import StoreWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.simulator import Simulator, check_profile, versions
+from ddp_cli.sim.renderer import check_profile
+from ddp_cli.sim.simulator import Simulator, versions
 from ddp_cli.tasks import Task
 
 Episode = dict[str, NDArray[Any]]

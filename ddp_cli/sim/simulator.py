@@ -1,4 +1,4 @@
-"""The simulated robot; the only user of robosuite and mujoco.
+"""The simulated robot; the only user of robosuite (and, with renderer.py, of mujoco).
 
 What robosuite 1.5.2 leaves to its caller is done here once:
 
@@ -12,12 +12,8 @@ What robosuite 1.5.2 leaves to its caller is done here once:
 
 from __future__ import annotations
 
-import atexit
-import ctypes.util
-import hashlib
 import importlib.metadata
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -27,38 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import SimulatorError, close_match
+from ddp_cli.errors import SimulatorError
+from ddp_cli.sim.renderer import Image, Renderer, check_profile, choose_gl_backend
 from ddp_cli.tasks import CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
 
 Array = NDArray[np.float64]
-Image = NDArray[np.uint8]
-
-RENDER_PROFILES = ("full", "fast")
-"""full: the pixels of robosuite's own camera observations. fast: no shadows, reflections or
-multisampling. The pixels of a name are frozen; other pixels get another name."""
-
-
 OBJECT = {
     "lift": ("cube_pos", "cube_quat", "gripper_to_cube_pos"),
     "can": ("Can_pos", "Can_quat", "Can_to_robot0_eef_pos", "Can_to_robot0_eef_quat"),
     "square": ("SquareNut_pos", "SquareNut_quat", "SquareNut_to_robot0_eef_pos", "SquareNut_to_robot0_eef_quat"),
 }
 """What `object` consists of, in the order of the field's datasets (robosuite 1.5 turned it around)."""
-
-MAX_PICTURE = 640  # [pixels], the largest picture a renderer draws
-
-
-def choose_gl_backend() -> str:
-    """Sets MUJOCO_GL to a back end this machine can load (egl, then osmesa) and returns it.
-
-    Must run before mujoco is imported. A value set by the user is kept.
-    """
-    if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
-        if ctypes.util.find_library("EGL"):
-            os.environ["MUJOCO_GL"] = "egl"
-        elif ctypes.util.find_library("OSMesa"):
-            os.environ["MUJOCO_GL"] = "osmesa"
-    return os.environ.get("MUJOCO_GL", "")
 
 
 def _import_robosuite() -> Any:
@@ -107,13 +82,6 @@ def env_args(task: Task) -> dict[str, Any]:
     }
 
 
-def check_profile(name: str) -> None:
-    """SimulatorError unless `name` is a render profile."""
-    if name not in RENDER_PROFILES:
-        close = close_match(name, RENDER_PROFILES)
-        raise SimulatorError(f"unknown render profile '{name}'{close}", f"Valid: {', '.join(RENDER_PROFILES)}.")
-
-
 class Simulator:
     """One environment of `task`. `render` names the profile that its cameras use."""
 
@@ -122,7 +90,7 @@ class Simulator:
         robosuite = _import_robosuite()
         self.task = task
         self.profile = render
-        self._renderer: _Renderer | None = None
+        self._renderer: Renderer | None = None
         kwargs = env_args(task)["env_kwargs"]
         try:
             # Only Lift's model differs per episode; for the others a soft reset is exact and 100x faster.
@@ -220,7 +188,7 @@ class Simulator:
         model, data = self._env.sim.model._model, self._env.sim.data._data
         if self._renderer is None or not self._renderer.fits(model):
             self._close_renderer()
-            self._renderer = _Renderer(model, self.profile)
+            self._renderer = Renderer(model, self.profile)
         return self._renderer.draw(model, data, CAMERAS[key], size)
 
     def observe(self, obs: str = "image") -> dict[str, NDArray[Any]]:
@@ -258,69 +226,3 @@ class Simulator:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-class _Renderer:
-    """Draws models that share their meshes and textures through one GL context.
-
-    Making a context uploads 350,000 vertices (half a second); Lift's model changes every episode, but
-    only in the size of a box, which is not uploaded. So the context outlives the model.
-    """
-
-    def __init__(self, model: Any, profile: str) -> None:
-        import mujoco
-
-        self._mujoco, self._profile = mujoco, profile
-        self._assets = _asset_hash(model)
-        model.vis.global_.offwidth = model.vis.global_.offheight = MAX_PICTURE
-        if profile == "fast":
-            model.vis.quality.offsamples = 0
-        try:
-            self._gl = mujoco.GLContext(MAX_PICTURE, MAX_PICTURE)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        except Exception as e:  # GL libraries raise what they like
-            raise SimulatorError(
-                f"no rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {str(e) or type(e).__name__}.",
-                "Run `ddp doctor`.",
-            ) from e
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        # A GL context that outlives mujoco's own clean-up at the end of the process complains there.
-        atexit.register(self.close)
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision geometry is not drawn
-        self._scene_of: Any = None
-
-    def fits(self, model: Any) -> bool:
-        return model is self._scene_of or _asset_hash(model) == self._assets
-
-    def draw(self, model: Any, data: Any, camera: str, size: int) -> Image:
-        mujoco = self._mujoco
-        if model is not self._scene_of:
-            self._scene = mujoco.MjvScene(model, maxgeom=10000)
-            self._scene_of = model
-        cam = mujoco.MjvCamera()
-        cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        cam.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        if self._profile == "fast":
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._gl.make_current()
-        picture = np.empty((size, size, 3), np.uint8)
-        viewport = mujoco.MjrRect(0, 0, size, size)
-        mujoco.mjr_render(viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(picture, None, viewport, self._context)
-        return np.ascontiguousarray(picture[::-1])  # GL's first row is the bottom one
-
-    def close(self) -> None:
-        atexit.unregister(self.close)
-        self._context.free()
-        self._gl.free()
-
-
-def _asset_hash(model: Any) -> str:
-    h = hashlib.sha1(usedforsecurity=False)
-    for array in (model.mesh_vert, model.mesh_face, model.tex_data, model.tex_height, model.geom_dataid):
-        h.update(np.ascontiguousarray(array).tobytes())
-    return h.hexdigest()
