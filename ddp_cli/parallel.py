@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -25,12 +25,15 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """Yields `make()(item)` for every item, in order; `items` may be endless.
 
     `make` runs once in each process (build a simulator there) and must be picklable; with one worker
     everything runs in this process. Few items are under way at a time, so memory does not grow with
-    their number. Closing the iterator stops the processes. Raises DdpError when a process dies.
+    their number. Close the generator (contextlib.closing) to stop the processes at once. Raises DdpError
+    when a process dies.
     """
     if workers <= 1:
         function = make()

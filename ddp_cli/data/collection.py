@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ddp_cli.data.demos import Demo, DemoWriter
+from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.experts import demonstrator
 from ddp_cli.sim.simulator import Simulator, env_args, versions
@@ -57,19 +59,19 @@ def collect(
     The content does not depend on `workers`. An interrupted call goes on where it ended.
     `progress(demos, attempts, failures)` is called after every attempt.
     """
-    identity = {"task": task.name, "seed": seed, "versions": versions()}
+    identity = {"task": task.name, "episodes": episodes, "seed": seed, "versions": versions()}
     with DemoWriter(out, env_args(task), identity) as writer:
         progress(writer.demos, writer.attempts, writer.failures)
         seeds = itertools.count(seed + writer.attempts)
-        attempts = ordered_map(functools.partial(_recorder, task), seeds, workers)
         in_a_row = 0
-        while writer.demos < episodes:
-            demo = next(attempts)
-            writer.append(demo)
-            in_a_row = 0 if demo else in_a_row + 1
-            assert in_a_row < GIVE_UP, f"{in_a_row} attempts failed in a row"
-            progress(writer.demos, writer.attempts, writer.failures)
-        attempts.close()  # type: ignore[attr-defined]
+        with closing(ordered_map(functools.partial(_recorder, task), seeds, workers)) as attempts:
+            while writer.demos < episodes:
+                demo = next(attempts)
+                writer.append(demo)
+                in_a_row = 0 if demo else in_a_row + 1
+                if in_a_row == GIVE_UP:
+                    raise DdpError(f"{GIVE_UP} attempts at {task.name} failed in a row.", "Run `ddp doctor`.")
+                progress(writer.demos, writer.attempts, writer.failures)
         done = Collected(writer.demos, writer.attempts, writer.failures, writer.total)
         writer.finish()
     return done

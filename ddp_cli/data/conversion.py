@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,11 @@ def convert(
             done = sum(lengths[: writer.episodes])
             progress(done, sum(lengths))
             rest = (demos.read(name) for name in demos.names[writer.episodes :])
-            episodes = ordered_map(functools.partial(_looker, demos.task, render), rest, workers)
-            for episode in episodes:
-                writer.append(episode)
-                done += len(episode["action"])
-                progress(done, sum(lengths))
+            with closing(ordered_map(functools.partial(_looker, demos.task, render), rest, workers)) as episodes:
+                for episode in episodes:
+                    writer.append(episode)
+                    done += len(episode["action"])
+                    progress(done, sum(lengths))
         except (DdpError, OSError):
             writer.discard()
             raise

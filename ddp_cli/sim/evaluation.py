@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def evaluate(
     """
     runner = functools.partial(_runner, make_agent, task, render)
     results = []
-    for result in ordered_map(runner, seeds, min(workers, len(seeds))):
-        results.append(result)
-        progress(result)
+    with closing(ordered_map(runner, seeds, min(workers, len(seeds)))) as episodes:
+        for result in episodes:
+            results.append(result)
+            progress(result)
     return Evaluation(results)
 
 
