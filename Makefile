@@ -7,7 +7,7 @@ PYTHON ?= $(shell $(FIND))
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-MINUTES := 10
+MINUTES := 13
 SHELL := /bin/bash
 
 NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ python3-dev python3-venv linux-libc-dev

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, get_task
+from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, get_task
 
 Fraction = Field(ge=0.0, lt=1.0)
 
@@ -33,6 +33,7 @@ class PolicyConfig(_Config):
 
     task: str = "square"
     obs: Literal["image", "state"] = "image"
+    actions: Literal["delta", "absolute"] = "delta"
 
     # windows [steps of 1/20 s]
     horizon: int = Field(10, ge=1, le=512)
@@ -43,8 +44,18 @@ class PolicyConfig(_Config):
     encoder: Literal["resnet18", "small"] = "resnet18"
     crop_shape: tuple[int, int] = (76, 76)
 
+    # how observations reach the transformer
+    obs_as_cond: bool = True
+    """True: tokens of the memory. False: inpainting, the trajectory is [action, features]."""
+    pred_action_steps_only: bool = False
+    """Predict the n_action_steps that are executed, instead of all of the horizon."""
+
     # transformer
     n_layer: int = Field(8, ge=1, le=64)
+    n_cond_layers: int = Field(0, ge=0, le=64)
+    """Encoder layers of the condition; 0: an MLP."""
+    time_as_cond: bool = True
+    """True: the diffusion step is a token of the memory. False: it is the first token of an encoder."""
     n_head: int = Field(4, ge=1, le=64)
     n_emb: int = Field(256, ge=2, le=4096)
     p_drop_emb: float = Fraction
@@ -75,6 +86,12 @@ class PolicyConfig(_Config):
                 f"n_action_steps {self.n_action_steps} is more than horizon - n_obs_steps + 1 = {room}: "
                 "actions start at the last observation"
             )
+        if self.obs_as_cond and not self.time_as_cond:
+            raise ValueError("obs_as_cond needs time_as_cond: without it there is no memory to hold observations")
+        if self.n_cond_layers and not self.time_as_cond:
+            raise ValueError(f"n_cond_layers {self.n_cond_layers} needs time_as_cond: there is no condition to encode")
+        if self.pred_action_steps_only and not self.obs_as_cond:
+            raise ValueError("pred_action_steps_only needs obs_as_cond: inpainting fills in the whole window")
         if self.n_emb % self.n_head or self.n_emb % 2:
             raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
         if not all(16 <= side <= IMAGE_SIZE for side in self.crop_shape):
@@ -103,8 +120,18 @@ class PolicyConfig(_Config):
         return list(self.task_spec.cameras(self.obs))
 
     @property
+    def trajectory_steps(self) -> int:
+        """Steps of the denoised trajectory."""
+        return self.n_action_steps if self.pred_action_steps_only else self.horizon
+
+    @property
+    def frames(self) -> int:
+        """How many observations of a window training looks at: inpainting learns to fill in all of them."""
+        return self.n_obs_steps if self.obs_as_cond else self.horizon
+
+    @property
     def action_dim(self) -> int:
-        return ACTION_DIM
+        return int(ACTIONS[self.actions]["dim"])
 
     @property
     def pad_before(self) -> int:

@@ -41,6 +41,7 @@ def ordered_map(
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(make,))
     pending: deque[Future[Result]] = deque()
+    finished = False
     try:
         for item in items:
             pending.append(pool.submit(_call, item))
@@ -48,13 +49,14 @@ def ordered_map(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+        finished = True
     except BrokenProcessPool as e:
         raise DdpError("a worker process died (killed, or out of memory).", "Run again with fewer --workers.") from e
     finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        if not finished:  # nobody waits for what is still under way
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:

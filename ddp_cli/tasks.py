@@ -26,6 +26,13 @@ ACTION_DIM = 7
 """Delta action: translation (3), rotation as axis-angle (3), gripper (1); each in [-1, 1].
 1.0 is a goal offset of 5 cm or 0.5 rad; a positive gripper value closes."""
 
+ACTIONS: dict[str, dict[str, str | int]] = {
+    "delta": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": ACTION_DIM},
+    "absolute": {"convention": "absolute", "frame": "world", "rotation": "rotation-6d", "dim": 10},
+}
+"""Action conventions, as stores and checkpoints describe them. Absolute: the controller's goal, position
+[m] (3), the first two rows of its rotation matrix (6), gripper (1)."""
+
 
 @dataclass(frozen=True)
 class Task:

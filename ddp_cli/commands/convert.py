@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddp_cli import console, options
+
+if TYPE_CHECKING:
+    from ddp_cli.data.conversion import Converted
 
 
 def convert(
@@ -20,6 +23,9 @@ def convert(
         str,
         typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
     ] = "fast",
+    actions: Annotated[
+        str, typer.Option("--actions", help="delta: as recorded; absolute: the goals they set, in the world frame.")
+    ] = "delta",
     workers: options.Workers = None,
     zarr_format: Annotated[
         int, typer.Option("--zarr-format", min=2, max=3, help="2 is what most published tools read.")
@@ -37,7 +43,7 @@ def convert(
             out = options.DATA / f"{demos.task.name}.zarr"
     options.check_output(out, overwrite)
     started = time.perf_counter()
-    done = run_conversion(source, out, render, workers, zarr_format)
+    done = run_conversion(source, out, render, workers, zarr_format, actions)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
@@ -48,7 +54,9 @@ def convert(
     )
 
 
-def run_conversion(source: Path, out: Path, render: str, workers: int | None, zarr_format: int = 3):  # type: ignore[no-untyped-def]
+def run_conversion(
+    source: Path, out: Path, render: str, workers: int | None, zarr_format: int = 3, actions: str = "delta"
+) -> Converted:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
     from ddp_cli.parallel import default_workers
@@ -63,4 +71,4 @@ def run_conversion(source: Path, out: Path, render: str, workers: int | None, za
             rate = (done - first) / (time.perf_counter() - started)
             update(done, total, f"steps, {rate:.0f}/s")
 
-        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format)
+        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format, actions)

@@ -12,7 +12,9 @@ from ddp_cli import console, options
 
 def export(
     checkpoint: options.Checkpoint = None,
-    kind: Annotated[str, typer.Option("--format", "-f", help="onnx or safetensors.")] = "onnx",
+    kind: Annotated[
+        str, typer.Option("--format", "-f", help="onnx, safetensors, or ddp (a native checkpoint).")
+    ] = "onnx",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("policy"),
     data: Annotated[
         Path | None,
@@ -23,18 +25,26 @@ def export(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Write ONNX graphs (checked against torch on stored observations) or a weights folder."""
+    """Write ONNX graphs (checked against torch on stored observations), a weights folder, or a native checkpoint.
+
+    A .ckpt file of the published diffusion policy code is read without running anything it carries.
+    """
     from dataclasses import asdict
 
     from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
+    from ddp_cli.core.published import load_published
     from ddp_cli.core.run import store_of
     from ddp_cli.data.store import Store
     from ddp_cli.deploy.export import TOLERANCE, stored_observations
     from ddp_cli.deploy.export import export as write_export
 
     options.check_output(out, overwrite)
-    folder = resolve_checkpoint(checkpoint, runs, task)
-    policy, meta = load_policy(folder)
+    if checkpoint is not None and checkpoint.is_file():
+        folder = checkpoint
+        policy, meta = load_published(checkpoint)
+    else:
+        folder = resolve_checkpoint(checkpoint, runs, task)
+        policy, meta = load_policy(folder)
     config = policy.config
     keys = [*config.image_keys, *config.low_dim]
     found = data or store_of(folder) or options.DATA / f"{config.task}.zarr"

@@ -39,7 +39,7 @@ def rollout(
     if video:
         options.check_output(video, overwrite)
     agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps)
-    sim = Simulator(agent.policy.config.task_spec, str(load_meta(folder)["render"]))
+    sim = Simulator(agent.policy.config.task_spec, str(load_meta(folder)["render"]), agent.actions)
     console.note(f"policy {folder}")
     results = []
     for start in range(seed, seed + attempts):

@@ -71,8 +71,11 @@ def train(
     else:
         values = _settings(settings, steps=steps, epochs=epochs, minutes=minutes)
         preset = preset or ("paper" if chosen.type == "cuda" else "laptop")
-        wanted = train_config(task, obs, preset, read_json(config) if config else None, values)
+        given = read_json(config) if config else None
+        train_config(task, obs, preset, given, values)  # refuse what is wrong before a store is made
         store = Store(data or _default_store(task))
+        values.setdefault("actions", store.attrs["action"]["convention"])
+        wanted = train_config(task, obs, preset, given, values)
         folder = runs / task / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
         run = create_run(folder, wanted, store, chosen)
         rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""

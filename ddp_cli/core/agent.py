@@ -21,6 +21,7 @@ class PolicyAgent:
     def __init__(self, policy: DiffusionPolicy) -> None:
         self.policy = policy
         self.obs: str = policy.config.obs
+        self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
         self._generator = torch.Generator(policy.device)
 

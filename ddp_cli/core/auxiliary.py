@@ -18,7 +18,7 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, config: PolicyConfig, features: int, object_dim: int) -> None:
         super().__init__()
         self.chunk = (config.horizon, config.action_dim)
-        self.action = _head(config.n_obs_steps * features, config.horizon * config.action_dim)
+        self.action = _head(config.frames * features, config.horizon * config.action_dim)
         self.object = _head(features, object_dim)
 
     def action_loss(self, cond: Tensor, actions: Tensor) -> Tensor:

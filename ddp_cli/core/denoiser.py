@@ -1,11 +1,14 @@
 """The diffusion transformer: predicts the noise (or the clean actions) in a noisy action chunk.
 
 Diffusion Policy (Chi et al. 2023), section III-A, "time-series diffusion transformer": action tokens
-attend to one another and to a memory of [diffusion step, observation 0, observation 1, ...]; with causal
-attention action t sees actions up to t and observations up to t.
+attend to one another and to a memory of [diffusion step k, observation 0, observation 1, ...]; with
+causal attention action t sees actions up to t and observations up to t.
 
-Shapes: B batch, T horizon, Ta tokens of actions, To observation steps, Da action, Do features,
-C = n_emb, S = 1 + To memory tokens, h heads.
+Without observations in the memory (inpainting) the tokens are [action, features] and the memory is k
+alone; with `time_as_cond` false there is no memory and k is the first token of a plain encoder.
+
+Shapes: B batch, T tokens, To observation steps, D token width (Da, or Da + Do when inpainting),
+Do features, C = n_emb, S memory tokens (1 + To, or 1), h heads.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddp_cli.config import PolicyConfig
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -44,77 +49,115 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, t, c))
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm decoder layer: self-attention, attention to the memory, feed-forward."""
+class Layer(nn.Module):
+    """Pre-norm layer: self-attention, attention to a memory (in a decoder), feed-forward."""
 
-    def __init__(self, n_emb: int, n_head: int, p_drop: float) -> None:
+    def __init__(self, n_emb: int, n_head: int, p_drop: float, decoder: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(n_emb) for _ in range(3))
+        self.norm1, self.norm3 = nn.LayerNorm(n_emb), nn.LayerNorm(n_emb)
         self.self_attention = Attention(n_emb, n_head, p_drop)
-        self.cross_attention = Attention(n_emb, n_head, p_drop)
+        self.norm2 = nn.LayerNorm(n_emb) if decoder else None
+        self.cross_attention = Attention(n_emb, n_head, p_drop) if decoder else None
         self.linear1, self.linear2 = nn.Linear(n_emb, 4 * n_emb), nn.Linear(4 * n_emb, n_emb)
         self.drop = nn.Dropout(p_drop)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, memory: Tensor | None = None, memory_mask: Tensor | None = None
+    ) -> Tensor:
         y = self.norm1(x)
         x = x + self.drop(self.self_attention(y, y, mask))
-        x = x + self.drop(self.cross_attention(self.norm2(x), memory, memory_mask))
+        if self.cross_attention is not None and self.norm2 is not None:
+            x = x + self.drop(self.cross_attention(self.norm2(x), memory, memory_mask))
         return x + self.drop(self.linear2(self.drop(F.gelu(self.linear1(self.norm3(x))))))
 
 
-class Denoiser(nn.Module):
-    """epsilon_theta(x_k, k, cond): (B, T, Da), (B,), (B, To, Do) -> (B, T, Da)."""
+class ConditionEncoder(nn.Module):
+    """What the memory goes through: an MLP (n_cond_layers 0), or so many pre-norm encoder layers."""
 
-    def __init__(
-        self,
-        action_dim: int,
-        cond_dim: int,
-        horizon: int,
-        n_obs_steps: int,
-        n_layer: int,
-        n_head: int,
-        n_emb: int,
-        p_drop_emb: float,
-        p_drop_attn: float,
-        causal_attn: bool,
-    ) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.n_emb = n_emb
-        self.input_emb = nn.Linear(action_dim, n_emb)
-        self.pos_emb = nn.Parameter(torch.empty(1, horizon, n_emb))
-        self.cond_emb = nn.Linear(cond_dim, n_emb)
-        self.cond_pos_emb = nn.Parameter(torch.empty(1, 1 + n_obs_steps, n_emb))
-        self.encoder = nn.Sequential(nn.Linear(n_emb, 4 * n_emb), nn.Mish(), nn.Linear(4 * n_emb, n_emb))
-        self.drop = nn.Dropout(p_drop_emb)
-        self.layers = nn.ModuleList(DecoderLayer(n_emb, n_head, p_drop_attn) for _ in range(n_layer))
-        self.ln_f = nn.LayerNorm(n_emb)
-        self.head = nn.Linear(n_emb, action_dim)
-        t, s = torch.arange(horizon)[:, None], torch.arange(1 + n_obs_steps)[None]
-        mask = t >= t.T if causal_attn else None  # True: may look
-        memory_mask = t >= s - 1 if causal_attn else None  # memory token s is observation s - 1
+        c = config.n_emb
+        self.layers = nn.ModuleList(
+            Layer(c, config.n_head, config.p_drop_attn, decoder=False) for _ in range(config.n_cond_layers)
+        )
+        mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.Mish(), nn.Linear(4 * c, c))
+        self.mlp = None if config.n_cond_layers else mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, None)
+        return self.mlp(x) if self.mlp is not None else x
+
+
+class Denoiser(nn.Module):
+    """epsilon_theta(x_k, k, cond): (B, T, D), (B,), (B, To, Do) -> (B, T, D)."""
+
+    def __init__(self, config: PolicyConfig, feature_dim: int) -> None:
+        super().__init__()
+        c, to = config.n_emb, config.n_obs_steps
+        width = config.action_dim + (0 if config.obs_as_cond else feature_dim)
+        self.n_emb = c
+        self.input_emb = nn.Linear(width, c)
+        tokens = config.horizon + (0 if config.time_as_cond else 1)
+        self.pos_emb = nn.Parameter(torch.empty(1, tokens, c))
+        self.cond_emb = nn.Linear(feature_dim, c) if config.obs_as_cond else None
+        self.encoder = ConditionEncoder(config) if config.time_as_cond else None
+        if config.time_as_cond:
+            self.cond_pos_emb = nn.Parameter(torch.empty(1, 1 + (to if config.obs_as_cond else 0), c))
+        self.drop = nn.Dropout(config.p_drop_emb)
+        self.layers = nn.ModuleList(
+            Layer(c, config.n_head, config.p_drop_attn, decoder=config.time_as_cond) for _ in range(config.n_layer)
+        )
+        self.ln_f = nn.LayerNorm(c)
+        self.head = nn.Linear(c, width)
+        mask, memory_mask = causal_masks(config)
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("memory_mask", memory_mask, persistent=False)
         self.apply(_initialise)
-        nn.init.normal_(self.pos_emb, std=0.02)
-        nn.init.normal_(self.cond_pos_emb, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("pos_emb"):
+                nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, trajectory: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
-        """`timesteps` (B,) or a single one for the whole batch."""
+    def forward(self, trajectory: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
+        """`timesteps` (B,) or a single one for the whole batch; `cond` None when inpainting."""
         timesteps = torch.as_tensor(timesteps, device=trajectory.device).expand(trajectory.shape[0])
-        time = timestep_embedding(timesteps, self.n_emb)[:, None]  # (B, 1, C)
-        features = self.cond_emb(cond)
-        memory = torch.cat([time.to(features.dtype), features], dim=1) + self.cond_pos_emb
-        memory = self.encoder(self.drop(memory))  # (B, S, C)
-        x = self.drop(self.input_emb(trajectory) + self.pos_emb)
+        x = self.input_emb(trajectory)  # (B, T, C)
+        time = timestep_embedding(timesteps, self.n_emb)[:, None].to(x.dtype)  # (B, 1, C)
+        if self.encoder is None:
+            x = torch.cat([time, x], dim=1)
+            memory = None
+        else:
+            memory = time if cond is None or self.cond_emb is None else torch.cat([time, self.cond_emb(cond)], dim=1)
+            memory = self.encoder(self.drop(memory + self.cond_pos_emb))  # (B, S, C)
+        x = self.drop(x + self.pos_emb[:, : x.shape[1]])
         for layer in self.layers:
-            x = layer(x, memory, self.mask, self.memory_mask)
-        return self.head(self.ln_f(x))
+            x = layer(x, self.mask, memory, self.memory_mask)
+        x = self.head(self.ln_f(x))
+        return x[:, 1:] if self.encoder is None else x
 
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with and without weight decay: none on biases, norms, position embeddings."""
-        yes = [p for n, p in self.named_parameters() if p.ndim == 2]
-        no = [p for n, p in self.named_parameters() if p.ndim != 2]
+        yes = [p for p in self.parameters() if p.ndim == 2]
+        no = [p for p in self.parameters() if p.ndim != 2]
         return yes, no
+
+
+def causal_masks(config: PolicyConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Who may look at whom (True: may): (T, T) among the tokens, (T, S) from tokens to memory.
+
+    Token i stands for step `first` + i of the window; memory token s for observation s - 1, the diffusion
+    step (s = 0) is for all. None: everybody at everything.
+    """
+    if not config.causal_attn:
+        return None, None
+    tokens, first = config.horizon, 0
+    if config.pred_action_steps_only:
+        tokens, first = config.n_action_steps, config.n_obs_steps - 1
+    if not config.time_as_cond:
+        tokens += 1
+    t = torch.arange(tokens)[:, None]
+    s = torch.arange(1 + config.n_obs_steps)[None]
+    return t >= t.T, first + t >= s - 1 if config.obs_as_cond else None
 
 
 def _initialise(module: nn.Module) -> None:

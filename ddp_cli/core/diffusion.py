@@ -40,12 +40,16 @@ def sample(
     scheduler: Scheduler,
     num_steps: int,
     generator: torch.Generator | None,
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Runs the chain from pure noise `x` (B, T, D) to a clean trajectory of the same shape.
 
     `denoise(x, k)` is the network; the generator is drawn from once per step with k > 0 (DDPM only).
+    `given` is (mask, values), both of the shape of x: what is known (inpainting) is put in before every
+    step and at the end.
     """
     scheduler.set_timesteps(num_steps)
     for k in scheduler.timesteps:
+        x = x if given is None else torch.where(*given, x)
         x = scheduler.step(denoise(x, k.to(x.device)), k, x, generator=generator, return_dict=False)[0]
-    return x
+    return x if given is None else torch.where(*given, x)

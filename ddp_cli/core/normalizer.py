@@ -7,8 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ddp_cli.tasks import ACTIONS
+
 BY_RANGE = ("robot0_eef_pos", "robot0_gripper_qpos", "object")
 """Keys scaled to [-1, 1] by their range in the store; quaternions and delta actions stay as they are."""
+
+
+def by_range(key: str, width: int) -> int:
+    """How many of the first values of `key` are scaled by their range."""
+    if key == "action":
+        return 3 if width == ACTIONS["absolute"]["dim"] else 0
+    return width if key in BY_RANGE else 0
 
 
 class Normalizer(nn.Module):
@@ -21,19 +30,18 @@ class Normalizer(nn.Module):
             self.register_buffer(f"{key}_offset", torch.zeros(width))
 
     def fit(self, data: Mapping[str, Tensor]) -> None:
-        """Takes scale and offset of the keys BY_RANGE from `data` {key: (N, d)}.
+        """Takes scale and offset of the keys BY_RANGE, and of absolute positions, from `data` {key: (N, d)}.
 
         A value that hardly varies (range below 1e-4) is only shifted to 0.
         """
         for key, values in data.items():
-            if key not in BY_RANGE:
-                continue
-            low, high = values.amin(0), values.amax(0)
+            columns = by_range(key, values.shape[1])
+            low, high = values[:, :columns].amin(0), values[:, :columns].amax(0)
             varies = high - low >= 1e-4
             scale = torch.where(varies, 2.0 / (high - low).clamp_min(1e-8), torch.ones_like(low))
             offset = torch.where(varies, -1.0 - scale * low, -low)
-            self.get_buffer(f"{key}_scale").copy_(scale)
-            self.get_buffer(f"{key}_offset").copy_(offset)
+            self.get_buffer(f"{key}_scale")[:columns] = scale
+            self.get_buffer(f"{key}_offset")[:columns] = offset
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
         """Raw values -> what the network sees."""

@@ -3,7 +3,8 @@
 Diffusion Policy (Chi et al. 2023), section III: p(A | O) by denoising, conditioned on the features of the
 last To observations; the chunk has T steps, of which Ta are executed before the next is made.
 
-Shapes: B batch, To n_obs_steps, T horizon, Ta n_action_steps, Da action, Do features, R noise samples.
+Shapes: B batch, To n_obs_steps, T horizon, Ta n_action_steps, Da action, Do features, D trajectory (Da, or
+Da + Do when inpainting), R noise samples.
 """
 
 from __future__ import annotations
@@ -31,18 +32,7 @@ class DiffusionPolicy(nn.Module):
         self.encoders = nn.ModuleDict({key: ImageEncoder(config.encoder) for key in config.image_keys})
         self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
         self.feature_dim = FEATURES * len(self.encoders) + sum(config.low_dim.values())
-        self.denoiser = Denoiser(
-            action_dim=config.action_dim,
-            cond_dim=self.feature_dim,
-            horizon=config.horizon,
-            n_obs_steps=config.n_obs_steps,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_emb=config.n_emb,
-            p_drop_emb=config.p_drop_emb,
-            p_drop_attn=config.p_drop_attn,
-            causal_attn=config.causal_attn,
-        )
+        self.denoiser = Denoiser(config, self.feature_dim)
         self.scheduler = make_scheduler(config)
 
     @property
@@ -59,16 +49,15 @@ class DiffusionPolicy(nn.Module):
     def encode_obs(self, obs: Mapping[str, Tensor], crops: torch.Generator | None = None) -> Tensor:
         """Features (B, To, Do), cameras first, then low-dimensional keys.
 
-        `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d), longer sequences are cut to To.
+        `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d).
         With a generator the crops are random (training), otherwise central.
         """
-        to = self.config.n_obs_steps
         features = []
         for key, encoder in self.encoders.items():
-            x = obs[key][:, :to]
+            x = obs[key]
             pictures = crop(x.flatten(0, 1), self.config.crop_shape, crops)
             features.append(encoder(self.normalizer.image(pictures.contiguous())).unflatten(0, x.shape[:2]))
-        features += [self.normalizer.normalize(key, obs[key][:, :to]) for key in self.config.low_dim]
+        features += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
         return torch.cat(features, dim=-1)
 
     def compute_loss(
@@ -81,46 +70,76 @@ class DiffusionPolicy(nn.Module):
     ) -> Tensor:
         """Mean squared error of the prediction at random noise levels (DDPM, eq. 14), a scalar.
 
-        `batch`: {"obs": ..., "action": (B, T, Da)}. Each encoded observation is used `noise_samples`
-        times, with other noise and another level. `noise` (B*R, T, Da) and `timesteps` (B*R,) can be given;
-        `generator` draws what is not, and the crops in training mode.
+        `batch`: {"obs": ..., "action": (B, T, Da)}; inpainting needs the observations of all T steps. Each
+        encoded observation is used `noise_samples` times, with other noise and another level. `noise`
+        (B*R, T, D) and `timesteps` (B*R,) can be given; `generator` draws what is not, and the crops in
+        training mode.
         """
-        cond = self.encode_obs(batch["obs"], generator if self.training else None)
-        trajectory = self.normalizer.normalize("action", batch["action"])
-        return self.loss_given(cond, trajectory, noise, timesteps, generator, noise_samples)
+        obs = {key: x[:, : self.config.frames] for key, x in batch["obs"].items()}
+        features = self.encode_obs(obs, generator if self.training else None)
+        actions = self.normalizer.normalize("action", batch["action"])
+        return self.loss_given(features, actions, noise, timesteps, generator, noise_samples)
 
     def loss_given(
         self,
-        cond: Tensor,
-        trajectory: Tensor,
+        features: Tensor,
+        actions: Tensor,
         noise: Tensor | None = None,
         timesteps: Tensor | None = None,
         generator: torch.Generator | None = None,
         noise_samples: int = 1,
     ) -> Tensor:
-        """`compute_loss` behind the encoder: features (B, To, Do), normalised actions (B, T, Da)."""
-        cond = cond.repeat_interleave(noise_samples, 0)
-        trajectory = trajectory.repeat_interleave(noise_samples, 0)
+        """`compute_loss` behind the encoder: features (B, To or T, Do), normalised actions (B, T, Da)."""
+        features = features.repeat_interleave(noise_samples, 0)
+        actions = actions.repeat_interleave(noise_samples, 0)
+        if self.config.obs_as_cond:
+            start = self.config.n_obs_steps - 1 if self.config.pred_action_steps_only else 0
+            trajectory = actions[:, start : start + self.config.trajectory_steps]
+            cond, known = features, None
+        else:
+            # Detached, as published: a target that can move to meet the prediction would collapse.
+            trajectory = torch.cat([actions, features.detach()], dim=-1)
+            cond, known = None, self._known(trajectory)
         if noise is None:
             noise = torch.randn(trajectory.shape, generator=generator).to(self.device)
         if timesteps is None:
             levels = self.config.num_train_timesteps
             timesteps = torch.randint(0, levels, (len(trajectory),), generator=generator).to(self.device)
         noisy = self.scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
+        if known is not None:
+            noisy = torch.where(known, trajectory, noisy)
         target = noise if self.config.prediction_type == "epsilon" else trajectory
-        return F.mse_loss(self.denoiser(noisy, timesteps, cond).float(), target)
+        loss = F.mse_loss(self.denoiser(noisy, timesteps, cond).float(), target, reduction="none")
+        return (loss if known is None else loss * ~known).mean()
 
     @torch.no_grad()
     def predict_action(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """{"action": (B, Ta, Da) to execute, from the last observation on; "action_pred": (B, T, Da)}.
 
-        The generator's first draw is the initial noise, then one per step of the chain.
+        `obs` holds at least To observations; the first To are used. The generator's first draw is the
+        initial noise, then one per step of the chain.
         """
-        config = self.config
-        cond = self.encode_obs(obs)
-        shape = (len(cond), config.horizon, config.action_dim)
-        x = torch.randn(shape, generator=generator, device=cond.device, dtype=cond.dtype)
-        x = sample(lambda x, k: self.denoiser(x, k, cond), x, self.scheduler, config.num_inference_steps, generator)
-        actions = self.normalizer.unnormalize("action", x)
-        start = config.n_obs_steps - 1
+        config, da = self.config, self.config.action_dim
+        features = self.encode_obs({key: x[:, : config.n_obs_steps] for key, x in obs.items()})
+        width = da if config.obs_as_cond else da + self.feature_dim
+        shape = (len(features), config.trajectory_steps, width)
+        x = torch.randn(shape, generator=generator, device=features.device, dtype=features.dtype)
+        cond, given = (features, None) if config.obs_as_cond else (None, self._given(x, features))
+        x = sample(
+            lambda x, k: self.denoiser(x, k, cond), x, self.scheduler, config.num_inference_steps, generator, given
+        )
+        actions = self.normalizer.unnormalize("action", x[..., :da])
+        start = 0 if config.pred_action_steps_only else config.n_obs_steps - 1
         return {"action": actions[:, start : start + config.n_action_steps], "action_pred": actions}
+
+    def _given(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Inpainting: mask and values of what is known of the trajectory `x` (B, T, Da + Do)."""
+        values = torch.zeros_like(x)
+        values[:, : self.config.n_obs_steps, self.config.action_dim :] = features
+        return self._known(x), values
+
+    def _known(self, trajectory: Tensor) -> Tensor:
+        """Inpainting: which entries of [action, features] are given: the features of the first To steps."""
+        mask = torch.zeros_like(trajectory, dtype=torch.bool)
+        mask[:, : self.config.n_obs_steps, self.config.action_dim :] = True
+        return mask

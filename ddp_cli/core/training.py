@@ -51,13 +51,19 @@ class Trainer:
                 f"'{store.path}' holds demos of '{store.task.name}', not of '{config.policy.task}'.",
                 f"Train with --task {store.task.name}, or name another store.",
             )
+        if store.attrs["action"]["convention"] != config.policy.actions:
+            raise ConfigError(
+                f"'{store.path}' holds {store.attrs['action']['convention']} actions, "
+                f"the configuration says {config.policy.actions}.",
+                "Leave `actions` out: it follows the store.",
+            )
         self.config, self.device = config, device
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
         self.train_windows, self.val_windows = load_windows(config, store)
         torch.manual_seed(config.seed)
         self.policy = DiffusionPolicy(config.policy)
         arrays = self.train_windows.arrays
-        self.policy.normalizer.fit({k: arrays[k] for k in config.policy.low_dim})
+        self.policy.normalizer.fit({k: arrays[k] for k in (*config.policy.low_dim, "action")})
         self.policy.to(device)
         object_dim = config.policy.task_spec.object_dim
         self.heads = AuxiliaryHeads(config.policy, self.policy.feature_dim, object_dim).to(device)
@@ -192,7 +198,7 @@ def load_windows(config: TrainConfig, store: Store) -> tuple[Windows, Windows]:
     parts = []
     for mask in (~held_out, held_out):
         bounds = window_bounds(store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask)
-        parts.append(Windows(arrays, window_steps(bounds, policy.horizon), keys, policy.n_obs_steps, extra))
+        parts.append(Windows(arrays, window_steps(bounds, policy.horizon), keys, policy.frames, extra))
     return parts[0], parts[1]
 
 

@@ -17,8 +17,8 @@ from ddp_cli.data.store import StoreWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.renderer import check_profile
-from ddp_cli.sim.simulator import Simulator, versions
-from ddp_cli.tasks import Task
+from ddp_cli.sim.simulator import Simulator, check_actions, versions
+from ddp_cli.tasks import ACTIONS, Task
 
 Episode = dict[str, NDArray[Any]]
 
@@ -39,13 +39,18 @@ def convert(
     workers: int,
     progress: Callable[[int, int], None],
     zarr_format: int = 3,
+    actions: str = "delta",
 ) -> Converted:
     """Converts the raw demos in `source` to the store `out`, replacing what is there.
+
+    `actions` "absolute" stores the goals that the recorded delta actions set, each computed at the
+    recorded state, not along a replay that drifts.
 
     Memory holds a few episodes at a time, whatever the number of demos. An interrupted call goes on
     where it ended; any error removes what was written. `progress(frames done, frames in all)`.
     """
     check_profile(render)
+    check_actions(actions)
     with DemoFile(source) as demos:
         lengths = demos.lengths()
         for demo in demos:  # find bad ones before spending an hour on the good ones
@@ -54,7 +59,7 @@ def convert(
             "render": render,
             "env_args": demos.env_args,
             "versions": versions(),
-            "action": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": 7},
+            "action": ACTIONS[actions],
             "source": {"file": source.name, "sha256": demos.sha256(), "demos": demos.names},
         }
         writer = StoreWriter(out, demos.task, lengths, attributes, zarr_format)
@@ -62,7 +67,9 @@ def convert(
             done = sum(lengths[: writer.episodes])
             progress(done, sum(lengths))
             rest = (demos.read(name) for name in demos.names[writer.episodes :])
-            with closing(ordered_map(functools.partial(_looker, demos.task, render), rest, workers)) as episodes:
+            with closing(
+                ordered_map(functools.partial(_looker, demos.task, render, actions), rest, workers)
+            ) as episodes:
                 for episode in episodes:
                     writer.append(episode)
                     done += len(episode["action"])
@@ -75,17 +82,20 @@ def convert(
     return Converted(len(lengths), sum(lengths), size / 1e6)
 
 
-def _looker(task: Task, render: str) -> Callable[[Demo], Episode]:
-    return functools.partial(look, Simulator(task, render))
+def _looker(task: Task, render: str, actions: str) -> Callable[[Demo], Episode]:
+    return functools.partial(look, Simulator(task, render), actions == "absolute")
 
 
-def look(sim: Simulator, demo: Demo) -> Episode:
-    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions."""
+def look(sim: Simulator, absolute: bool, demo: Demo) -> Episode:
+    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions (n, 7 or 10)."""
     if sim.task.model_varies and demo.xml:
         sim.load_xml(demo.xml)
     frames: list[Episode] = []
-    for state in demo.states:
-        sim.show_state(state)
-        frames.append(sim.observe("image") | sim.low_dim(("object",)))
-    episode = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-    return episode | {"action": demo.actions.astype(np.float32)}
+    for state, action in zip(demo.states, demo.actions, strict=True):
+        if absolute:
+            sim.set_state(state)  # the goal is made by controllers that know where the arm is
+        else:
+            sim.show_state(state)
+        stored = sim.goal(action) if absolute else action
+        frames.append(sim.observe("image") | sim.low_dim(("object",)) | {"action": stored.astype(np.float32)})
+    return {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}

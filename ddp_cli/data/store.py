@@ -2,7 +2,7 @@
 
     data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames
     data/<other key>   (N, width) float32
-    data/action        (N, 7) float32
+    data/action        (N, 7) float32, or (N, 10) for absolute actions
     meta/episode_ends  (E,) int64, index one past each episode's last step
 
 All episodes lie one after another. Attributes say where they come from and how they were rendered.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, get_task
+from ddp_cli.tasks import IMAGE_SIZE, Task, get_task
 
 FORMAT = 1
 FRAMES_PER_CHUNK = 64
@@ -69,7 +69,7 @@ class StoreWriter:
 
         for key in task.cameras("image"):
             array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
-        for key, width in {**task.low_dim("state"), "action": ACTION_DIM}.items():
+        for key, width in {**task.low_dim("state"), "action": attributes["action"]["dim"]}.items():
             array(f"data/{key}", (total, width), "float32", 8192)
         array("meta/episode_ends", (episodes,), "int64", 8192)
         root["meta/episode_ends"][:] = self._ends  # type: ignore[index]

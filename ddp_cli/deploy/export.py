@@ -4,6 +4,7 @@ onnx         encoder.onnx   observations (uint8 images, raw low-dim) -> features
              denoiser.onnx  noisy trajectory, diffusion step, features -> prediction
              policy.json    keys, shapes, action convention, schedule, normaliser of the actions
 safetensors  model.safetensors and policy.json
+    ddp          a native checkpoint, without what only training needs
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddp_cli import __version__
-from ddp_cli.core.checkpoint import Meta
+from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
@@ -34,7 +35,7 @@ from ddp_cli.errors import ConfigError, DdpError, close_match
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 
 FORMAT = 1
-FORMATS = ("onnx", "safetensors")
+FORMATS = ("onnx", "safetensors", "ddp")
 TOLERANCE = 1e-4  # largest difference between the graphs and torch
 
 
@@ -56,6 +57,9 @@ def export(
     if kind not in FORMATS:
         raise ConfigError(f"unknown format '{kind}'{close_match(kind, FORMATS)}", f"Valid: {', '.join(FORMATS)}.")
     policy = policy.cpu().eval()
+    if kind == "ddp":
+        save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
+        return Exported(sorted(p.name for p in out.iterdir()), {})
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

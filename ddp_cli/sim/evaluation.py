@@ -97,7 +97,8 @@ def evaluate(
 
 
 def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
-    return functools.partial(run_episode, Simulator(task, render), make_agent())
+    agent = make_agent()
+    return functools.partial(run_episode, Simulator(task, render, agent.actions), agent)
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

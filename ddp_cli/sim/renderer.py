@@ -7,6 +7,7 @@ import ctypes.util
 import hashlib
 import os
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Renderer:
             ) from e
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # A GL context that outlives mujoco's own clean-up at the end of the process complains there.
-        atexit.register(self.close)
+        atexit.register(_close_at_exit, weakref.ref(self))
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # collision geometry is not drawn
         self._scene_of: Any = None
@@ -98,9 +99,14 @@ class Renderer:
         return np.ascontiguousarray(picture[::-1])  # GL's first row is the bottom one
 
     def close(self) -> None:
-        atexit.unregister(self.close)
         self._context.free()
         self._gl.free()
+
+
+def _close_at_exit(renderer: weakref.ref[Renderer]) -> None:
+    alive = renderer()
+    if alive is not None:
+        alive.close()
 
 
 def _asset_hash(model: Any) -> str:

@@ -26,6 +26,10 @@ class Agent(Protocol):
         """`image` or `state`."""
 
     @property
+    def actions(self) -> str:
+        """`delta` or `absolute`."""
+
+    @property
     def n_obs_steps(self) -> int:
         """How many observations it looks at."""
 
@@ -66,7 +70,7 @@ def run_episode(
         on_step(0, False)
     while step < sim.task.horizon and in_a_row < HOLD_STEPS:
         started = time.perf_counter()
-        chunk = checked(agent.act(history), seed)
+        chunk = checked(agent.act(history), seed, agent.actions)
         latencies.append(time.perf_counter() - started)
         for i, action in enumerate(chunk):
             success = sim.step(action)
@@ -89,8 +93,15 @@ def run_episode(
     )
 
 
-def checked(chunk: NDArray[np.floating[Any]], seed: int) -> NDArray[np.float64]:
-    """Delta actions (Ta, 7) inside what the controller takes, [-1, 1]; DdpError if not finite."""
+def checked(chunk: NDArray[np.floating[Any]], seed: int, actions: str) -> NDArray[np.float64]:
+    """Actions (Ta, 7 or 10) inside what the controller takes; DdpError if not finite.
+
+    Delta actions are clipped to [-1, 1]. Of absolute ones only the gripper is: their rotation is made a
+    rotation by the simulator, and their position is where the policy wants to go.
+    """
     if not np.isfinite(chunk).all():
         raise DdpError(f"the policy predicts actions that are not finite (start {seed}).", "Use another checkpoint.")
-    return np.clip(np.asarray(chunk, np.float64), -1.0, 1.0)
+    safe = np.array(chunk, np.float64)
+    first = 0 if actions == "delta" else -1
+    safe[:, first:] = np.clip(safe[:, first:], -1.0, 1.0)
+    return safe

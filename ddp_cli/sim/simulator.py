@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import SimulatorError
+from ddp_cli.errors import SimulatorError, close_match
+from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
 from ddp_cli.sim.renderer import Image, Renderer, check_profile, choose_gl_backend
-from ddp_cli.tasks import CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
+from ddp_cli.tasks import ACTIONS, CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
 
 Array = NDArray[np.float64]
 OBJECT = {
@@ -58,18 +59,27 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
 
 
-def env_args(task: Task) -> dict[str, Any]:
+def check_actions(name: str) -> None:
+    """SimulatorError unless `name` is an action convention."""
+    if name not in ACTIONS:
+        raise SimulatorError(f"unknown actions '{name}'{close_match(name, ACTIONS)}", f"Valid: {', '.join(ACTIONS)}.")
+
+
+def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     """Environment arguments in robomimic's form (`env_name`, `env_version`, `type`, `env_kwargs`)."""
     _import_robosuite()
     from robosuite.controllers import load_composite_controller_config
 
+    controller = load_composite_controller_config(robot="Panda")
+    if actions == "absolute":  # robosuite 1.5 ignores the `control_delta` of older configurations
+        controller["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
     return {
         "env_name": task.env_name,
         "env_version": versions()["robosuite"],
         "type": 1,  # robomimic's number for robosuite
         "env_kwargs": {
             "robots": ["Panda"],
-            "controller_configs": load_composite_controller_config(robot="Panda"),
+            "controller_configs": controller,
             "control_freq": CONTROL_HZ,
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -83,15 +93,20 @@ def env_args(task: Task) -> dict[str, Any]:
 
 
 class Simulator:
-    """One environment of `task`. `render` names the profile that its cameras use."""
+    """One environment of `task`. `render` names the profile that its cameras use, `actions` the convention
+    that `step` takes.
+    """
 
-    def __init__(self, task: Task, render: str = "fast") -> None:
+    def __init__(self, task: Task, render: str = "fast", actions: str = "delta") -> None:
         check_profile(render)
+        check_actions(actions)
         robosuite = _import_robosuite()
         self.task = task
         self.profile = render
+        self.actions = actions
+        self._obeys = actions == "delta"
         self._renderer: Renderer | None = None
-        kwargs = env_args(task)["env_kwargs"]
+        kwargs = env_args(task, actions)["env_kwargs"]
         try:
             # Only Lift's model differs per episode; for the others a soft reset is exact and 100x faster.
             self._env = robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
@@ -103,19 +118,54 @@ class Simulator:
 
     def reset(self, seed: int) -> None:
         """A new episode. The same seed gives the same placement, bit for bit."""
+        if not self._obeys:
+            self._check_absolute()
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._env.reset()
         self.set_state(self.state())
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """One control period (1/20 s) of `action` (7,); returns success at its end."""
-        self._env.step(np.asarray(action, dtype=np.float64))
+        """One control period (1/20 s) of `action` (7,), or (10,) if absolute; returns success at its end."""
+        action = np.asarray(action, dtype=np.float64)
+        if self.actions == "absolute":
+            turn = matrix_to_rotvec(matrix_from_6d(action[3:9]))
+            action = np.concatenate([action[:3], turn, action[9:]])
+        self._env.step(action)
         self._refresh()
         return self.success()
 
     def success(self) -> bool:
         """The task's own check, on the present state."""
         return bool(self._env._check_success())
+
+    def goal(self, action: Array) -> Array:
+        """The goal (10,) that the delta `action` (7,) sets in the present state, in the world frame."""
+        controller = self._env.robots[0].part_controllers["right"]
+        controller.set_goal(action[:6])
+        position = controller.origin_pos + controller.origin_ori @ controller.goal_pos
+        rotation = controller.origin_ori @ controller.goal_ori
+        return np.concatenate([position, matrix_to_6d(rotation), action[6:]])
+
+    def _check_absolute(self) -> None:
+        """Asks for a place 5 cm away and looks if the hand goes there. A silent mismatch of conventions
+        between versions would score 0% and say nothing.
+        """
+        self._obeys = True
+        self._env.reset()
+        self.set_state(self.state())
+        here, rotation = self.hand()
+        there = here + np.array([0.03, 0.0, -0.04])
+        for _ in range(15):
+            self.step(np.concatenate([there, matrix_to_6d(rotation), [-1.0]]))
+        off = np.linalg.norm(self.hand()[0] - there)
+        turned = rotation_angle(self.hand()[1], rotation)
+        if off > 0.01 or turned > 0.1:
+            self._obeys = False
+            raise SimulatorError(
+                f"absolute actions do not work here: asked to move 5 cm, the hand ended {off * 100:.1f} cm off, "
+                f"turned by {turned:.2f} rad.",
+                "Run `ddp doctor`: another robosuite than 1.5.2?",
+            )
 
     # -- state --------------------------------------------------------------------------------
 

@@ -6,21 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_cli.core.denoiser import Attention, DecoderLayer, Denoiser, timestep_embedding
+from ddp_cli.config import PolicyConfig
+from ddp_cli.core.denoiser import Attention, Denoiser, Layer, timestep_embedding
 
 
 def denoiser(causal: bool = True) -> Denoiser:
     torch.manual_seed(0)
-    net = Denoiser(
-        action_dim=3, cond_dim=5, horizon=6, n_obs_steps=3, n_layer=2, n_head=2, n_emb=16,
-        p_drop_emb=0.0, p_drop_attn=0.0, causal_attn=causal,
+    config = PolicyConfig(
+        task="lift", obs="state", horizon=6, n_obs_steps=3, n_action_steps=4, n_layer=2, n_head=2, n_emb=16,
+        p_drop_attn=0.0, causal_attn=causal,
     )  # fmt: skip
-    return net.eval()
+    return Denoiser(config, feature_dim=5).eval()
 
 
 def reach(net: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
     """Which inputs each output step depends on: (T, T) of actions and (T, To) of observations."""
-    x, cond = torch.randn(1, 6, 3, requires_grad=True), torch.randn(1, 3, 5, requires_grad=True)
+    x, cond = torch.randn(1, 6, 7, requires_grad=True), torch.randn(1, 3, 5, requires_grad=True)
     out = net(x, torch.tensor([7]), cond)
     rows = [torch.autograd.grad(out[0, t].sum(), (x, cond), retain_graph=True) for t in range(6)]
     depends_x = torch.stack([g[0][0].abs().sum(-1) > 0 for g in rows])
@@ -43,7 +44,7 @@ def test_non_causal_attention_sees_everything() -> None:
 
 def test_decoder_layer_equals_torchs() -> None:
     torch.manual_seed(1)
-    mine = DecoderLayer(16, 4, 0.0)
+    mine = Layer(16, 4, 0.0, decoder=True)
     theirs = nn.TransformerDecoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
     for own, published in ((mine.self_attention, theirs.self_attn), (mine.cross_attention, theirs.multihead_attn)):
         copy_attention(own, published)
@@ -53,7 +54,7 @@ def test_decoder_layer_equals_torchs() -> None:
     mask = torch.ones(5, 5).tril().bool()
     memory_mask = torch.ones(5, 4).tril(1).bool()
     expected = theirs(x, memory, tgt_mask=~mask, memory_mask=~memory_mask)
-    torch.testing.assert_close(mine(x, memory, mask, memory_mask), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mine(x, mask, memory, memory_mask), expected, atol=1e-6, rtol=0)
 
 
 def copy_attention(own: Attention, published: nn.MultiheadAttention) -> None:

@@ -16,7 +16,7 @@ ATTRIBUTES = {
     "render": "fast",
     "env_args": {},
     "versions": {},
-    "action": {},
+    "action": {"dim": 7},
     "source": {"sha256": "x", "demos": ["demo_0"]},
 }
 

@@ -19,6 +19,7 @@ class Drift:
     """Moves at random, decided by the seed of the episode."""
 
     obs = "state"
+    actions = "delta"
     n_obs_steps = 2
 
     def __init__(self) -> None:
@@ -89,9 +90,9 @@ def test_a_dead_process_is_an_error_not_a_hang() -> None:
 
 
 def test_actions_are_kept_inside_what_the_controller_takes() -> None:
-    assert checked(np.array([[2.0, -3.0, 0.5]]), 0).tolist() == [[1.0, -1.0, 0.5]]
+    assert checked(np.array([[2.0, -3.0, 0.5]]), 0, "delta").tolist() == [[1.0, -1.0, 0.5]]
     with pytest.raises(DdpError, match="not finite.*start 12"):
-        checked(np.array([[np.nan]]), 12)
+        checked(np.array([[np.nan]]), 12, "delta")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from ddp_cli.tasks import CAMERAS, TASKS
 
 
 @pytest.fixture(scope="module")
-def square() -> Simulator:
-    return Simulator(TASKS["square"])
+def square() -> Iterator[Simulator]:
+    sim = Simulator(TASKS["square"])
+    yield sim
+    sim.close()
 
 
 @pytest.mark.parametrize("task", TASKS)
