@@ -158,6 +158,8 @@ class TrainConfig(_Config):
     """Weight of an auxiliary loss of image policies: the store's `object` (the simulator knows where things
     are), regressed from the features. Only training sees it; the policy runs on images."""
 
+    shared_scale: bool = False
+    """State policies: the published rule, one scale for the whole observation, instead of ranges per key."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bfloat16 autocast in training where the hardware has it. Weights are always float32."""
 
@@ -211,6 +213,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 encoder that is told early what to look for (auxiliary losses) and pictures that are not cropped, since a
 random crop hides where things are and half an hour is too short to over-fit."""
 
+STATE_PRESETS: dict[str, dict[str, Any]] = {"paper": {"batch_size": 256, "epochs": 5000.0}}
+"""What differs for state policies: the published numbers of the low-dimensional ones."""
+
 LENGTHS = ("steps", "epochs", "minutes")
 
 
@@ -226,7 +231,8 @@ def train_config(
             f"unknown preset '{preset}'{close_match(preset, PRESETS)}", f"Valid presets: {', '.join(PRESETS)}."
         )
     flat: dict[str, Any] = {"task": task, "obs": obs, "preset": preset}
-    for layer in (PRESETS[preset], file or {}, settings or {}):
+    state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
+    for layer in (PRESETS[preset], state, file or {}, settings or {}):
         given = {k: v for k, v in layer.items() if k != "policy"} | dict(layer.get("policy", {}))
         if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -44,7 +46,8 @@ def ordered_map(
     finished = False
     try:
         for item in items:
-            pending.append(pool.submit(_call, item))
+            with _interrupts_held():
+                pending.append(pool.submit(_call, item))
             if len(pending) >= workers + 2:
                 yield pending.popleft().result()
         while pending:
@@ -59,9 +62,23 @@ def ordered_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C: it is the parent's to answer, and they would each print
+    a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _make  # noqa: PLW0603 - set once per process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa draws with one thread per process
     _make = make
 

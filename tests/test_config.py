@@ -19,6 +19,12 @@ def test_paper_preset_has_the_documents_numbers() -> None:
     assert (config.noise_samples, config.action_loss, p.encoder) == (1, 0.0, "resnet18")
 
 
+def test_paper_preset_from_state_is_the_published_low_dim_policy() -> None:
+    config = train_config("square", "state", "paper")
+    assert (config.batch_size, config.epochs, config.transformer_weight_decay) == (256, 5000, 1e-3)
+    assert config.policy.obs_as_cond
+
+
 def test_settings_override_file_overrides_preset() -> None:
     config = train_config("lift", "state", "laptop", {"policy": {"n_emb": 64}, "lr": 0.1}, {"lr": 0.2})
     assert (config.policy.n_emb, config.lr, config.policy.obs) == (64, 0.2, "state")

@@ -43,6 +43,14 @@ class Normalizer(nn.Module):
             self.get_buffer(f"{key}_scale")[:columns] = scale
             self.get_buffer(f"{key}_offset")[:columns] = offset
 
+    def fit_shared(self, data: Mapping[str, Tensor]) -> None:
+        """The published rule of state policies: one scale for everything observed, 1 / the largest absolute
+        value of all `data` {key: (N, d)}, and no offset.
+        """
+        largest = max(float(values.abs().max()) for values in data.values())
+        for key in data:
+            self.get_buffer(f"{key}_scale").fill_(1.0 / largest)
+
     def normalize(self, key: str, x: Tensor) -> Tensor:
         """Raw values -> what the network sees."""
         return x * self.get_buffer(f"{key}_scale") + self.get_buffer(f"{key}_offset")

@@ -18,7 +18,7 @@ from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.inert import plain, read_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
-from ddp_cli.tasks import ACTIONS
+from ddp_cli.tasks import ACTION_DIM, ACTIONS
 
 IGNORED = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of names that hold no weights."""
@@ -188,10 +188,20 @@ def published_config(cfg: Any, path: Path) -> PolicyConfig:
     values: dict[str, Any] = {"task": name, "obs": POLICIES[family]}
     for source in (policy, model):
         values |= {k: v for k, v in source.items() if k in PolicyConfig.model_fields and v is not None}
-    values |= _schedule(policy["noise_scheduler"])
+    values |= _schedule(policy["noise_scheduler"]) | {"actions": _actions(cfg, path)}
     if values["obs"] == "state":
         values["obs_as_cond"] = bool(policy.get("obs_as_cond", True))
     return PolicyConfig(**values)
+
+
+def _actions(cfg: dict[str, Any], path: Path) -> str:
+    policy = cfg["policy"]
+    meta = policy.get("shape_meta") or cfg.get("shape_meta") or {}
+    width = meta["action"]["shape"][0] if "action" in meta else policy.get("action_dim", ACTION_DIM)
+    for name, convention in ACTIONS.items():
+        if convention["dim"] == width:
+            return name
+    raise CheckpointError(f"'{path}' has actions of {width} values.", "Known: 7 (delta) and 10 (absolute).")
 
 
 def _schedule(scheduler: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Trainer:
         self.policy = DiffusionPolicy(config.policy)
         arrays = self.train_windows.arrays
         self.policy.normalizer.fit({k: arrays[k] for k in (*config.policy.low_dim, "action")})
+        if config.shared_scale and config.policy.obs == "state":
+            self.policy.normalizer.fit_shared({k: arrays[k] for k in config.policy.low_dim})
         self.policy.to(device)
         object_dim = config.policy.task_spec.object_dim
         self.heads = AuxiliaryHeads(config.policy, self.policy.feature_dim, object_dim).to(device)

@@ -90,6 +90,14 @@ def test_low_dim_checkpoints_take_their_model_settings(tmp_path: Path, monkeypat
     assert (policy.config.task, policy.config.obs, policy.config.n_layer) == ("can", "state", 2)
 
 
+def test_absolute_actions_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PolicyConfig(task="square", actions="absolute", n_layer=2, n_emb=32, num_inference_steps=5)
+    cfg = published_cfg(shape_meta={"action": {"shape": [10]}})
+    policy, meta = load_published(save_ckpt(tmp_path / "m.ckpt", cfg, state_dict(config), monkeypatch))
+    assert policy.config == config
+    assert meta["action"]["frame"] == "world"
+
+
 def test_nothing_in_the_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pickle that calls os.system: its call is read as a record, and the file is refused."""
     witness = tmp_path / "ran"

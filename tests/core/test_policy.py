@@ -100,6 +100,13 @@ def test_normalizer_maps_the_range_to_one_and_spares_quaternions() -> None:
     assert Normalizer.image(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
 
 
+def test_the_published_rule_of_state_policies_is_one_scale() -> None:
+    n = Normalizer({"robot0_eef_pos": 3, "object": 2})
+    n.fit_shared({"robot0_eef_pos": torch.tensor([[0.5, -4.0, 1.0]]), "object": torch.tensor([[3.0, 2.0]])})
+    assert n.normalize("object", torch.tensor([2.0, -4.0])).tolist() == [0.5, -1.0]
+    assert n.normalize("robot0_eef_pos", torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_set_sampler_is_checked() -> None:
     p = policy()
     p.set_sampler("ddpm", 7)
