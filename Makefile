@@ -10,7 +10,7 @@ DEMO := demo
 MINUTES := 13
 SHELL := /bin/bash
 
-NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ python3-dev python3-venv linux-libc-dev
+NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ linux-libc-dev
 OPTIONAL := libosmesa6
 
 .PHONY: demo test check setup clean
@@ -41,21 +41,25 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.system
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-# One line per package that the system lacks; an optional one may fail.
+# What the system lacks: apt as root or through sudo, otherwise one line that says what to install.
 $(VENV)/.system:
-	@have() { for n in $$1 $$1t64; do dpkg-query -W -f='$${Status}' $$n 2>/dev/null | grep -q 'ok installed' && return 0; done; return 1; }; \
+	@[ -n "$(PYTHON)" ] || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
+	header=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")'); \
+	have() { for n in $$1 $$1t64; do dpkg-query -W -f='$${Status}' $$n 2>/dev/null | grep -q 'ok installed' && return 0; done; return 1; }; \
 	if command -v apt-get >/dev/null; then \
 	  missing=""; for p in $(NEEDED); do have $$p || missing="$$missing $$p"; done; \
+	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing $$version-venv"; \
+	  [ -e "$$header" ] || missing="$$missing $$version-dev"; \
 	  extra=""; for p in $(OPTIONAL); do have $$p || extra="$$extra $$p"; done; \
-	  if [ "$$(id -u)" = 0 ]; then root=""; elif command -v sudo >/dev/null; then root="sudo"; else root="none"; fi; \
-	  if [ -n "$$missing$$extra" ] && [ "$$root" != none ]; then \
+	  if [ "$$(id -u)" = 0 ]; then root="env"; elif command -v sudo >/dev/null; then root="sudo env"; else root=""; fi; \
+	  if [ -n "$$missing$$extra" ] && [ -n "$$root" ]; then \
 	    echo "installing$$missing$$extra"; $$root apt-get update -qq || true; \
-	    for p in $$extra; do DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$p >/dev/null 2>&1 || echo "optional package $$p is not to be had here"; done; \
-	    for p in $$missing; do DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$p >/dev/null || { echo "error: cannot install $$p"; exit 1; }; done; \
+	    for p in $$extra; do $$root DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$p >/dev/null 2>&1 || echo "optional package $$p is not to be had here"; done; \
+	    for p in $$missing; do $$root DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$p >/dev/null || { echo "error: cannot install $$p"; exit 1; }; done; \
 	  elif [ -n "$$missing" ]; then echo "error: as root, install first: apt-get install$$missing"; exit 1; fi; \
 	else echo "no apt here: see that OpenGL (EGL or OSMesa), a C compiler and Python's headers are installed"; fi
-	@[ -n "$(PYTHON)" ] || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 clean:

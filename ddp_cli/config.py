@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,7 +57,7 @@ class PolicyConfig(_Config):
     time_as_cond: bool = True
     """True: the diffusion step is a token of the memory. False: it is the first token of an encoder."""
     n_head: int = Field(4, ge=1, le=64)
-    n_emb: int = Field(256, ge=2, le=4096)
+    n_emb: int = Field(256, ge=4, le=4096)
     p_drop_emb: float = Fraction
     p_drop_attn: float = Fraction
     causal_attn: bool = True
@@ -233,7 +233,16 @@ def train_config(
     flat: dict[str, Any] = {"task": task, "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     for layer in (PRESETS[preset], state, file or {}, settings or {}):
-        given = {k: v for k, v in layer.items() if k != "policy"} | dict(layer.get("policy", {}))
+        nested = layer.get("policy", {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"policy = {nested!r}: expected an object.", "Name its settings one by one.")
+        given = {k: v for k, v in layer.items() if k != "policy"} | nested
+        chosen = [k for k in ("task", "obs", "preset") if k in given and given[k] != flat[k]]
+        if chosen:
+            raise ConfigError(
+                f"{chosen[0]} = {given[chosen[0]]!r} contradicts {flat[chosen[0]]!r}.",
+                f"Use --{chosen[0]} to choose it.",
+            )
         if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
         flat |= given
@@ -274,9 +283,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"'{path}' holds no JSON object.", 'Write {"key": value, ...}.')
     return value
-
-
-AnyConfig = TypeVar("AnyConfig", bound=_Config)
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> ConfigError:

@@ -113,6 +113,8 @@ def _rendering() -> list[Finding]:
         cure = f"unset MUJOCO_GL, or set it to {usable[0]}" if usable else APT
         return [*findings, Finding("MUJOCO_GL", False, asked, cure)]
     taken = choose_gl_backend()
+    if taken in works and usable and taken not in usable:
+        return [*findings, Finding("MUJOCO_GL", False, f"not set; ddp takes {taken}", f"export MUJOCO_GL={usable[0]}")]
     return [*findings, Finding("MUJOCO_GL", bool(taken), asked or f"not set; ddp takes {taken or 'none'}", APT)]
 
 

@@ -38,6 +38,10 @@ class SimulatorError(DdpError, RuntimeError):
     """The simulator or its renderer does not work on this machine."""
 
 
+class WorkerError(DdpError, RuntimeError):
+    """A process that died under the work; what is finished is kept."""
+
+
 def close_match(value: str, valid: Iterable[str]) -> str:
     """`, did you mean 'x'?` when `value` looks like one of `valid`, otherwise nothing."""
     match = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)

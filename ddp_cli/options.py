@@ -37,10 +37,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """DdpError if `path` exists and may not be replaced, or cannot be created."""
+def check_output(path: Path, overwrite: bool, marks: tuple[str, ...] = ()) -> None:
+    """DdpError if `path` exists and may not be replaced, or cannot be created.
+
+    `marks` are given for folders: only one that holds such a file (or nothing) is ever replaced.
+    """
     if path.exists() and not overwrite:
         raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or name another.")
+    if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
+        raise DdpError(f"'{path}' is a folder of something else, and is not replaced.", "Name another output.")
+    if path.is_file() and marks:
+        raise DdpError(f"'{path}' is a file, the output is a folder.", "Name another output.")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def ordered_map(
 
     `make` runs once in each process (build a simulator there) and must be picklable; with one worker
     everything runs in this process. Few items are under way at a time, so memory does not grow with
-    their number. Close the generator (contextlib.closing) to stop the processes at once. Raises DdpError
+    their number. Close the generator (contextlib.closing) to stop the processes at once. Raises WorkerError
     when a process dies.
     """
     if workers <= 1:
@@ -54,7 +54,7 @@ def ordered_map(
             yield pending.popleft().result()
         finished = True
     except BrokenProcessPool as e:
-        raise DdpError("a worker process died (killed, or out of memory).", "Run again with fewer --workers.") from e
+        raise WorkerError("a worker process died (killed, or out of memory).", "Run again with fewer --workers.") from e
     finally:
         if not finished:  # nobody waits for what is still under way
             for process in list((pool._processes or {}).values()):

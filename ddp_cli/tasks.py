@@ -78,3 +78,8 @@ def task_of_env(env_name: str) -> Task:
             return task
     known = ", ".join(f"{t.env_name} ({t.name})" for t in TASKS.values())
     raise ConfigError(f"no task for the environment '{env_name}'", f"Known environments: {known}.")
+
+
+FIRST_SEED = {"collect": 1_000, "eval": 100_000, "training": 200_000, "report": 300_000}
+"""Where the starts of each purpose begin, so that by default they never mix: what a policy was trained on,
+looked at and judged by are different episodes."""

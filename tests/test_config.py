@@ -56,6 +56,9 @@ def test_json_round_trip() -> None:
         ({"steps": 5, "minutes": 5}, ["only one of"]),
         ({"sampler": "euler"}, ["sampler", "ddpm"]),
         ({"lr": float("nan")}, ["lr", "nan"]),
+        ({"policy": 3}, ["policy = 3"]),
+        ({"task": "can"}, ["'can' contradicts 'square'", "--task"]),
+        ({"obs": "state"}, ["--obs"]),
     ],
 )
 def test_bad_settings_are_refused_with_what_would_be_valid(settings: dict, words: list[str]) -> None:

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.tasks import FIRST_SEED
 
 
 def collect(
     task: options.Task = "square",
     episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Successful demos to keep.")] = 100,
     out: Annotated[Path, typer.Option("--out", "-o", help="HDF5 file to write.")] = Path("demos.hdf5"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="First start; counts upward.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="First start; counts upward.")] = FIRST_SEED["collect"],
     workers: options.Workers = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,

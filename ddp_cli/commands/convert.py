@@ -41,7 +41,7 @@ def convert(
     if out is None:
         with DemoFile(source) as demos:
             out = options.DATA / f"{demos.task.name}.zarr"
-    options.check_output(out, overwrite)
+    options.check_output(out, overwrite, ("zarr.json", ".zgroup"))
     started = time.perf_counter()
     done = run_conversion(source, out, render, workers, zarr_format, actions)
     seconds = time.perf_counter() - started

@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.tasks import FIRST_SEED
 
 
 def evaluate(
     checkpoint: options.Checkpoint = None,
     episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="How many starts.")] = 50,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="First start; counts upward.")] = 100000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="First start; counts upward.")] = FIRST_SEED["eval"],
     task: options.AnyTask = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
@@ -44,8 +45,8 @@ def evaluate(
     policy = dict(meta["policy"])  # type: ignore[arg-type]
     spec = get_task(str(policy["task"]))
     agent = functools.partial(load_agent, folder, str(choose_device(device)), sampler, inference_steps)
-    used_sampler = sampler or policy["sampler"]
-    used_steps = inference_steps or policy["num_inference_steps"]
+    used = load_agent(folder, "cpu", sampler, inference_steps).policy.config
+    used_sampler, used_steps = used.sampler, used.num_inference_steps
     console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")
     started, wins, done = time.perf_counter(), 0, 0
     with console.progress(f"eval {spec.name}") as update:

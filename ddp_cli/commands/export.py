@@ -38,7 +38,7 @@ def export(
     from ddp_cli.deploy.export import TOLERANCE, stored_observations
     from ddp_cli.deploy.export import export as write_export
 
-    options.check_output(out, overwrite)
+    options.check_output(out, overwrite, ("policy.json", "model.safetensors"))
     if checkpoint is not None and checkpoint.is_file():
         folder = checkpoint
         policy, meta = load_published(checkpoint)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.tasks import FIRST_SEED
 
 
 def rollout(
@@ -15,7 +16,9 @@ def rollout(
     video: Annotated[
         Path | None, typer.Option("--video", help="Write an mp4 of both cameras.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which start; the same as in `ddp eval`.")] = 100000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which start; the same as in `ddp eval`.")] = FIRST_SEED[
+        "eval"
+    ],
     attempts: Annotated[int, typer.Option("--attempts", min=1, help="Try the next starts until one succeeds.")] = 1,
     task: options.AnyTask = None,
     sampler: options.Sampler = None,

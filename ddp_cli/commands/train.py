@@ -94,6 +94,11 @@ def train(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if checkpoint is None:
+        console.note(
+            f"stopped before the first step; begin with `ddp train --task {task} --name {run.folder.name} --resume`"
+        )
+        raise KeyboardInterrupt
     if stopped:
         console.note(
             f"saved {checkpoint.resolve()}; go on with `ddp train --task {task} --name {run.folder.name} --resume`"

@@ -50,6 +50,7 @@ class Normalizer(nn.Module):
         largest = max(float(values.abs().max()) for values in data.values())
         for key in data:
             self.get_buffer(f"{key}_scale").fill_(1.0 / largest)
+            self.get_buffer(f"{key}_offset").zero_()
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
         """Raw values -> what the network sees."""

@@ -17,8 +17,8 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.inert import plain, read_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.errors import CheckpointError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS
+from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE
 
 IGNORED = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of names that hold no weights."""
@@ -109,7 +109,13 @@ def _normalizer(theirs: _Published, policy: DiffusionPolicy) -> dict[str, Tensor
         name = f"normalizer.params_dict.action.{part}"
         weights[f"normalizer.action_{part}"] = theirs.take(name)
         if config.obs == "state":  # one vector of all keys
-            values = theirs.take(f"normalizer.params_dict.obs.{part}").split(list(config.low_dim.values()))
+            vector, widths = theirs.take(f"normalizer.params_dict.obs.{part}"), list(config.low_dim.values())
+            if len(vector) != sum(widths):
+                raise CheckpointError(
+                    f"the published policy observes {len(vector)} values, the task '{config.task}' has {sum(widths)}.",
+                    "Give the configuration that it was trained with.",
+                )
+            values = vector.split(widths)
         else:
             values = tuple(theirs.take(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim)
         weights |= {f"normalizer.{key}_{part}": value for key, value in zip(config.low_dim, values, strict=True)}
@@ -160,7 +166,13 @@ def load_published(path: Path) -> tuple[DiffusionPolicy, Meta]:
     payload = read_checkpoint(path)
     if not isinstance(payload, dict) or not isinstance(payload.get("state_dicts"), dict) or "cfg" not in payload:
         raise CheckpointError(f"'{path}' has no cfg and state_dicts.", "Name a .ckpt that the published code saved.")
-    config = published_config(plain(payload["cfg"]), path)
+    try:
+        config = published_config(plain(payload["cfg"]), path)
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ConfigError) as e:
+        raise CheckpointError(
+            f"'{path}': its cfg cannot be read ({type(e).__name__}: {e}).",
+            "Name a .ckpt that the published code saved.",
+        ) from e
     weights = payload["state_dicts"].get("ema_model") or payload["state_dicts"].get("model")
     if not isinstance(weights, dict):
         raise CheckpointError(f"'{path}' has no weights (state_dicts.ema_model or model).", "Use another checkpoint.")
@@ -171,12 +183,9 @@ def load_published(path: Path) -> tuple[DiffusionPolicy, Meta]:
 
 def published_config(cfg: Any, path: Path) -> PolicyConfig:
     """Our configuration for a published one (a resolved dictionary)."""
-    try:
-        policy = cfg["policy"]
-        family = str(policy["_target_"]).rsplit(".", 1)[-1]
-        task = str(cfg.get("task_name") or cfg["task"]["name"])
-    except (KeyError, TypeError) as e:
-        raise CheckpointError(f"'{path}': its cfg has no {e}.", "Name a .ckpt that the published code saved.") from e
+    policy = cfg["policy"]
+    family = str(policy["_target_"]).rsplit(".", 1)[-1]
+    task = str(cfg.get("task_name") or cfg["task"]["name"])
     if family not in POLICIES:
         raise CheckpointError(
             f"'{path}' is a {family}, an architecture of another family.", f"Known: {', '.join(POLICIES)}."
@@ -189,6 +198,9 @@ def published_config(cfg: Any, path: Path) -> PolicyConfig:
     for source in (policy, model):
         values |= {k: v for k, v in source.items() if k in PolicyConfig.model_fields and v is not None}
     values |= _schedule(policy["noise_scheduler"]) | {"actions": _actions(cfg, path)}
+    # What they leave open: no crop, and as many inference steps as training steps.
+    values.setdefault("num_inference_steps", values["num_train_timesteps"])
+    values.setdefault("crop_shape", (IMAGE_SIZE, IMAGE_SIZE) if "crop_shape" in policy else (76, 76))
     if values["obs"] == "state":
         values["obs_as_cond"] = bool(policy.get("obs_as_cond", True))
     return PolicyConfig(**values)
@@ -208,6 +220,9 @@ def _schedule(scheduler: dict[str, Any]) -> dict[str, Any]:
     kind = str(scheduler.get("_target_", "")).rsplit(".", 1)[-1]
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise CheckpointError(f"unknown noise scheduler '{kind}'.", "Known: DDPMScheduler, DDIMScheduler.")
+    for key, only in (("variance_type", "fixed_small"), ("set_alpha_to_one", True), ("steps_offset", 0)):
+        if scheduler.get(key, only) != only:
+            raise CheckpointError(f"its noise scheduler has {key} {scheduler[key]!r}.", f"Only {only!r} is known.")
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "prediction_type")
     values = {k: scheduler[k] for k in known if k in scheduler}
     return values | {"sampler": "ddpm" if kind == "DDPMScheduler" else "ddim"}

@@ -86,12 +86,13 @@ def reopen_run(folder: Path, device: torch.device, warn: Callable[[str], None]) 
     return Run(folder, trainer, _meta(trainer, store))
 
 
-def go(run: Run, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Path:
-    """Trains to the end of `run`, or until `should_stop()`; returns its last checkpoint."""
+def go(run: Run, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Path | None:
+    """Trains to the end of `run`, or until `should_stop()`; returns its last checkpoint, None before any."""
     from torch.utils.tensorboard import SummaryWriter
 
     began = time.time()
     writer = SummaryWriter(str(run.folder), purge_step=run.trainer.step_number)
+    _forget(run.folder / "metrics.jsonl", run.trainer.step_number)
     with (run.folder / "metrics.jsonl").open("a") as metrics:
 
         def log(numbers: dict[str, float]) -> None:
@@ -107,12 +108,23 @@ def go(run: Run, report: Callable[[Progress], None], should_stop: Callable[[], b
             writer.close()
 
 
+def _forget(metrics: Path, step: int) -> None:
+    """Drops the numbers behind `step`: the run was interrupted there and will write them again."""
+    if metrics.exists():
+        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+        metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
 def newest_run(runs: Path, task: str) -> Path:
     """The run of `task` that was begun or continued last."""
     found = [p for p in (runs / task).glob("*") if (p / "config.json").is_file()]
     if not found:
         raise CheckpointError(f"no run of the task '{task}' in '{runs}/'.", f"Start one: `ddp train --task {task}`.")
-    return max(found, key=lambda p: (p / "config.json").stat().st_mtime)
+
+    def touched(run: Path) -> float:
+        return max(p.stat().st_mtime for p in (run / "config.json", run / "metrics.jsonl") if p.exists())
+
+    return max(found, key=touched)
 
 
 def choose_device(name: str) -> torch.device:

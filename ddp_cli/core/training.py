@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -132,8 +133,6 @@ class Trainer:
 
         It shows over-fitting, not success: do not choose checkpoints by it.
         """
-        if not len(self.val_windows):
-            return math.nan
         self.policy.eval()
         self.ema.store(self.policy.parameters())
         self.ema.copy_to(self.policy.parameters())
@@ -201,6 +200,11 @@ def load_windows(config: TrainConfig, store: Store) -> tuple[Windows, Windows]:
     for mask in (~held_out, held_out):
         bounds = window_bounds(store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask)
         parts.append(Windows(arrays, window_steps(bounds, policy.horizon), keys, policy.frames, extra))
+    if not len(parts[0]):
+        raise ConfigError(
+            f"no demo of '{store.path}' is long enough for horizon {policy.horizon}.",
+            f"The longest has {int(np.diff(store.episode_ends, prepend=0).max())} steps: set a shorter horizon.",
+        )
     return parts[0], parts[1]
 
 
@@ -232,9 +236,9 @@ def planned_steps(config: TrainConfig, store: Store, device: torch.device) -> tu
 
     For minutes a throw-away copy is trained for a few steps, and the rate decides.
     """
-    trainer = Trainer(config, store, device)
     if config.steps:
         return config.steps, 0.0
+    trainer = Trainer(config, store, device)
     if config.epochs:
         return max(1, round(config.epochs * trainer.steps_per_epoch)), 0.0
     trainer.total = 1_000_000
@@ -257,8 +261,8 @@ def train(
     report: Callable[[Progress], None],
     log: Callable[[dict[str, float]], None],
     should_stop: Callable[[], bool],
-) -> Path:
-    """Trains to `trainer.total` steps, or until `should_stop()`; returns the last checkpoint.
+) -> Path | None:
+    """Trains to `trainer.total` steps, or until `should_stop()`; returns the last checkpoint, None before any.
 
     `report` is called after every step, `log` with numbers for the record now and then.
     """
@@ -271,36 +275,41 @@ def train(
     while True:
         done = trainer.step_number
         stop = done >= trainer.total or should_stop()
-        if losses and (done % log_every == 0 or stop):
-            shown = float(torch.stack(losses).mean())
+        saving = done > 0 and (stop or done % every == 0)
+        if losses and (saving or done % log_every == 0):
+            shown = mean_loss(losses, done)
             losses.clear()
-            if not math.isfinite(shown):
-                raise DdpError(
-                    f"the loss is {shown} at step {done}.", "Resume from the last checkpoint with a lower --set lr."
-                )
             rate = (done - since) / max(1e-9, time.perf_counter() - clock)
-            log({"step": done, "loss": shown, "lr": learning_rate(config, done - 1, trainer.total), "steps_per_s": rate,
-                 "ema_decay": trainer.ema.cur_decay_value or 0.0})  # fmt: skip
-        if done and (done % every == 0 or stop):
+            lr = learning_rate(config, done - 1, trainer.total)
+            decay = trainer.ema.cur_decay_value or 0.0
+            log({"step": done, "loss": shown, "lr": lr, "steps_per_s": rate, "ema_decay": decay})
+        if saving:
             path = folder / f"step-{done:08d}"
-            if not path.exists():
-                log({"step": done, "val_loss": trainer.validation_loss()})
-                save_checkpoint(
-                    path,
-                    config.policy,
-                    trainer.ema_weights(),
-                    {**meta, "step": done, "total_steps": trainer.total},
-                    trainer.state(),
-                )
+            if done > since:  # otherwise it is the one that training went on from
+                if len(trainer.val_windows):
+                    log({"step": done, "val_loss": trainer.validation_loss()})
+                about: Meta = {**meta, "step": done, "total_steps": trainer.total}
+                save_checkpoint(path, config.policy, trainer.ema_weights(), about, trainer.state())
             for name in ("last", "best"):
                 point_link(folder / name, path)
         if stop:
-            return folder / "last"
+            return folder / "last" if done else None
         losses.append(trainer.step())
         rate = (trainer.step_number - since) / (time.perf_counter() - clock)
         if math.isnan(shown):
             shown = float(losses[-1])
         report(Progress(trainer.step_number, trainer.total, shown, learning_rate(config, done, trainer.total), rate))
+
+
+def mean_loss(losses: list[Tensor], step: int) -> float:
+    """Their mean; DdpError when it is not finite, so that no such weights are ever saved."""
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise DdpError(
+            f"the loss is {mean} at step {step}; the checkpoints before it are whole.",
+            "Start a new run with a lower learning rate, --set lr=...",
+        )
+    return mean
 
 
 def keep_freed_memory() -> None:

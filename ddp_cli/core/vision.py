@@ -72,7 +72,7 @@ def crop(x: Tensor, shape: tuple[int, int], generator: torch.Generator | None) -
     n, _channels, height, width = x.shape
     h, w = shape
     if generator is None:
-        top, left = (height - h) // 2, (width - w) // 2
+        top, left = round((height - h) / 2), round((width - w) / 2)  # an odd margin as torchvision rounds it
         return x[:, :, top : top + h, left : left + w]
     tops = torch.randint(0, height - h + 1, (n,), generator=generator, device=generator.device).to(x.device)
     lefts = torch.randint(0, width - w + 1, (n,), generator=generator, device=generator.device).to(x.device)

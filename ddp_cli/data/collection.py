@@ -15,10 +15,10 @@ from ddp_cli.data.demos import Demo, DemoWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.experts import demonstrator
+from ddp_cli.sim.rollout import HOLD_STEPS
 from ddp_cli.sim.simulator import Simulator, env_args, versions
 from ddp_cli.tasks import Task
 
-HOLD_STEPS = 10  # success must last this long for a demo to be kept
 EXPERT_STREAM = 7  # keeps the demonstrator's random numbers apart from the placement's
 GIVE_UP = 50  # failures in a row after which something must be wrong
 
@@ -61,20 +61,21 @@ def collect(
     """
     identity = {"task": task.name, "episodes": episodes, "seed": seed, "versions": versions()}
     with DemoWriter(out, env_args(task), identity) as writer:
-        progress(writer.demos, writer.attempts, writer.failures)
-        seeds = itertools.count(seed + writer.attempts)
+        counts = writer.counts
+        progress(counts["demos"], counts["attempts"], counts["failures"])
+        seeds = itertools.count(seed + counts["attempts"])
         in_a_row = 0
         with closing(ordered_map(functools.partial(_recorder, task), seeds, workers)) as attempts:
-            while writer.demos < episodes:
+            while counts["demos"] < episodes:
                 demo = next(attempts)
                 writer.append(demo)
+                counts = writer.counts
                 in_a_row = 0 if demo else in_a_row + 1
                 if in_a_row == GIVE_UP:
                     raise DdpError(f"{GIVE_UP} attempts at {task.name} failed in a row.", "Run `ddp doctor`.")
-                progress(writer.demos, writer.attempts, writer.failures)
-        done = Collected(writer.demos, writer.attempts, writer.failures, writer.total)
+                progress(counts["demos"], counts["attempts"], counts["failures"])
         writer.finish()
-    return done
+    return Collected(counts["demos"], counts["attempts"], counts["failures"], counts["total"])
 
 
 def _recorder(task: Task) -> Callable[[int], Demo | None]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.store import StoreWriter
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import DdpError, WorkerError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.renderer import check_profile
 from ddp_cli.sim.simulator import Simulator, check_actions, versions
@@ -74,6 +74,8 @@ def convert(
                     writer.append(episode)
                     done += len(episode["action"])
                     progress(done, sum(lengths))
+        except WorkerError:
+            raise  # run again: the finished episodes are kept
         except (DdpError, OSError):
             writer.discard()
             raise

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import DataError
+from ddp_cli.errors import DataError, WorkerError
 from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
 
 FORMAT = 1
@@ -59,14 +59,14 @@ class DemoWriter:
             data.attrs["env_args"] = json.dumps(env_args, sort_keys=True)
             data.attrs["identity"] = text
             data.attrs["format"] = FORMAT
-            data.attrs.update({"attempts": 0, "failures": 0, "total": 0, "demos": 0})
+            self._count({"demos": 0, "attempts": 0, "failures": 0, "total": 0})
             self._file.flush()
 
     def _reopen(self, identity: str) -> h5py.File | None:
         try:
             file = h5py.File(self.partial, "r+")
             if file["data"].attrs["identity"] == identity:
-                extra = f"demo_{file['data'].attrs['demos']}"
+                extra = f"demo_{json.loads(file['data'].attrs['counts'])['demos']}"
                 if extra in file["data"]:  # cut off between the arrays and the count
                     del file["data"][extra]
                 return file
@@ -76,24 +76,12 @@ class DemoWriter:
         return None
 
     @property
-    def demos(self) -> int:
-        """How many demos are in the file."""
-        return int(self._data.attrs["demos"])
+    def counts(self) -> dict[str, int]:
+        """`demos` in the file, `attempts` made for them, `failures` among these, `total` steps."""
+        return dict(json.loads(self._data.attrs["counts"]))
 
-    @property
-    def attempts(self) -> int:
-        """How many episodes were tried for them."""
-        return int(self._data.attrs["attempts"])
-
-    @property
-    def failures(self) -> int:
-        """How many of these did not succeed."""
-        return int(self._data.attrs["failures"])
-
-    @property
-    def total(self) -> int:
-        """How many steps all demos have together."""
-        return int(self._data.attrs["total"])
+    def _count(self, counts: dict[str, int]) -> None:
+        self._data.attrs["counts"] = json.dumps(counts)  # one attribute: all of them, or none
 
     @property
     def _data(self) -> h5py.Group:
@@ -102,20 +90,21 @@ class DemoWriter:
 
     def append(self, demo: Demo | None) -> None:
         """Counts one attempt; adds its demo, or notes a failure for None."""
-        data = self._data
+        data, counts = self._data, self.counts
         if demo is not None:
             self._reserve(demo.states.nbytes + demo.actions.nbytes + len(demo.xml) + SLACK)
-            group = data.create_group(f"demo_{self.demos}")
+            group = data.create_group(f"demo_{counts['demos']}")
             for name, array in (("states", demo.states), ("actions", demo.actions)):
                 group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
             group.attrs["num_samples"] = len(demo.actions)
             group.attrs["seed"] = demo.seed
             group.attrs["model"] = self._model(demo.xml)
-            data.attrs["total"] = self.total + len(demo.actions)
-            data.attrs["demos"] = self.demos + 1
+            counts["demos"] += 1
+            counts["total"] += len(demo.actions)
         else:
-            data.attrs["failures"] = self.failures + 1
-        data.attrs["attempts"] = self.attempts + 1
+            counts["failures"] += 1
+        counts["attempts"] += 1
+        self._count(counts)
         data.file.flush()
 
     def _reserve(self, size: int) -> None:
@@ -138,6 +127,7 @@ class DemoWriter:
     def finish(self) -> None:
         """Makes the file durable under its final name."""
         assert self._file is not None
+        self._data.attrs.update(self.counts)
         self._file.close()
         self._file = None
         with self.partial.open("rb") as f:
@@ -151,7 +141,7 @@ class DemoWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
-            if kind is not None and not issubclass(kind, KeyboardInterrupt):
+            if kind is not None and not issubclass(kind, KeyboardInterrupt | WorkerError):
                 self.partial.unlink(missing_ok=True)
 
 

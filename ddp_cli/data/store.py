@@ -40,13 +40,14 @@ class StoreWriter:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self._ends = np.cumsum(lengths)
         wanted = {"format": FORMAT, "task": task.name, **attributes, "complete": False, "total": int(self._ends[-1])}
-        self._root = self._reopen(wanted) or self._create(task, len(lengths), wanted, zarr_format)
+        self._root = self._reopen(wanted, zarr_format) or self._create(task, len(lengths), wanted, zarr_format)
 
-    def _reopen(self, wanted: dict[str, Any]) -> zarr.Group | None:
+    def _reopen(self, wanted: dict[str, Any], zarr_format: int) -> zarr.Group | None:
         try:
             root = zarr.open_group(self.partial, mode="r+")
             kept = {k: v for k, v in root.attrs.asdict().items() if k != "episodes"}
-            return root if kept == wanted and "episodes" in root.attrs else None
+            same = kept == wanted and "episodes" in root.attrs and root.metadata.zarr_format == zarr_format
+            return root if same else None
         except (FileNotFoundError, ValueError, KeyError):
             return None
 

@@ -131,14 +131,18 @@ def _write_onnx(policy: DiffusionPolicy, folder: Path, obs: dict[str, Tensor]) -
     inputs = tuple(obs[k].contiguous() for k in keys)
     generator = torch.Generator().manual_seed(0)
     b = len(inputs[0])
-    noisy = torch.randn(b, config.horizon, config.action_dim, generator=generator)
+    width = config.action_dim + (0 if config.obs_as_cond else policy.feature_dim)
+    noisy = torch.randn(b, config.trajectory_steps, width, generator=generator)
     steps = torch.randint(0, config.num_train_timesteps, (b,), generator=generator)
     with torch.no_grad():
         cond = policy.encode_obs(obs)
     batch = torch.export.Dim("batch", min=1, max=4096)
+    chain: tuple[Tensor, ...] = (noisy, steps, cond)
+    if not config.obs_as_cond:  # inpainting: the features are part of the trajectory
+        chain = (noisy, steps)
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...], list[str], str]] = {
         "encoder": (_Encoder(policy, keys), inputs, keys, "features"),
-        "denoiser": (policy.denoiser, (noisy, steps, cond), ["trajectory", "timesteps", "features"], "prediction"),
+        "denoiser": (policy.denoiser, chain, ["trajectory", "timesteps", "features"][: len(chain)], "prediction"),
     }
     differences = {}
     for name, (module, example, names, output) in graphs.items():

@@ -16,9 +16,6 @@ from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
 
-# Starts never mix: what a policy was trained on, looked at, and judged by are different episodes.
-COLLECT_SEED, EVAL_SEED, TRAINING_SEED, REPORT_SEED = 1_000, 100_000, 200_000, 300_000
-
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -210,7 +210,7 @@ class Simulator:
         """Replaces the model by a recorded one (files are looked up in the installed robosuite)."""
         try:
             self._env.reset_from_xml_string(self._env.edit_model_xml(xml))
-        except (ValueError, KeyError, AttributeError) as e:
+        except (ValueError, KeyError, AttributeError, SyntaxError) as e:  # ElementTree's errors are SyntaxErrors
             raise SimulatorError(f"the recorded model does not load: {str(e).splitlines()[0]}.") from e
 
     def _refresh(self) -> None:

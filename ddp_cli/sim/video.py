@@ -26,6 +26,7 @@ class VideoWriter:
             raise DdpError(f"cannot write a video to '{path}'.", "Name a file that ends in .mp4.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._frames = 0
         self._writer: Any = imageio.get_writer(
             self._partial, fps=CONTROL_HZ, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=16
         )
@@ -35,20 +36,31 @@ class VideoWriter:
         try:
             self._writer.append_data(frame)
         except OSError as e:  # the encoder is a process of its own: all we see is that it has gone
-            raise DdpError(
-                f"the encoder stopped while writing '{self.path}': the disk is full, or the folder cannot be written.",
-                "Free some space, or name a video on another disk.",
-            ) from e
+            raise self._stopped() from e
+        self._frames += 1
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._writer.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
+        if kind is not None:
             self._partial.unlink(missing_ok=True)
+            return
+        try:
+            whole = sum(1 for _ in imageio.get_reader(self._partial).iter_data()) == self._frames
+        except (OSError, ValueError, IndexError):
+            whole = False
+        if not whole:  # the index is written last: it is what a full disk cuts off
+            self._partial.unlink(missing_ok=True)
+            raise self._stopped()
+        self._partial.replace(self.path)
+
+    def _stopped(self) -> DdpError:
+        return DdpError(
+            f"the encoder stopped while writing '{self.path}': the disk is full, or the folder cannot be written.",
+            "Free some space, or name a video on another disk.",
+        )
 
 
 def picture(sim: Simulator, success: bool = False) -> NDArray[np.uint8]:

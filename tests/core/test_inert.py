@@ -16,7 +16,7 @@ from core.published_recipe import inputs, state_dict
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.inert import Inert, plain, read_checkpoint
-from ddp_cli.core.published import import_published, load_published
+from ddp_cli.core.published import import_published, load_published, published_config
 from ddp_cli.errors import CheckpointError
 
 TARGET = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
@@ -127,6 +127,22 @@ def test_every_other_name_is_a_record(name: str) -> None:
     reader = _Reader.__new__(_Reader)
     module, _, attribute = name.rpartition(".")
     assert issubclass(reader.find_class(module, attribute), Inert)
+
+
+def test_what_a_published_configuration_leaves_open(tmp_path: Path) -> None:
+    config = published_config(published_cfg(crop_shape=None, num_inference_steps=None), tmp_path)
+    assert (config.crop_shape, config.num_inference_steps) == ((84, 84), 100)
+    cfg = published_cfg()
+    cfg["policy"]["noise_scheduler"]["variance_type"] = "learned"
+    with pytest.raises(CheckpointError, match="variance_type 'learned'"):
+        published_config(cfg, tmp_path)
+
+
+def test_a_configuration_without_its_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = published_cfg()
+    del cfg["policy"]["noise_scheduler"]
+    with pytest.raises(CheckpointError, match="cannot be read.*noise_scheduler"):
+        load_published(save_ckpt(tmp_path / "m.ckpt", cfg, {}, monkeypatch))
 
 
 def test_other_families_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,7 @@ def test_normalizer_maps_the_range_to_one_and_spares_quaternions() -> None:
 
 def test_the_published_rule_of_state_policies_is_one_scale() -> None:
     n = Normalizer({"robot0_eef_pos": 3, "object": 2})
+    n.fit({"robot0_eef_pos": torch.rand(9, 3), "object": torch.rand(9, 2)})  # leaves offsets behind
     n.fit_shared({"robot0_eef_pos": torch.tensor([[0.5, -4.0, 1.0]]), "object": torch.tensor([[3.0, 2.0]])})
     assert n.normalize("object", torch.tensor([2.0, -4.0])).tolist() == [0.5, -1.0]
     assert n.normalize("robot0_eef_pos", torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
@@ -111,6 +112,8 @@ def test_set_sampler_is_checked() -> None:
     p = policy()
     p.set_sampler("ddpm", 7)
     assert (p.config.sampler, p.config.num_inference_steps) == ("ddpm", 7)
+    p.set_sampler("ddim", None)
+    assert (p.config.sampler, p.config.num_inference_steps) == ("ddim", 100)
     with pytest.raises(ValueError, match="101"):
         p.set_sampler(None, 101)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop
@@ -45,3 +46,5 @@ def test_random_crops_are_real_crops_drawn_per_picture() -> None:
 def test_without_a_generator_the_crop_is_central() -> None:
     x = torch.randn(2, 3, 84, 84)
     assert torch.equal(crop(x, (76, 76), None), x[:, :, 4:80, 4:80])
+    for side in range(64, 85):
+        assert torch.equal(crop(x, (side, 84), None), torchvision.transforms.functional.center_crop(x, [side, 84]))

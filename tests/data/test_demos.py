@@ -37,6 +37,7 @@ def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
             assert (a.xml, a.seed) == (b.xml, b.seed)
     with h5py.File(path) as f:
         assert f["data"].attrs["total"] == 16
+        assert f["data"].attrs["demos"] == 3
         assert len(f["models"]) == 2
 
 
@@ -67,7 +68,7 @@ def test_an_interrupted_file_is_continued(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert not path.exists()
     with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        assert (writer.demos, writer.attempts, writer.failures, writer.total) == (1, 2, 1, 5)
+        assert writer.counts == {"demos": 1, "attempts": 2, "failures": 1, "total": 5}
         writer.append(demo(7, 2))
         writer.finish()
     with DemoFile(path) as file:
@@ -81,7 +82,7 @@ def test_another_identity_begins_anew(tmp_path: Path) -> None:
         writer.append(demo())
         raise KeyboardInterrupt
     with DemoWriter(path, ENV_ARGS, {"a": 2}) as writer:
-        assert writer.attempts == 0
+        assert writer.counts["attempts"] == 0
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:

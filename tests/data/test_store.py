@@ -68,7 +68,9 @@ def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
 def test_other_attributes_begin_anew(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).append(episode(70, 0))
-    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES | {"render": "full"}, 3).episodes == 0
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).episodes == 1
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 2).episodes == 0
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES | {"render": "full"}, 2).episodes == 0
 
 
 def damaged(path: Path, kind: str) -> Path:
