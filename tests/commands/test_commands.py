@@ -126,6 +126,25 @@ def test_existing_outputs_are_kept(lift_demos: Path, lift_zarr: Path) -> None:
     assert "--overwrite" in refused(ddp("convert", lift_demos, "--out", lift_zarr))
 
 
+def test_overwrite_replaces_only_its_own_kind(lift_demos: Path, trained: Path) -> None:
+    Path("precious").mkdir()
+    Path("precious/notes.txt").write_text("mine")
+    Path("file").write_text("mine")
+    for command in (["convert", lift_demos], ["export", trained / "lift/tiny"]):
+        assert "folder of something else" in refused(ddp(*command, "--out", "precious", "--overwrite"))
+        assert "is a file" in refused(ddp(*command, "--out", "file", "--overwrite"))
+    assert Path("precious/notes.txt").read_text() == Path("file").read_text() == "mine"
+
+
+def test_doctor_finds_a_back_end_that_loads_but_does_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddp_cli import diagnosis
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(diagnosis, "_python", lambda code: ("osmesa" in code or "egl" not in code, "no display"))
+    monkeypatch.setattr(diagnosis, "choose_gl_backend", lambda: "egl")
+    assert "cure for MUJOCO_GL: export MUJOCO_GL=osmesa" in ddp("doctor").stdout
+
+
 def test_missing_weights_are_named(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     for command in ("eval", "rollout", "export"):

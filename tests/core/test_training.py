@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_config
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.checkpoint import TRAIN_STATE, checkpoints, load_policy
+from ddp_cli.core.checkpoint import TRAIN_STATE, checkpoints, load_policy, load_train_state
 from ddp_cli.core.run import Run, create_run, go, reopen_run
 from ddp_cli.core.training import Trainer, learning_rate, planned_steps
 from ddp_cli.data.store import Store
@@ -95,8 +95,37 @@ def test_resume_passes_over_a_damaged_checkpoint(lift_store: Store, tmp_path: Pa
     newest = checkpoints(tmp_path / "run")[-1] / TRAIN_STATE
     newest.write_bytes(newest.read_bytes()[:1000])
     warnings: list[str] = []
-    assert reopen_run(tmp_path / "run", CPU, warnings.append).trainer.step_number == 2
+    run = reopen_run(tmp_path / "run", CPU, warnings.append)
+    assert run.trainer.step_number == 2
     assert "step-00000004" in warnings[0]
+    go(run, lambda _: None, lambda: False)
+    assert load_train_state(newest.parent)["step"] == 4  # and writes it anew
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_horizon_longer_than_every_demo_is_refused(lift_store: Store) -> None:
+    with pytest.raises(ConfigError, match="horizon 300.*longest has"):
+        trainer(lift_store, horizon=300)
+
+
+def test_weights_of_a_loss_that_is_not_finite_are_never_saved(lift_store: Store, tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", tiny_config(steps=6, checkpoint_every=2), lift_store, CPU)
+    step = run.trainer.step
+
+    def poisoned() -> torch.Tensor:
+        return step() * (math.nan if run.trainer.step_number == 4 else 1.0)
+
+    run.trainer.step = poisoned
+    with pytest.raises(DdpError, match="loss is nan at step 4"):
+        go(run, lambda _: None, lambda: False)
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-00000002"]
+
+
+def test_stopping_before_the_first_step_saves_nothing(lift_store: Store, tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", tiny_config(), lift_store, CPU)
+    assert go(run, lambda _: None, lambda: True) is None
+    assert checkpoints(tmp_path / "run") == []
 
 
 def test_resume_refuses_another_store(lift_store: Store, tmp_path: Path) -> None:

@@ -55,3 +55,22 @@ def test_demonstrations_succeed_and_replay_exactly(task: str, tmp_path: Path) ->
     assert "robosuite/models/assets" in demo.xml
     assert str(Path.home()) not in demo.xml
     sim.close()
+
+
+def test_what_is_finished_outlives_a_worker(lift_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddp_cli.data import collection
+    from ddp_cli.errors import WorkerError
+
+    def dies(*_: object) -> object:
+        yield demo
+        raise WorkerError("a worker process died.")
+
+    with DemoFile(lift_demos) as file:
+        demo = file.read("demo_0")
+    with monkeypatch.context() as patch, pytest.raises(WorkerError):
+        patch.setattr(collection, "ordered_map", dies)
+        collect(get_task("lift"), 2, tmp_path / "d.hdf5", 1000, 1, lambda *_: None)
+    seen: list[int] = []
+    collect(get_task("lift"), 2, tmp_path / "d.hdf5", 1000, 1, lambda demos, *_: seen.append(demos))
+    assert seen == [1, 2]
+    assert contents(tmp_path / "d.hdf5") == contents(lift_demos)

@@ -7,8 +7,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import tiny_config
 
 from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import export as module
 from ddp_cli.deploy.export import export, stored_observations
@@ -47,6 +49,27 @@ def test_graphs_sample_the_same_actions_as_torch(checkpoint: Path, lift_store: S
         x = (np.sqrt(a) * clean + np.sqrt(1 - a) * epsilon).astype(np.float32)
     scale, offset = (np.array(spec["action_normalizer"][n]) for n in ("scale", "offset"))
     np.testing.assert_allclose((x - offset) / scale, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"obs_as_cond": False},
+        {"obs_as_cond": False, "time_as_cond": False},
+        {"pred_action_steps_only": True},
+        {"n_cond_layers": 1, "causal_attn": False},
+        {"obs": "state"},
+    ],
+)
+def test_every_branch_exports(settings: dict, lift_store: Store, tmp_path: Path) -> None:
+    config = tiny_config(**settings).policy
+    keys = [*config.image_keys, *config.low_dim]
+    policy = DiffusionPolicy(config)
+    done = export(policy, {}, "onnx", tmp_path / "policy", lambda: stored_observations(keys, lift_store, 2))
+    assert max(done.differences.values()) < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "policy" / "denoiser.onnx")
+    (out,) = session.get_outputs()
+    assert out.shape[1:] == [config.trajectory_steps, 7 if config.obs_as_cond else 7 + policy.feature_dim]
 
 
 def test_safetensors_folder_holds_weights_and_configuration(
