@@ -50,12 +50,16 @@ class DiffusionPolicy(nn.Module):
         self.config = PolicyConfig(**changed)
         self.scheduler = make_scheduler(self.config)
 
-    def encode_obs(self, obs: Mapping[str, Tensor], crops: torch.Generator | None = None) -> Tensor:
+    def encode_obs(
+        self, obs: Mapping[str, Tensor], crops: torch.Generator | None = None, frames: int | None = None
+    ) -> Tensor:
         """Features (B, To, Do), cameras first, then low-dimensional keys.
 
-        `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d).
-        With a generator the crops are random (training), otherwise central.
+        `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d); of more steps the first To are
+        taken, or the first `frames`. With a generator the crops are random (training), otherwise central.
         """
+        steps = frames or self.config.n_obs_steps
+        obs = {key: obs[key][:, :steps] for key in (*self.encoders, *self.config.low_dim)}
         features = []
         for key, encoder in self.encoders.items():
             x = obs[key]
@@ -79,8 +83,7 @@ class DiffusionPolicy(nn.Module):
         (B*R, T, D) and `timesteps` (B*R,) can be given; `generator` draws what is not, and the crops in
         training mode.
         """
-        obs = {key: x[:, : self.config.frames] for key, x in batch["obs"].items()}
-        features = self.encode_obs(obs, generator if self.training else None)
+        features = self.encode_obs(batch["obs"], generator if self.training else None, self.config.frames)
         actions = self.normalizer.normalize("action", batch["action"])
         return self.loss_given(features, actions, noise, timesteps, generator, noise_samples)
 
@@ -124,7 +127,7 @@ class DiffusionPolicy(nn.Module):
         initial noise, then one per step of the chain.
         """
         config, da = self.config, self.config.action_dim
-        features = self.encode_obs({key: x[:, : config.n_obs_steps] for key, x in obs.items()})
+        features = self.encode_obs(obs)
         width = da if config.obs_as_cond else da + self.feature_dim
         shape = (len(features), config.trajectory_steps, width)
         x = torch.randn(shape, generator=generator, device=features.device, dtype=features.dtype)

@@ -105,7 +105,7 @@ class Trainer:
         )
         self.policy.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            cond = self.policy.encode_obs(batch["obs"], generator)
+            cond = self.policy.encode_obs(batch["obs"], generator, config.policy.frames)
             actions = self.policy.normalizer.normalize("action", batch["action"])
             loss = total = self.policy.loss_given(
                 cond, actions, generator=generator, noise_samples=config.noise_samples

@@ -38,8 +38,7 @@ def test_equal_to_the_published_numbers(case: str) -> None:
     def close(ours: torch.Tensor, name: str, tolerance: float) -> None:
         np.testing.assert_allclose(ours.detach().numpy(), stored[name], atol=tolerance, rtol=0, err_msg=name)
 
-    seen = {k: v[:, : config.n_obs_steps] for k, v in obs.items()}
-    features = policy.encode_obs(seen)
+    features = policy.encode_obs(obs)
     close(features, "obs_features", 1e-5)
     cond = torch.from_numpy(stored["obs_features"]) if config.obs_as_cond else None
     out = policy.denoiser(torch.from_numpy(stored["denoise_in"]), torch.from_numpy(stored["denoise_t"]), cond)

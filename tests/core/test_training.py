@@ -104,6 +104,12 @@ def test_resume_passes_over_a_damaged_checkpoint(lift_store: Store, tmp_path: Pa
     assert steps == sorted(steps)
 
 
+@pytest.mark.parametrize("settings", [{"obs_as_cond": False}, {"pred_action_steps_only": True}])
+def test_every_branch_trains(lift_store: Store, settings: dict) -> None:
+    t = trainer(lift_store, action_loss=1.0, **settings)
+    assert math.isfinite(float(t.step()))
+
+
 def test_a_horizon_longer_than_every_demo_is_refused(lift_store: Store) -> None:
     with pytest.raises(ConfigError, match="horizon 300.*longest has"):
         trainer(lift_store, horizon=300)
