@@ -105,6 +105,15 @@ class PolicyConfig(_Config):
             )
         return self
 
+    def with_sampler(self, sampler: str | None, num_inference_steps: int | None) -> PolicyConfig:
+        """The same policy, sampled otherwise; None keeps what is there, except that another sampler
+        without a number of steps takes all of them.
+        """
+        if sampler not in (None, self.sampler) and num_inference_steps is None:
+            num_inference_steps = self.num_train_timesteps
+        changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
+        return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
+
     @property
     def task_spec(self) -> Task:
         return get_task(self.task)

@@ -30,22 +30,21 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
+    from ddp_cli.config import PolicyConfig
     from ddp_cli.core.agent import load_agent
     from ddp_cli.core.checkpoint import load_meta, resolve_checkpoint
     from ddp_cli.core.run import choose_device
     from ddp_cli.parallel import default_workers
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
     from ddp_cli.sim.evaluation import write_report
-    from ddp_cli.tasks import get_task
 
     folder = resolve_checkpoint(checkpoint, runs, task)
     if out:
         options.check_output(out, overwrite)
     meta = load_meta(folder)
-    policy = dict(meta["policy"])  # type: ignore[arg-type]
-    spec = get_task(str(policy["task"]))
+    used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
+    spec = used.task_spec
     agent = functools.partial(load_agent, folder, str(choose_device(device)), sampler, inference_steps)
-    used = load_agent(folder, "cpu", sampler, inference_steps).policy.config
     used_sampler, used_steps = used.sampler, used.num_inference_steps
     console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")
     started, wins, done = time.perf_counter(), 0, 0
@@ -62,7 +61,7 @@ def evaluate(
         )
     seconds = time.perf_counter() - started
     report = {
-        "checkpoint": str(folder), "task": spec.name, "obs": policy["obs"], "step": meta.get("step"),
+        "checkpoint": str(folder), "task": spec.name, "obs": used.obs, "step": meta.get("step"),
         "sampler": used_sampler, "inference_steps": used_steps, "first_seed": seed, "seconds": seconds,
     }  # fmt: skip
     report |= result.to_json()
@@ -89,6 +88,6 @@ def evaluate(
             f"starts {seed} to {seed + episodes - 1}, in {console.duration(seconds)}",
         ),
     ]
-    console.table(f"{spec.name} from {policy['obs']}", rows)
+    console.table(f"{spec.name} from {used.obs}", rows)
     if out:
         console.note(f"written to {out}")

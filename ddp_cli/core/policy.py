@@ -40,14 +40,8 @@ class DiffusionPolicy(nn.Module):
         return self.denoiser.pos_emb.device
 
     def set_sampler(self, sampler: str | None, num_inference_steps: int | None) -> None:
-        """Changes how chunks are sampled; None keeps what the configuration says, except that another
-        sampler without a number of steps takes all of them.
-        """
-        if sampler not in (None, self.config.sampler) and num_inference_steps is None:
-            num_inference_steps = self.config.num_train_timesteps
-        changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
-        changed = self.config.model_dump() | {k: v for k, v in changes.items() if v is not None}
-        self.config = PolicyConfig(**changed)
+        """Changes how chunks are sampled, by the rule of `PolicyConfig.with_sampler`."""
+        self.config = self.config.with_sampler(sampler, num_inference_steps)
         self.scheduler = make_scheduler(self.config)
 
     def encode_obs(

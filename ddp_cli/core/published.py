@@ -18,7 +18,7 @@ from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.inert import plain, read_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE
+from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE, TASKS
 
 IGNORED = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of names that hold no weights."""
@@ -156,8 +156,6 @@ POLICIES = {
 }
 """Published classes that are this policy, and what they observe."""
 
-TASK_NAMES = {"square": "square", "can": "can", "lift": "lift"}
-
 
 def load_published(path: Path) -> tuple[DiffusionPolicy, Meta]:
     """The policy in a `.ckpt` of the published code: EMA weights where it has them, its normaliser, its
@@ -190,9 +188,9 @@ def published_config(cfg: Any, path: Path) -> PolicyConfig:
         raise CheckpointError(
             f"'{path}' is a {family}, an architecture of another family.", f"Known: {', '.join(POLICIES)}."
         )
-    name = next((ours for theirs, ours in TASK_NAMES.items() if task.startswith(theirs)), None)
+    name = next((known for known in TASKS if task.startswith(known)), None)
     if name is None:
-        raise CheckpointError(f"'{path}' is of the task '{task}'.", f"Known tasks: {', '.join(TASK_NAMES)}.")
+        raise CheckpointError(f"'{path}' is of the task '{task}'.", f"Known tasks: {', '.join(TASKS)}.")
     model = policy.get("model") or {}
     values: dict[str, Any] = {"task": name, "obs": POLICIES[family]}
     for source in (policy, model):
