@@ -183,11 +183,28 @@ class TrainConfig(_Config):
     ema_power: float = Field(0.75, gt=0)
     ema_max_value: float = Field(0.9999, ge=0, lt=1)
 
+    clip_grad_norm: float = Field(0.0, ge=0)
+    """Largest norm of the gradient; 0: it is not clipped, as published."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Parts that a batch is computed in: the same result with so much less memory."""
+    compile: bool = False
+    """torch.compile the encoders and the denoiser. On 2 CPU cores it gained nothing."""
+    memory_gb: float = Field(0.0, ge=0)
+    """What decoded pictures may take; more of them stay on disk. 0: half of the memory that is free."""
+
     steps: int = Field(0, ge=0)
     epochs: float = Field(0.0, ge=0)
     minutes: float = Field(0.0, ge=0)
     checkpoint_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0: ten in a run."""
+    """Steps between checkpoints; 0: ten in a run, or as often as `eval_every`."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """A checkpoint is also written after so long; only the newest of these is kept."""
+    keep: int = Field(10, ge=1)
+    """Newest checkpoints that are kept, besides the best."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations in the simulator, and one at the end; 0: none. `best` is by success then."""
+    eval_episodes: int = Field(20, ge=1)
+    """Episodes of each such evaluation."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -195,7 +212,18 @@ class TrainConfig(_Config):
             raise ValueError("give only one of steps, epochs and minutes")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
+        if self.checkpoint_every and self.eval_every % self.checkpoint_every:
+            raise ValueError(
+                f"eval_every {self.eval_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
+            )
         return self
+
+    @property
+    def object_weight(self) -> float:
+        """Weight of the object loss: 0 for policies that are told where the object is."""
+        return self.object_loss if self.policy.obs == "image" else 0.0
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
+_notes = Console(stderr=True, highlight=False, soft_wrap=True)
 _out = Console(highlight=False, soft_wrap=True)
 
 QUIET_SECONDS = 15.0  # between progress lines where there is no terminal
@@ -21,14 +22,20 @@ QUIET_SECONDS = 15.0  # between progress lines where there is no terminal
 Update = Callable[[int, int, str], None]
 
 
+def mute() -> None:
+    """Says nothing from now on but errors: another process speaks for this one."""
+    _out.quiet = True
+    _notes.quiet = True
+
+
 def note(text: str) -> None:
     """A line for the person, not part of the result."""
-    _err.print(text, markup=False, style="dim")
+    _notes.print(text, markup=False, style="dim")
 
 
 def warn(text: str) -> None:
     """Something is not as it should be, and the work goes on."""
-    _err.print(f"warning: {text}", markup=False, style="yellow")
+    _notes.print(f"warning: {text}", markup=False, style="yellow")
 
 
 def error(text: str) -> None:
@@ -53,27 +60,30 @@ def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] =
 
 def print_json(value: Any) -> None:
     """The result as one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    if not _out.quiet:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Update]:
     """A progress bar on a terminal, now and then a line elsewhere: `update(done, total, detail)`."""
     started = time.perf_counter()
-    if not _err.is_terminal:
-        last = [started]
+    if _notes.quiet or not _notes.is_terminal:
+        last, first = [started], [-1]
 
         def line(done: int, total: int, detail: str) -> None:
             now = time.perf_counter()
+            first[0] = done if first[0] < 0 else first[0]
             if now - last[0] >= QUIET_SECONDS:
                 last[0] = now
-                note(f"{what} {done}/{total} {detail} {duration(now - started)}")
+                left = (now - started) * (total - done) / max(1, done - first[0])
+                note(f"{what} {done}/{total} {detail}, {duration(now - started)} gone, {duration(left)} left")
 
         yield line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TextColumn("{task.fields[detail]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=_err, transient=True) as bar:
+    with Progress(*columns, console=_notes, transient=True) as bar:
         task = bar.add_task(what, total=None, detail="")
 
         def update(done: int, total: int, detail: str) -> None:

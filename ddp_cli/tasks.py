@@ -24,7 +24,10 @@ PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 
 ACTION_DIM = 7
 """Delta action: translation (3), rotation as axis-angle (3), gripper (1); each in [-1, 1].
-1.0 is a goal offset of 5 cm or 0.5 rad; a positive gripper value closes."""
+A positive gripper value closes."""
+
+DELTA_METRES, DELTA_RADIANS = 0.05, 0.5
+"""The goal offset that 1.0 in a delta action stands for."""
 
 ACTIONS: dict[str, dict[str, str | int]] = {
     "delta": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": ACTION_DIM},

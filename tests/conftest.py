@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from ddp_cli.cli import app
 from ddp_cli.config import TrainConfig, train_config
 from ddp_cli.core.run import create_run, go
+from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.store import Store
@@ -25,6 +27,14 @@ def tiny_config(**changes: object) -> TrainConfig:
     settings = {**TINY, "steps": 4, **changes}
     obs = str(settings.pop("obs", "image"))
     return train_config("lift", obs, "laptop", None, settings)
+
+
+@pytest.fixture(autouse=True)
+def _all_threads() -> Iterator[None]:
+    """Agents on a CPU use one thread from then on; sums, and so training, depend on their number."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +60,8 @@ def lift_store(lift_zarr: Path) -> Store:
 def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one run of four steps in it."""
     runs = tmp_path_factory.mktemp("runs")
-    run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"))
-    go(run, lambda _: None, lambda: False)
+    run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"), lambda _: None)
+    go(run, Watchers())
     return runs
 
 

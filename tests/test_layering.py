@@ -36,9 +36,11 @@ OWNERS = {
     "imageio": ["sim/video.py"],
     "rich": ["console.py"],
     "scipy": ["rotation.py"],
+    "matplotlib": ["core/curves.py"],
+    "wandb": ["core/metrics.py"],
     "onnxruntime": ["deploy/export.py"],
     "diffusers.schedulers": ["core/diffusion.py"],
-    "diffusers": ["core/diffusion.py", "core/training.py"],
+    "diffusers": ["core/diffusion.py", "core/optimisation.py"],
 }
 
 HEAVY = {
@@ -53,6 +55,7 @@ HEAVY = {
     "numpy",
     "scipy",
     "pydantic",
+    "matplotlib",
 }
 
 

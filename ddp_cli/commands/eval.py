@@ -33,32 +33,40 @@ def evaluate(
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.agent import load_agent
     from ddp_cli.core.checkpoint import load_meta, resolve_checkpoint
+    from ddp_cli.core.distributed import processes
     from ddp_cli.core.run import choose_device
     from ddp_cli.parallel import default_workers
+    from ddp_cli.sim.evaluation import Evaluation, write_report
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
-    from ddp_cli.sim.evaluation import write_report
 
-    folder = resolve_checkpoint(checkpoint, runs, task)
-    if out:
-        options.check_output(out, overwrite)
-    meta = load_meta(folder)
-    used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
-    spec = used.task_spec
-    agent = functools.partial(load_agent, folder, str(choose_device(device)), sampler, inference_steps)
-    used_sampler, used_steps = used.sampler, used.num_inference_steps
-    console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")
-    started, wins, done = time.perf_counter(), 0, 0
-    with console.progress(f"eval {spec.name}") as update:
+    with processes() as together:
+        if not together.first:
+            console.mute()
+        folder = resolve_checkpoint(checkpoint, runs, task)
+        if out:
+            options.check_output(out, overwrite)
+        meta = load_meta(folder)
+        used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
+        spec = used.task_spec
+        chosen = str(choose_device(together.device(device)))
+        agent = functools.partial(load_agent, folder, chosen, sampler, inference_steps)
+        used_sampler, used_steps = used.sampler, used.num_inference_steps
+        console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")
+        started, wins, done = time.perf_counter(), 0, 0
+        starts = range(seed, seed + episodes)[together.share(episodes)]
+        with console.progress(f"eval {spec.name}") as update:
 
-        def progress(success: bool) -> None:
-            nonlocal wins, done
-            wins, done = wins + success, done + 1
-            update(done, episodes, f"{wins} succeeded")
+            def progress(success: bool) -> None:
+                nonlocal wins, done
+                wins, done = wins + success, done + 1
+                update(done, len(starts), f"{wins} succeeded")
 
-        starts = range(seed, seed + episodes)
-        result = run_evaluation(
-            agent, spec, str(meta["render"]), starts, workers or default_workers(), lambda r: progress(r.success)
-        )
+            count = workers or max(1, default_workers() // together.local_count)
+            render = str(meta["render"])
+            mine = run_evaluation(agent, spec, render, starts, count, lambda r: progress(r.success)).episodes
+        result = Evaluation([episode for part in together.gather(mine) for episode in part])
+        if not together.first:
+            return
     seconds = time.perf_counter() - started
     report = {
         "checkpoint": str(folder), "task": spec.name, "obs": used.obs, "step": meta.get("step"),

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddp_cli import console, options
 from ddp_cli.errors import DdpError
 
+if TYPE_CHECKING:
+    from ddp_cli.core.distributed import Processes
+    from ddp_cli.core.run import Run
+    from ddp_cli.core.training import Progress
+
 
 def train(
+    curves_of: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="With --plot: the runs to draw.", show_default=False)
+    ] = None,
     task: options.Task = "square",
     data: Annotated[
         Path | None,
@@ -40,88 +50,200 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run --name, or the newest one of the task.")
     ] = False,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", help="Begin with the weights of a checkpoint.", show_default=False)
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            "--eval-every", min=1, help="Steps between evaluations; `best` is by success.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", min=1, help="Newest checkpoints to keep, besides the best; 10.", show_default=False),
+    ] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Record to Weights & Biases as well.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of runs, and do not train.")] = False,
     device: options.Device = "auto",
     runs: options.Runs = options.RUNS,
     json: options.Json = False,
 ) -> None:
     """Train a diffusion policy. Ctrl-C saves a checkpoint; --resume goes on from it."""
-    from ddp_cli.config import read_json, train_config
-    from ddp_cli.core.run import choose_device, create_run, go, newest_run, reopen_run
-    from ddp_cli.data.store import Store
+    if plot or curves_of:
+        _plot(plot, curves_of or [])
+        return
+    from ddp_cli.core.distributed import processes
+    from ddp_cli.core.run import choose_device, go, newest_run, reopen_run
+    from ddp_cli.core.training import Watchers
     from ddp_cli.tasks import get_task
 
     get_task(task)
     started = time.perf_counter()
-    stopped = False
+    lengths = {"steps": steps, "epochs": epochs, "minutes": minutes}
+    with processes() as together:
+        if not together.first:
+            console.mute()
+        chosen = choose_device(together.device(device))
+        if resume:
+            _refuse_with_resume(
+                **lengths, data=data, preset=preset, config=config, set=settings, init_from=init_from,
+                eval_every=eval_every, keep=keep,
+            )  # fmt: skip
+            folder = together.from_first(lambda: runs / task / name if name else newest_run(runs, task))
+            run = reopen_run(folder, chosen, console.warn, console.note, together)
+            console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
+        else:
+            given = {**lengths, "eval_every": eval_every, "keep": keep}
+            run = _begin(task, obs, preset, config, settings, given, data, runs, name, init_from, chosen, together)
+        with _stoppable() as stopped, console.progress(f"train {task}") as update:
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        if stopped:  # the second time the user means it
-            raise KeyboardInterrupt
-        stopped = True
-        console.note("stopping: saving a checkpoint (press Ctrl-C again to stop without)")
+            def report(p: Progress) -> None:
+                rate = f"{p.rate:.1f} steps/s, {p.rate * run.trainer.config.batch_size:.0f} samples/s"
+                update(p.step, p.total, f"loss {p.loss:.4f}, lr {p.lr:.1e}, {rate}")
 
-    chosen = choose_device(device)
-    if resume:
-        _refuse_with_resume(
-            steps=steps, epochs=epochs, minutes=minutes, data=data, preset=preset, config=config, set=settings
-        )
-        run = reopen_run(runs / task / name if name else newest_run(runs, task), chosen, console.warn)
-        console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
-    else:
-        values = _settings(settings, steps=steps, epochs=epochs, minutes=minutes)
-        preset = preset or ("paper" if chosen.type == "cuda" else "laptop")
-        given = read_json(config) if config else None
-        train_config(task, obs, preset, given, values)  # refuse what is wrong before a store is made
-        store = Store(data or _default_store(task))
-        values.setdefault("actions", store.attrs["action"]["convention"])
-        wanted = train_config(task, obs, preset, given, values)
-        folder = runs / task / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-        run = create_run(folder, wanted, store, chosen)
-        rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
-        console.note(
-            f"{folder}: preset {preset}, {obs} observations, {len(store.episode_ends)} demos, "
-            f"{run.trainer.total} steps of {wanted.batch_size}{rate}, on {chosen}"
-        )
-    handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with console.progress(f"train {task}") as update:
-            checkpoint = go(
-                run,
-                lambda p: update(p.step, p.total, f"loss {p.loss:.4f}, lr {p.lr:.1e}, {p.rate:.1f} steps/s"),
-                lambda: stopped,
-            )
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+            watchers = Watchers(report=report, should_stop=stopped, rollouts=_rollouts(run, str(chosen), stopped))
+            checkpoint = go(run, watchers, wandb)
+    again = f"`ddp train --task {task} --name {run.folder.name} --resume`"
     if checkpoint is None:
-        console.note(
-            f"stopped before the first step; begin with `ddp train --task {task} --name {run.folder.name} --resume`"
-        )
+        console.note(f"stopped before the first step; begin with {again}")
         raise KeyboardInterrupt
-    if stopped:
-        console.note(
-            f"saved {checkpoint.resolve()}; go on with `ddp train --task {task} --name {run.folder.name} --resume`"
-        )
+    if run.trainer.step_number < run.trainer.total:
+        console.note(f"saved {checkpoint.resolve()}; go on with {again}")
         raise KeyboardInterrupt
     seconds = time.perf_counter() - started
+    skipped = int(run.trainer.safe_step.skipped)
+    if skipped:
+        console.warn(f"{skipped} steps were not finite and left out")
     if json:
         console.print_json(
-            {"run": str(run.folder), "checkpoint": str(checkpoint), "steps": run.trainer.total, "seconds": seconds}
-        )
+            {
+                "run": str(run.folder), "checkpoint": str(checkpoint), "steps": run.trainer.total,
+                "skipped_steps": skipped, "seconds": seconds,
+            }
+        )  # fmt: skip
         return
     console.result(f"{checkpoint}: {run.trainer.total} steps in {console.duration(seconds)}")
     console.note("Next: `ddp eval`, or `ddp rollout --video out.mp4`.")
 
 
-def _settings(pairs: list[str] | None, **lengths: float | None) -> dict[str, object]:
-    from ddp_cli.config import parse_settings
+def _begin(
+    task: str,
+    obs: str,
+    preset: str | None,
+    config: Path | None,
+    settings: list[str] | None,
+    given: dict[str, float | None],
+    data: Path | None,
+    runs: Path,
+    name: str | None,
+    init_from: Path | None,
+    device: object,
+    together: Processes,
+) -> Run:
+    import torch
 
-    return parse_settings(pairs or []) | {k: v for k, v in lengths.items() if v is not None}
+    from ddp_cli.config import parse_settings, read_json, train_config
+    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.core.run import create_run
+    from ddp_cli.data.store import Store
+
+    assert isinstance(device, torch.device)
+    values = parse_settings(settings or []) | {k: v for k, v in given.items() if v is not None}
+    preset = preset or ("paper" if device.type == "cuda" else "laptop")
+    file = read_json(config) if config else None
+    train_config(task, obs, preset, file, values)  # refuse what is wrong before a store is made
+    weights = resolve_checkpoint(init_from, runs) if init_from else None
+    store = Store(data or together.from_first(lambda: _default_store(task)))
+    values.setdefault("actions", store.attrs["action"]["convention"])
+    wanted = train_config(task, obs, preset, file, values)
+    folder = together.from_first(lambda: runs / task / (name or time.strftime("%Y-%m-%d_%H-%M-%S")))
+    run = create_run(folder, wanted, store, device, console.note, together, weights)
+    rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
+    shared = f", {together.count} processes" if together.count > 1 else ""
+    console.note(
+        f"{folder}: preset {preset}, {obs} observations, {len(store.episode_ends)} demos, "
+        f"{run.trainer.total} steps of {wanted.batch_size}{rate}, on {device}{shared}"
+    )
+    return run
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only make the function say yes; a second time they interrupt."""
+    asked = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:  # the second time the user means it
+            raise KeyboardInterrupt
+        asked = True
+        console.note("stopping: saving a checkpoint (press Ctrl-C again to stop without)")
+
+    handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _rollouts(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path], float | None]:
+    """Runs `eval_episodes` episodes of a checkpoint in processes apart, and records the first of them."""
+    import functools
+
+    from ddp_cli.core.agent import load_agent
+    from ddp_cli.parallel import default_workers
+    from ddp_cli.sim.evaluation import evaluate, record_apart, write_report
+    from ddp_cli.tasks import FIRST_SEED
+
+    config, seed = run.trainer.config, FIRST_SEED["training"]
+    task, render = config.policy.task_spec, str(run.meta["render"])
+
+    def look(_result: object) -> None:
+        if stopped():
+            raise _StoppedError
+
+    def rollouts(checkpoint: Path) -> float | None:
+        agent = functools.partial(load_agent, checkpoint, device, None, None)
+        seeds = range(seed, seed + config.eval_episodes)
+        try:
+            # Never in this process: whatever happens to the simulator, training goes on.
+            result = evaluate(agent, task, render, seeds, max(2, default_workers()), look)
+            record_apart(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
+        except _StoppedError:
+            return None
+        except DdpError as e:
+            console.warn(f"{checkpoint.name} was not evaluated: {e.message}")
+            return None
+        report = {"checkpoint": str(checkpoint), "task": task.name, "first_seed": seed, **result.to_json()}
+        write_report(run.folder / "eval" / f"{checkpoint.name}-training.json", report)
+        low, high = result.interval
+        found = f"{result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})"
+        console.note(f"{checkpoint.name}: {found}")
+        return result.success_rate
+
+    return rollouts
+
+
+def _plot(plot: bool, folders: list[Path]) -> None:
+    from ddp_cli.core.curves import draw
+
+    if not plot or not folders:
+        raise DdpError(
+            "give --plot and the runs to draw together.", "For example `ddp train --plot runs/lift/a runs/lift/b`."
+        )
+    out = (folders[0] if len(folders) == 1 else folders[0].parent) / "curves.png"
+    draw(folders, out)
+    console.result(str(out))
 
 
 def _refuse_with_resume(**given: object) -> None:
-    names = [f"--{k}" for k, v in given.items() if v]
+    names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v]
     if names:
         raise DdpError(
             f"{names[0]} does not go with --resume.",

@@ -50,7 +50,7 @@ def save_checkpoint(
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_checkpoint(folder)
         temporary.rename(folder)
         _sync(folder.parent)
     except BaseException:
@@ -80,13 +80,22 @@ def load_meta(folder: Path) -> Meta:
     return dict(meta)
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """EMA weights and normaliser in `folder`."""
+    try:
+        return load_file(folder / MODEL)
+    except (SafetensorError, OSError) as e:
+        cause = str(e).splitlines()[0]
+        raise CheckpointError(f"'{folder / MODEL}' is damaged: {cause}", "Use another checkpoint.") from e
+
+
 def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[DiffusionPolicy, Meta]:
     """The policy in `folder`, in eval mode, with EMA weights; and what `config.json` says."""
     meta = load_meta(folder)
     try:
         policy = DiffusionPolicy(PolicyConfig(**meta["policy"]))  # type: ignore[arg-type]
-        policy.load_state_dict(load_file(folder / MODEL))
-    except (SafetensorError, OSError, RuntimeError) as e:
+        policy.load_state_dict(load_weights(folder))
+    except RuntimeError as e:
         cause = str(e).splitlines()[0]
         raise CheckpointError(f"'{folder / MODEL}' is damaged: {cause}", "Use another checkpoint.") from e
     except ConfigError as e:
@@ -111,7 +120,42 @@ def load_train_state(folder: Path) -> dict[str, Any]:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir() and not p.is_symlink())
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(p for p in found if p.is_dir() and not p.is_symlink() and p.name[5:].isdigit())
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def prune(folder: Path, every: int, keep: int, always: set[int]) -> None:
+    """Keeps the newest `keep` of the checkpoints at multiples of `every`, and those of the steps `always`."""
+    found = checkpoints(folder.parent)
+    regular = [p for p in found if step_of(p) % every == 0]
+    kept = always | {step_of(p) for p in regular[-keep:]}
+    for path in found:
+        if step_of(path) not in kept:
+            remove_checkpoint(path)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint; an interruption leaves nothing that looks like a whole one."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Removes what an interrupted process left of checkpoints that it was writing or removing."""
+    for pattern in (".*.partial", ".*.removed"):
+        for path in (run / "checkpoints").glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def latest_run(runs: Path, task: str | None = None) -> Path:
@@ -140,6 +184,8 @@ def point_link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
+    if link.is_dir() and not link.is_symlink():  # a run that was copied with its links followed
+        shutil.rmtree(link)
     temporary.replace(link)
 
 

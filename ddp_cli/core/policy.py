@@ -4,12 +4,13 @@ Diffusion Policy (Chi et al. 2023), section III: p(A | O) by denoising, conditio
 last To observations; the chunk has T steps, of which Ta are executed before the next is made.
 
 Shapes: B batch, To n_obs_steps, T horizon, Ta n_action_steps, Da action, Do features, D trajectory (Da, or
-Da + Do when inpainting), R noise samples.
+Da + Do when inpainting), R noise samples per observation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,25 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
 from ddp_cli.core.diffusion import make_scheduler, sample
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.vision import FEATURES, ImageEncoder, crop
+from ddp_cli.core.vision import FEATURES, ImageEncoder, crop, random_corners
+from ddp_cli.core.windows import upload
+from ddp_cli.tasks import IMAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in the loss of a batch. It is drawn for a whole batch and then divided, so a sample
+    sees the same noise however many processes or parts share the batch.
+    """
+
+    corners: dict[str, Tensor]  # per camera (B, frames, 2); empty: central crops
+    noise: Tensor  # (B, R, T, D)
+    timesteps: Tensor  # (B, R)
+
+    def part(self, rows: slice, device: torch.device) -> Draws:
+        """Those of some samples, on `device`."""
+        corners = {key: upload(c[rows], device) for key, c in self.corners.items()}
+        return Draws(corners, upload(self.noise[rows], device), upload(self.timesteps[rows], device))
 
 
 class DiffusionPolicy(nn.Module):
@@ -45,52 +64,49 @@ class DiffusionPolicy(nn.Module):
         self.scheduler = make_scheduler(self.config)
 
     def encode_obs(
-        self, obs: Mapping[str, Tensor], crops: torch.Generator | None = None, frames: int | None = None
+        self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, frames: int | None = None
     ) -> Tensor:
         """Features (B, To, Do), cameras first, then low-dimensional keys.
 
         `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d); of more steps the first To are
-        taken, or the first `frames`. With a generator the crops are random (training), otherwise central.
+        taken, or the first `frames`. Crops begin at `corners` {key: (B, To, 2)}, or are central.
         """
         steps = frames or self.config.n_obs_steps
         obs = {key: obs[key][:, :steps] for key in (*self.encoders, *self.config.low_dim)}
         features = []
         for key, encoder in self.encoders.items():
             x = obs[key]
-            pictures = crop(x.flatten(0, 1), self.config.crop_shape, crops)
-            features.append(encoder(self.normalizer.image(pictures.contiguous())).unflatten(0, x.shape[:2]))
+            pictures = crop(x.flatten(0, 1), self.config.crop_shape, corners[key].flatten(0, 1) if corners else None)
+            features.append(encoder(self.normalizer.image(pictures)).unflatten(0, x.shape[:2]))
         features += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
         return torch.cat(features, dim=-1)
 
-    def compute_loss(
-        self,
-        batch: Mapping[str, Any],
-        noise: Tensor | None = None,
-        timesteps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        noise_samples: int = 1,
-    ) -> Tensor:
+    def draw(self, b: int, generator: torch.Generator, noise_samples: int = 1, crops: bool = True) -> Draws:
+        """Everything random for a batch of `b`: crops (central without), noise, diffusion steps."""
+        config = self.config
+        corners = {}
+        if crops:
+            for key in self.encoders:
+                drawn = random_corners(b * config.frames, IMAGE_SIZE, config.crop_shape, generator)
+                corners[key] = drawn.unflatten(0, (b, config.frames))
+        width = config.action_dim + (0 if config.obs_as_cond else self.feature_dim)
+        noise = torch.randn(b, noise_samples, config.trajectory_steps, width, generator=generator)
+        timesteps = torch.randint(0, config.num_train_timesteps, (b, noise_samples), generator=generator)
+        return Draws(corners, noise, timesteps)
+
+    def compute_loss(self, batch: Mapping[str, Any], draws: Draws) -> Tensor:
         """Mean squared error of the prediction at random noise levels (DDPM, eq. 14), a scalar.
 
         `batch`: {"obs": ..., "action": (B, T, Da)}; inpainting needs the observations of all T steps. Each
-        encoded observation is used `noise_samples` times, with other noise and another level. `noise`
-        (B*R, T, D) and `timesteps` (B*R,) can be given; `generator` draws what is not, and the crops in
-        training mode.
+        encoded observation is used R times, with other noise and another level.
         """
-        features = self.encode_obs(batch["obs"], generator if self.training else None, self.config.frames)
-        actions = self.normalizer.normalize("action", batch["action"])
-        return self.loss_given(features, actions, noise, timesteps, generator, noise_samples)
+        features = self.encode_obs(batch["obs"], draws.corners, self.config.frames)
+        return self.loss_given(features, self.normalizer.normalize("action", batch["action"]), draws)
 
-    def loss_given(
-        self,
-        features: Tensor,
-        actions: Tensor,
-        noise: Tensor | None = None,
-        timesteps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        noise_samples: int = 1,
-    ) -> Tensor:
+    def loss_given(self, features: Tensor, actions: Tensor, draws: Draws) -> Tensor:
         """`compute_loss` behind the encoder: features (B, To or T, Do), normalised actions (B, T, Da)."""
+        noise_samples = draws.noise.shape[1]
+        noise, timesteps = draws.noise.flatten(0, 1), draws.timesteps.flatten()
         features = features.repeat_interleave(noise_samples, 0)
         actions = actions.repeat_interleave(noise_samples, 0)
         if self.config.obs_as_cond:
@@ -101,11 +117,6 @@ class DiffusionPolicy(nn.Module):
             # Detached, as published: a target that can move to meet the prediction would collapse.
             trajectory = torch.cat([actions, features.detach()], dim=-1)
             cond, known = None, self._known(trajectory)
-        if noise is None:
-            noise = torch.randn(trajectory.shape, generator=generator).to(self.device)
-        if timesteps is None:
-            levels = self.config.num_train_timesteps
-            timesteps = torch.randint(0, levels, (len(trajectory),), generator=generator).to(self.device)
         noisy = self.scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
         if known is not None:
             noisy = torch.where(known, trajectory, noisy)

@@ -7,22 +7,36 @@ runs/TASK/NAME/config.json      configuration, length, store
 
 from __future__ import annotations
 
+import fcntl
 import json
-import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from ddp_cli.config import PolicyConfig, TrainConfig, read_json
-from ddp_cli.core.checkpoint import Meta, checkpoints, load_train_state
-from ddp_cli.core.training import Progress, Trainer, keep_freed_memory, planned_steps, train
+from ddp_cli.core.checkpoint import (
+    Meta,
+    checkpoints,
+    clear_leftovers,
+    load_train_state,
+    load_weights,
+    save_checkpoint,
+)
+from ddp_cli.core.distributed import Processes
+from ddp_cli.core.loading import load_data
+from ddp_cli.core.metrics import Metrics
+from ddp_cli.core.trainer import Trainer, keep_freed_memory
+from ddp_cli.core.training import Watchers, checkpoint_path, planned_steps, train
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 
 FORMAT = 1
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,34 +47,59 @@ class Run:
     trainer: Trainer
     meta: Meta
     rate: float = 0.0
+    lock: IO[str] | None = None
 
 
-def create_run(folder: Path, config: TrainConfig, store: Store, device: torch.device) -> Run:
-    """A new run in `folder`, which must not exist; its length in steps is fixed here."""
-    if folder.exists():
+def create_run(
+    folder: Path,
+    config: TrainConfig,
+    store: Store,
+    device: torch.device,
+    note: Say,
+    processes: Processes | None = None,
+    init_from: Path | None = None,
+) -> Run:
+    """A new run in `folder`, which must not exist; its length in steps is fixed here.
+
+    With `init_from` it begins with the weights and the normaliser of that checkpoint.
+    """
+    processes = processes or Processes()
+    if processes.from_first(folder.exists):
         raise DdpError(f"'{folder}' exists.", "Add --resume to go on with it, or choose another --name.")
-    keep_freed_memory()
-    total, rate = planned_steps(config, store, device)
-    trainer = Trainer(config, store, device)
-    trainer.total = total
-    folder.mkdir(parents=True)
-    content = {
-        "format": FORMAT,
-        "train": config.model_dump(mode="json"),
-        "total_steps": total,
-        "data": str(store.path.absolute()),
-        "store": store_identity(store),
-    }
-    partial = folder / ".config.json.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(folder / "config.json")
-    return Run(folder, trainer, _meta(trainer, store), rate)
+    trainer, rate = _trainer(config, store, device, note, processes, None)
+    if init_from:
+        begin_with(trainer, init_from)
+    meta, lock = _meta(trainer, store), None
+    if processes.first:
+        folder.mkdir(parents=True)
+        lock = _lock(folder)
+        content = {
+            "format": FORMAT,
+            "id": uuid.uuid4().hex[:8],
+            "train": config.model_dump(mode="json"),
+            "total_steps": trainer.total,
+            "data": str(store.path.absolute()),
+            "store": store_identity(store),
+        }
+        if init_from:  # so that resuming needs no other run
+            about: Meta = {**meta, "step": 0, "init_from": str(init_from)}
+            path = checkpoint_path(folder / "checkpoints", 0)
+            save_checkpoint(path, config.policy, trainer.ema_weights(), about, trainer.state())
+        partial = folder / ".config.json.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(folder / "config.json")
+    return Run(folder, trainer, meta, rate, lock)
 
 
-def reopen_run(folder: Path, device: torch.device, warn: Callable[[str], None]) -> Run:
-    """The run in `folder`, at its newest whole checkpoint; damaged ones are passed over with a warning."""
+def reopen_run(folder: Path, device: torch.device, warn: Say, note: Say, processes: Processes | None = None) -> Run:
+    """The run in `folder`, at its newest whole checkpoint; damaged ones are passed over with a warning.
+
+    The number of processes may be another one than before.
+    """
+    processes = processes or Processes()
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
+    lock = _lock(folder) if processes.first else None
     content = read_json(folder / "config.json")
     try:
         policy, train_values = content["train"].pop("policy"), content["train"]
@@ -72,10 +111,10 @@ def reopen_run(folder: Path, device: torch.device, warn: Callable[[str], None]) 
         raise DataError(
             f"'{store.path}' is not the store that this run began with.", "Restore that one, or start a new run."
         )
-    keep_freed_memory()
-    trainer = Trainer(config, store, device)
-    trainer.total = total
-    for path in reversed(checkpoints(folder)):
+    trainer, _ = _trainer(config, store, device, note, processes, total)
+    if processes.first:
+        clear_leftovers(folder)
+    for path in reversed(processes.from_first(lambda: checkpoints(folder))):
         try:
             trainer.load_state(load_train_state(path))
             break
@@ -83,36 +122,58 @@ def reopen_run(folder: Path, device: torch.device, warn: Callable[[str], None]) 
             warn(f"{e.message} Trying the one before.")
     else:
         warn(f"'{folder}' has no checkpoint yet: beginning at step 0")
-    return Run(folder, trainer, _meta(trainer, store))
+    return Run(folder, trainer, _meta(trainer, store), lock=lock)
 
 
-def go(run: Run, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Path | None:
-    """Trains to the end of `run`, or until `should_stop()`; returns its last checkpoint, None before any."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    began = time.time()
-    writer = SummaryWriter(str(run.folder), purge_step=run.trainer.step_number)
-    _forget(run.folder / "metrics.jsonl", run.trainer.step_number)
-    with (run.folder / "metrics.jsonl").open("a") as metrics:
-
-        def log(numbers: dict[str, float]) -> None:
-            metrics.write(json.dumps({**numbers, "seconds": round(time.time() - began, 3)}) + "\n")
-            metrics.flush()
-            for key, value in numbers.items():
-                if key != "step":
-                    writer.add_scalar(key, value, int(numbers["step"]))
-
-        try:
-            return train(run.trainer, run.folder, run.meta, report, log, should_stop)
-        finally:
-            writer.close()
+def _trainer(
+    config: TrainConfig, store: Store, device: torch.device, note: Say, processes: Processes, total: int | None
+) -> tuple[Trainer, float]:
+    """The trainer, with its length planned unless `total` is known, and the rate measured for that."""
+    _check_store(config, store)
+    keep_freed_memory()
+    # The first process decodes what does not fit in memory; then it is there for the others.
+    data = load_data(config, store, device, note) if processes.first else None
+    processes.gather(None)
+    data = data or load_data(config, store, device, note, write=False)
+    rate = 0.0
+    if total is None:
+        total, rate = planned_steps(config, data, device, processes)
+    return Trainer(config, data, device, processes, total), rate
 
 
-def _forget(metrics: Path, step: int) -> None:
-    """Drops the numbers behind `step`: the run was interrupted there and will write them again."""
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+def begin_with(trainer: Trainer, checkpoint: Path) -> None:
+    """Takes the weights and the normaliser of `checkpoint`; ConfigError lists what does not fit."""
+    theirs, mine = load_weights(checkpoint), trainer.policy.state_dict()
+    faults = [f"no {k} there" for k in mine if k not in theirs] + [
+        f"{k} is unknown here" for k in theirs if k not in mine
+    ]
+    faults += [
+        f"{k} is {tuple(theirs[k].shape)}, here {tuple(v.shape)}"
+        for k, v in mine.items()
+        if k in theirs and theirs[k].shape != v.shape
+    ]
+    if faults:
+        raise ConfigError(
+            f"the weights of '{checkpoint}' do not fit, {len(faults)} differ: {'; '.join(faults)}.",
+            "Train the same architecture: take its settings from config.json there.",
+        )
+    trainer.policy.load_state_dict(theirs)
+    for shadow, parameter in zip(trainer.ema.shadow_params, trainer.policy.parameters(), strict=True):
+        shadow.copy_(parameter.detach())
+
+
+def go(run: Run, watchers: Watchers, wandb: bool = False) -> Path | None:
+    """Trains to the end of `run`, or until told to stop; returns its last checkpoint, None before any.
+
+    What `watchers` logs is recorded in the run's folder as well.
+    """
+    checkpoints_folder = run.folder / "checkpoints"
+    if not run.trainer.processes.first:
+        return train(run.trainer, checkpoints_folder, run.meta, watchers)
+    with Metrics(run.folder, run.trainer.step_number, wandb) as metrics:
+        watchers.scores |= metrics.scores()
+        watchers.log = metrics.log
+        return train(run.trainer, checkpoints_folder, run.meta, watchers)
 
 
 def newest_run(runs: Path, task: str) -> Path:
@@ -139,13 +200,39 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _check_store(config: TrainConfig, store: Store) -> None:
+    if store.task.name != config.policy.task:
+        raise ConfigError(
+            f"'{store.path}' holds demos of '{store.task.name}', not of '{config.policy.task}'.",
+            f"Train with --task {store.task.name}, or name another store.",
+        )
+    if store.attrs["action"]["convention"] != config.policy.actions:
+        raise ConfigError(
+            f"'{store.path}' holds {store.attrs['action']['convention']} actions, "
+            f"the configuration says {config.policy.actions}.",
+            "Leave `actions` out: it follows the store.",
+        )
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Held as long as this process lives: two that train one run would spoil it."""
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        lock.close()
+        raise DdpError(f"another process is training '{folder}'.", "Wait for it, or stop it first.") from e
+    return lock
+
+
 def store_identity(store: Store) -> dict[str, Any]:
-    """What makes a store the same: its source's hash and how it was converted."""
+    """What makes a store the same: its source, how it was converted, and the hash of its actions."""
     source = store.attrs["source"]
     return {
         "sha256": source["sha256"],
         "demos": len(source["demos"]),
         "steps": int(store.episode_ends[-1]),
+        "actions_sha256": store.content_hash(),
         **{k: store.attrs[k] for k in ("task", "render", "action", "versions")},
     }
 

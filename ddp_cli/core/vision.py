@@ -40,9 +40,12 @@ class ImageEncoder(nn.Module):
         self.backbone, channels = resnet18() if kind == "resnet18" else small()
         self.pool = SpatialSoftArgmax(channels)
         self.linear = nn.Linear(2 * KEYPOINTS, FEATURES)
+        # Measured: with few channels GroupNorm costs more in channels_last than the convolutions save.
+        self.layout = torch.channels_last if kind == "resnet18" else torch.contiguous_format
+        self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.pool(self.backbone(x))).relu()
+        return self.linear(self.pool(self.backbone(x.contiguous(memory_format=self.layout)))).relu()
 
 
 def resnet18() -> tuple[nn.Module, int]:
@@ -64,19 +67,22 @@ def small() -> tuple[nn.Module, int]:
     return nn.Sequential(*block(3, 32, 4, 4, 0), *block(32, 48, 3, 1, 1), *block(48, 48, 3, 1, 1)), 48
 
 
-def crop(x: Tensor, shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own random place, or all at the centre.
-
-    With a generator (training) the crops are drawn independently per picture.
+def crop(x: Tensor, shape: tuple[int, int], corners: Tensor | None) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own corner (top, left) of `corners` (N, 2), or all at
+    the centre.
     """
-    n, _channels, height, width = x.shape
+    height, width = x.shape[-2:]
     h, w = shape
-    if generator is None:
+    if corners is None:
         top, left = round((height - h) / 2), round((width - w) / 2)  # an odd margin as torchvision rounds it
         return x[:, :, top : top + h, left : left + w]
-    tops = torch.randint(0, height - h + 1, (n,), generator=generator, device=generator.device).to(x.device)
-    lefts = torch.randint(0, width - w + 1, (n,), generator=generator, device=generator.device).to(x.device)
-    rows = (tops[:, None] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
-    columns = (lefts[:, None] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
-    pictures = torch.arange(n, device=x.device)[:, None, None]
+    rows = (corners[:, :1] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
+    columns = (corners[:, 1:] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
+    pictures = torch.arange(len(x), device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[pictures, rows, columns].permute(0, 3, 1, 2)
+
+
+def random_corners(count: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """(count, 2): where independent random crops of `shape` begin in pictures of `size` x `size`."""
+    rooms = [size - side + 1 for side in shape]
+    return torch.stack([torch.randint(0, room, (count,), generator=generator) for room in rooms], dim=1)

@@ -9,7 +9,8 @@ Shapes: B batch, To n_obs_steps, T horizon, M windows, N steps in the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Batch = dict[str, Any]
+CPU = torch.device("cpu")
 
 
 def validation_episodes(episodes: int, val_ratio: float, seed: int) -> NDArray[np.bool_]:
@@ -61,7 +63,11 @@ def window_steps(bounds: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
 
 
 class Windows:
-    """All windows over arrays in memory: uint8 images (N, H, W, 3), float32 low-dim and action (N, d)."""
+    """All windows over arrays: uint8 images (N, H, W, 3), float32 low-dim and action (N, d).
+
+    The arrays are in memory, memory-mapped, or moved to `device`. `release` is called whenever
+    mapped ones may have been read.
+    """
 
     def __init__(
         self,
@@ -70,11 +76,15 @@ class Windows:
         obs_keys: Sequence[str],
         n_obs_steps: int,
         extra_keys: Sequence[str] = (),
+        device: torch.device = CPU,
+        release: Callable[[], None] | None = None,
     ) -> None:
         keys = (*obs_keys, *extra_keys, "action")
-        self.arrays = {k: torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in keys}
-        self.steps = torch.from_numpy(steps)
+        self.on_disk = any(isinstance(arrays[k], np.memmap) for k in keys)
+        self.arrays = {k: torch.from_numpy(np.asanyarray(arrays[k])).to(device) for k in keys}
+        self.steps = torch.from_numpy(steps).to(device)
         self.obs_keys, self.extra_keys, self.n_obs_steps = obs_keys, extra_keys, n_obs_steps
+        self.device, self._release = device, release if self.on_disk else None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -84,14 +94,34 @@ class Windows:
 
         Only the frames that are looked at are read: the first n_obs_steps.
         """
-        steps = self.steps[index]
+        steps = self.steps[upload(index, self.device)]
         first = steps[:, : self.n_obs_steps]
         obs = {}
         for key in self.obs_keys:
             seen = self.arrays[key][first]
             obs[key] = seen.permute(0, 1, 4, 2, 3) if seen.ndim == 5 else seen
+            if self._release:
+                self._release()
         extra = {key: self.arrays[key][first] for key in self.extra_keys}
         return {"obs": obs, **extra, "action": self.arrays["action"][steps]}
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`, without waiting for it."""
+    if device.type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
+    moved = {k: upload(v, device) for k, v in batch.items() if k != "obs"}
+    return moved | {"obs": {k: upload(v, device) for k, v in batch["obs"].items()}}
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Some samples of the batch."""
+    return {k: v[rows] for k, v in batch.items() if k != "obs"} | {"obs": {k: v[rows] for k, v in batch["obs"].items()}}
 
 
 def batch_index(windows: int, batch_size: int, step: int, seed: int) -> Tensor:
@@ -103,9 +133,13 @@ def batch_index(windows: int, batch_size: int, step: int, seed: int) -> Tensor:
     parts = []
     while first < (step + 1) * batch_size:
         epoch, offset = divmod(first, windows)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(windows, generator=generator)
-        part = order[offset : offset + (step + 1) * batch_size - first]
-        parts.append(part)
-        first += len(part)
+        piece = _order(windows, seed, epoch)[offset : offset + (step + 1) * batch_size - first]
+        parts.append(piece)
+        first += len(piece)
     return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(windows: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of pass `epoch` over the windows."""
+    return torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -10,6 +10,8 @@ All episodes lie one after another. Attributes say where they come from and how 
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -131,11 +133,34 @@ class Store:
         self.task = get_task(str(self.attrs["task"]))
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
 
-    def read(self, key: str, group: str = "data") -> NDArray[Any]:
-        """The whole array `key`, decoded; DataError when it is absent or damaged."""
+    def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
+        """The array `key`, or some rows of it, decoded; DataError when it is absent or damaged."""
         try:
-            return np.asarray(self._root[f"{group}/{key}"][:])  # type: ignore[index]
+            return np.asarray(self._array(key, group)[rows])
+        except (OSError, ValueError, RuntimeError) as e:
+            if isinstance(e, DataError):
+                raise
+            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demos again.") from e
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of data/`key`."""
+        return tuple(self._array(key).shape)
+
+    def nbytes(self, key: str) -> int:
+        """Size of data/`key` when decoded [bytes]."""
+        array = self._array(key)
+        return math.prod(array.shape) * array.dtype.itemsize
+
+    def is_picture(self, key: str) -> bool:
+        """Whether data/`key` holds pictures."""
+        return len(self.shape(key)) == 4
+
+    def content_hash(self) -> str:
+        """SHA-256 of the actions and the ends of the episodes."""
+        return hashlib.sha256(self.read("action").tobytes() + self.episode_ends.tobytes()).hexdigest()
+
+    def _array(self, key: str, group: str = "data") -> Any:
+        try:
+            return self._root[f"{group}/{key}"]
         except KeyError as e:
             raise DataError(f"'{self.path}' has no array {group}/{key}.", "Convert the demos again.") from e
-        except (OSError, ValueError, RuntimeError) as e:
-            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demos again.") from e

@@ -85,7 +85,9 @@ def evaluate(
     `make_agent` must be picklable; it runs once in every process.
     """
     runner = functools.partial(_runner, make_agent, task, render)
-    results = []
+    results: list[EpisodeResult] = []
+    if not seeds:
+        return Evaluation(results)
     with closing(ordered_map(runner, seeds, min(workers, len(seeds)))) as episodes:
         for result in episodes:
             results.append(result)
@@ -96,6 +98,20 @@ def evaluate(
 def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
     agent = make_agent()
     return functools.partial(run_episode, Simulator(task, render, agent.actions), agent)
+
+
+def record_apart(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:
+    """Records the episode `seed` at half size, in a process of its own."""
+    with closing(ordered_map(functools.partial(_recorder, make_agent, task, render, path), [seed], 2)) as done:
+        list(done)
+
+
+def _recorder(make_agent: Callable[[], Agent], task: Task, render: str, path: Path) -> Callable[[int], EpisodeResult]:
+    from ddp_cli.sim.video import FRAME_SIZE, record
+
+    agent = make_agent()
+    sim = Simulator(task, render, agent.actions)
+    return lambda seed: record(sim, agent, seed, path, FRAME_SIZE // 2)
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

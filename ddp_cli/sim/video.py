@@ -63,9 +63,9 @@ class VideoWriter:
         )
 
 
-def picture(sim: Simulator, success: bool = False) -> NDArray[np.uint8]:
-    """Both cameras side by side (512, 1024, 3); a green bar below once the task has succeeded."""
-    frame = np.hstack([sim.image(key, FRAME_SIZE) for key in CAMERAS])
+def picture(sim: Simulator, success: bool = False, size: int = FRAME_SIZE) -> NDArray[np.uint8]:
+    """Both cameras side by side (size, 2 size, 3); a green bar below once the task has succeeded."""
+    frame = np.hstack([sim.image(key, size) for key in CAMERAS])
     if success:
         frame[-8:] = (40, 180, 70)
     return frame
@@ -76,7 +76,7 @@ def read_video(path: Path) -> NDArray[np.uint8]:
     return np.stack([np.asarray(frame) for frame in imageio.mimread(path, memtest=False)])
 
 
-def record(sim: Simulator, agent: Agent, seed: int, path: Path) -> EpisodeResult:
+def record(sim: Simulator, agent: Agent, seed: int, path: Path, size: int = FRAME_SIZE) -> EpisodeResult:
     """Runs the episode `seed` and writes it to `path`."""
     with VideoWriter(path) as video:
-        return run_episode(sim, agent, seed, lambda _step, success: video.add(picture(sim, success)))
+        return run_episode(sim, agent, seed, lambda _step, success: video.add(picture(sim, success, size)))

@@ -11,6 +11,7 @@ import torch
 from core.published_recipe import inputs, state_dict, weight
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.policy import Draws
 from ddp_cli.core.published import import_published
 from ddp_cli.errors import CheckpointError, ConfigError
 
@@ -44,7 +45,7 @@ def test_equal_to_the_published_numbers(case: str) -> None:
     out = policy.denoiser(torch.from_numpy(stored["denoise_in"]), torch.from_numpy(stored["denoise_t"]), cond)
     close(out, "denoise_out", 1e-5)
     noise, steps = torch.from_numpy(stored["loss_noise"]), torch.from_numpy(stored["loss_timesteps"])
-    close(policy.compute_loss({"obs": obs, "action": action}, noise, steps), "loss", 1e-5)
+    close(policy.compute_loss({"obs": obs, "action": action}, Draws({}, noise[:, None], steps[:, None])), "loss", 1e-5)
     result = policy.predict_action(obs, torch.Generator().manual_seed(11))
     close(result["action_pred"], "action_pred", 1e-4)
     close(result["action"], "action", 1e-4)
@@ -85,7 +86,7 @@ def test_other_settings_import_and_act(settings: dict) -> None:
     result = policy.predict_action(obs, torch.Generator().manual_seed(0))
     assert result["action"].shape == (2, config.n_action_steps, 7)
     assert result["action_pred"].shape == (2, config.trajectory_steps, 7)
-    assert torch.isfinite(policy.compute_loss({"obs": obs, "action": action}))
+    assert torch.isfinite(policy.compute_loss({"obs": obs, "action": action}, policy.draw(2, torch.Generator())))
 
 
 def test_action_steps_only_with_causal_attention_stands_for_its_absolute_steps() -> None:

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop
+from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop, random_corners
 
 
 def test_soft_argmax_points_at_the_peak() -> None:
@@ -35,7 +35,9 @@ def test_resnet_has_group_norm_of_16_channels() -> None:
 
 def test_random_crops_are_real_crops_drawn_per_picture() -> None:
     x = torch.arange(84 * 84).view(1, 1, 84, 84).expand(64, 3, 84, 84)
-    y = crop(x, (76, 76), torch.Generator().manual_seed(0))
+    drawn = random_corners(64, 84, (76, 76), torch.Generator().manual_seed(0))
+    y = crop(x, (76, 76), drawn)
+    assert {int(c) for c in drawn.flatten()} == set(range(9))
     corners = y[:, 0, 0, 0]
     assert len(set(corners.tolist())) > 30  # of 81 places
     for picture, corner in zip(y, corners, strict=True):
@@ -43,7 +45,7 @@ def test_random_crops_are_real_crops_drawn_per_picture() -> None:
         assert torch.equal(picture, x[0, :, top : top + 76, left : left + 76])
 
 
-def test_without_a_generator_the_crop_is_central() -> None:
+def test_without_corners_the_crop_is_central() -> None:
     x = torch.randn(2, 3, 84, 84)
     assert torch.equal(crop(x, (76, 76), None), x[:, :, 4:80, 4:80])
     for side in range(64, 85):

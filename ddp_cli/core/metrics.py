@@ -1,0 +1,89 @@
+"""The numbers of a run: lines of JSON, TensorBoard and, if wanted, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ddp_cli.config import read_json
+from ddp_cli.errors import DdpError
+
+NAME = "metrics.jsonl"
+HELD_OUT = ("val_loss", "position_error_mm", "rotation_error_deg")
+
+
+class Metrics:
+    """Records numbers of the run in `folder` from `step` on; what is there of later steps is dropped: the run
+    was interrupted, and will write it again.
+    """
+
+    def __init__(self, folder: Path, step: int, wandb: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path, self._began = folder / NAME, time.time()
+        lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= step]
+        partial = folder / f".{NAME}.partial"
+        partial.write_text("".join(f"{line}\n" for line in lines))
+        partial.replace(self.path)
+        self._wandb = _start_wandb(folder) if wandb else None
+        self._file = self.path.open("a")
+        self._writer = SummaryWriter(str(folder), purge_step=step)
+
+    def scores(self) -> dict[int, float]:
+        """Success rate by step, of the evaluations so far."""
+        return {
+            int(row["step"]): row["success_rate"] for row in read_metrics(self.path.parent) if "success_rate" in row
+        }
+
+    def log(self, numbers: dict[str, float]) -> None:
+        """Records `numbers`, one of which is the `step`."""
+        step = int(numbers["step"])
+        self._file.write(json.dumps({**numbers, "seconds": round(time.time() - self._began, 3)}) + "\n")
+        self._file.flush()
+        tagged = {_tag(name): value for name, value in numbers.items() if name != "step"}
+        for tag, value in tagged.items():
+            self._writer.add_scalar(tag, value, step)
+        if self._wandb:
+            self._wandb.log(tagged, step=step)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+        self._writer.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=int(kind is not None))
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The recorded lines of a run, without one that an interruption cut off."""
+    path = folder / NAME
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def _tag(name: str) -> str:
+    if name in HELD_OUT:
+        return f"held-out, not for choosing checkpoints/{name}"
+    return f"loss/{name}" if name.endswith("loss") else name
+
+
+def _start_wandb(folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as e:
+        raise DdpError("Weights & Biases is not installed.", "pip install 'ddp-cli[wandb]'.") from e
+    content = read_json(folder / "config.json")
+    name = f"{folder.parent.name}/{folder.name}"
+    return wandb.init(
+        project="ddp", name=name, id=content.get("id"), resume="allow", dir=str(folder), config=content["train"]
+    )
