@@ -30,6 +30,25 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+class Dropout(nn.Module):
+    """nn.Dropout, four times as fast on a CPU: 16 random bits per value instead of a draw of its own.
+
+    On a CPU the probability is rounded to 1/65536.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p or x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
+        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+        kept = round((1.0 - self.p) * 65536)
+        return x * (bits < kept - 32768).to(x.dtype) * (65536 / kept)
+
+
 class Attention(nn.Module):
     """Multi-head attention of x (B, T, C) over a memory (B, S, C); self-attention when they are one."""
 
@@ -59,7 +78,7 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(n_emb) if decoder else None
         self.cross_attention = Attention(n_emb, n_head, p_drop) if decoder else None
         self.linear1, self.linear2 = nn.Linear(n_emb, 4 * n_emb), nn.Linear(4 * n_emb, n_emb)
-        self.drop = nn.Dropout(p_drop)
+        self.drop = Dropout(p_drop)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, memory: Tensor | None = None, memory_mask: Tensor | None = None
@@ -104,7 +123,7 @@ class Denoiser(nn.Module):
         self.encoder = ConditionEncoder(config) if config.time_as_cond else None
         if config.time_as_cond:
             self.cond_pos_emb = nn.Parameter(torch.empty(1, 1 + (to if config.obs_as_cond else 0), c))
-        self.drop = nn.Dropout(config.p_drop_emb)
+        self.drop = Dropout(config.p_drop_emb)
         self.layers = nn.ModuleList(
             Layer(c, config.n_head, config.p_drop_attn, decoder=config.time_as_cond) for _ in range(config.n_layer)
         )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.denoiser import Attention, Denoiser, Layer, timestep_embedding
+from ddp_cli.core.denoiser import Attention, Denoiser, Dropout, Layer, timestep_embedding
 
 
 def denoiser(causal: bool = True) -> Denoiser:
@@ -79,3 +79,21 @@ def test_weight_decay_spares_biases_norms_and_positions() -> None:
     assert not any("norm" in names[id(p)] or "ln_f" in names[id(p)] for p in decayed)
     assert {"pos_emb", "cond_pos_emb", "head.bias", "ln_f.weight"} <= {names[id(p)] for p in plain}
     assert len(decayed) + len(plain) == len(names)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3])
+def test_dropout_has_the_moments_of_a_bernoulli_in_every_place(p: float) -> None:
+    torch.manual_seed(0)
+    drop, n = Dropout(p), 40_000
+    y = drop(torch.ones(n, 5))
+    torch.testing.assert_close(y[y != 0].unique(), torch.tensor([1 / (1 - p)]), atol=1e-4, rtol=0)
+    five_sigma = 5 * (p * (1 - p) / n) ** 0.5
+    for column in y.T:  # 16 bits of a 64-bit draw fall on each place in turn
+        assert abs(float((column == 0).float().mean()) - p) < five_sigma
+    both = ((y[:, 0] == 0) & (y[:, 1] == 0)).float().mean()
+    assert abs(float(both) - p * p) < five_sigma
+    x = torch.ones(7, 3, requires_grad=True)
+    out = drop(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+    assert torch.equal(drop.eval()(x), x)

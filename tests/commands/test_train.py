@@ -1,0 +1,116 @@
+"""`ddp train` as a user runs it: what it writes, and what it refuses. (Interruptions: core/test_run.py.)"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import TINY, ddp, ok, ok_json, refused
+
+from ddp_cli.errors import SimulatorError
+from ddp_cli.sim.video import read_video
+from ddp_cli.tasks import TASKS
+
+SETTINGS = [x for key, value in {**TINY, "num_inference_steps": 1}.items() for x in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and episodes that end early: an untrained policy never gets anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=10))
+
+
+def command(store: Path, *args: object) -> list[object]:
+    return ["train", "--task", "lift", "--data", store, "--preset", "laptop", "--name", "x", *SETTINGS, *args]
+
+
+def metrics(name: str) -> list[float]:
+    lines = [json.loads(line) for line in Path("runs/lift/x/metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_episodes_are_run_and_filmed_along_the_way(lift_zarr: Path) -> None:
+    result = ddp(*command(lift_zarr, "--steps", 4, "--eval-every", 2, "--set", "eval_episodes=2", "--keep", 1))
+    ok(result)
+    assert "step-00000002: 0 of 2 succeeded (0% to 66%)" in result.stderr
+    run = Path("runs/lift/x")
+    assert metrics("success_rate") == [0.0, 0.0]
+    assert sorted(p.name for p in (run / "videos").iterdir()) == ["step-00000002.mp4", "step-00000004.mp4"]
+    assert read_video(run / "videos/step-00000004.mp4").shape == (11, 256, 512, 3)
+    report = json.loads((run / "eval/step-00000004-training.json").read_text())
+    assert [e["seed"] for e in report["episodes"]] == [200_000, 200_001]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "last", "step-00000004"]
+    assert ok(ddp("train", "--plot", run)).stdout.strip() == "runs/lift/x/curves.png"
+    assert Path("runs/lift/x/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_broken_simulator_does_not_stop_training(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise SimulatorError("no display here.")
+
+    monkeypatch.setattr("ddp_cli.sim.evaluation.evaluate", broken)
+    result = ddp(*command(lift_zarr, "--steps", 2, "--eval-every", 1))
+    ok(result)
+    assert "step-00000001 was not evaluated: no display here." in result.stderr
+    assert Path("runs/lift/x/checkpoints/best").resolve().name == "step-00000002"
+
+
+def test_weights_and_biases_is_told_everything(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict] = []
+    told: list[tuple[int, dict]] = []
+    fake = types.SimpleNamespace(
+        init=lambda **kwargs: started.append(kwargs) or fake,
+        log=lambda numbers, step: told.append((step, numbers)),
+        finish=lambda exit_code: told.append((exit_code, {})),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    ok(ddp(*command(lift_zarr, "--steps", 2, "--wandb")))
+    ok(ddp("train", "--task", "lift", "--name", "x", "--resume", "--wandb"))
+    assert started[0]["id"] == started[1]["id"]  # a resumed run is the same run there
+    assert started[0]["config"]["policy"]["n_emb"] == 16
+    losses = [(step, numbers["loss/loss"]) for step, numbers in told if "loss/loss" in numbers]
+    assert [step for step, _ in losses] == [1, 2]
+    assert [loss for _, loss in losses] == metrics("loss")
+    assert any("not for choosing checkpoints" in name for _, numbers in told for name in numbers)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line = refused(ddp("train", "--task", "lift", "--name", "x", "--resume", "--wandb"))
+    assert "pip install 'ddp-cli[wandb]'" in line
+
+
+def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(lift_zarr: Path, trained: Path) -> None:
+    fresh = ok_json(*command(lift_zarr, "--steps", 1, "--set", "lr=1e-9"))
+    first = metrics("loss")
+    assert fresh["skipped_steps"] == 0
+    Path("runs/lift/x").rename("runs/lift/fresh")
+    ok(ddp(*command(lift_zarr, "--steps", 1, "--set", "lr=1e-9", "--init-from", trained / "lift/tiny")))
+    assert metrics("loss") != first
+    other = ["--init-from", trained / "lift/tiny", "--set", "n_emb=32", "--name", "y"]
+    line = refused(ddp(*command(lift_zarr, "--steps", 1, *other)))
+    assert "do not fit" in line
+    assert "denoiser.input_emb.weight is (16, 7), here (32, 7)" in line
+    assert not Path("runs/lift/y").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--plot"], ["--plot", "runs/lift/a"]),
+        (["--plot", "nowhere"], ["'nowhere' has recorded nothing"]),
+        (["some/run"], ["--plot"]),
+        (["--resume", "--keep", "3"], ["--keep", "--resume"]),
+        (["--resume", "--init-from", "x"], ["--init-from", "--resume"]),
+        (["--init-from", "nowhere", "--task", "lift"], ["'nowhere'"]),
+        (["--set", "accumulate=65"], ["accumulate 65", "batch_size 64"]),
+        (["--set", "checkpoint_every=3", "--eval-every", "4"], ["eval_every 4", "multiple", "3"]),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], words: list[str], tmp_path: Path) -> None:
+    line = refused(ddp("train", *args))
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
