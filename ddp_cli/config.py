@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, get_task
+from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, difference, get_task, task_from_json
 
 Fraction = Field(ge=0.0, lt=1.0)
+
+
+def _as_task(value: Any) -> Task:
+    return value if isinstance(value, Task) else task_from_json(value)
+
+
+AnyTask = Annotated[Task, PlainValidator(_as_task), PlainSerializer(Task.to_json)]
+"""In JSON, and wherever it is given: the name of a built-in task, or the whole description of another."""
 
 
 class _Config(BaseModel):
@@ -31,7 +39,7 @@ class _Config(BaseModel):
 class PolicyConfig(_Config):
     """Everything that decides what function a policy is, given its weights."""
 
-    task: str = "square"
+    task: AnyTask = get_task("square")
     obs: Literal["image", "state"] = "image"
     actions: Literal["delta", "absolute"] = "delta"
 
@@ -76,8 +84,16 @@ class PolicyConfig(_Config):
         super().__init__(**{"p_drop_emb": 0.0, "p_drop_attn": 0.3} | values)
 
     @model_validator(mode="after")
+    def _observable(self) -> Self:
+        if self.obs == "state" and not self.task.object:
+            raise ConfigError(
+                f"the task '{self.task.name}' names no object, which a state policy observes.",
+                'Add "object": {OBSERVABLE: WIDTH} to its file and convert again, or train with --obs image.',
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
-        get_task(self.task)
         if self.n_obs_steps > self.horizon:
             raise ValueError(f"n_obs_steps {self.n_obs_steps} is longer than horizon {self.horizon}")
         room = self.horizon - self.n_obs_steps + 1
@@ -115,18 +131,14 @@ class PolicyConfig(_Config):
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
 
     @property
-    def task_spec(self) -> Task:
-        return get_task(self.task)
-
-    @property
     def low_dim(self) -> dict[str, int]:
         """Low-dimensional keys and widths, in the order of the features."""
-        return self.task_spec.low_dim(self.obs)
+        return self.task.vectors(self.obs)
 
     @property
     def image_keys(self) -> list[str]:
         """Image keys, in the order of the features."""
-        return list(self.task_spec.cameras(self.obs))
+        return list(self.task.images(self.obs))
 
     @property
     def trajectory_steps(self) -> int:
@@ -195,6 +207,11 @@ class TrainConfig(_Config):
             raise ValueError("give only one of steps, epochs and minutes")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        if self.object_loss and self.policy.obs == "image" and not self.policy.task.object:
+            raise ConfigError(
+                f"object_loss {self.object_loss:g}: the task '{self.policy.task.name}' names no object.",
+                'Leave it at 0, or add "object": {OBSERVABLE: WIDTH} to the task\'s file and convert again.',
+            )
         return self
 
 
@@ -229,29 +246,31 @@ LENGTHS = ("steps", "epochs", "minutes")
 
 
 def train_config(
-    task: str, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
+    task: str | Task, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
 ) -> TrainConfig:
     """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
-    Raises ConfigError for keys that do not exist and values out of range, naming the valid ones.
+    A preset's object loss is left out where the task names no object. Raises ConfigError for keys that do
+    not exist and values out of range, naming the valid ones.
     """
     if preset not in PRESETS:
         raise ConfigError(
             f"unknown preset '{preset}'{close_match(preset, PRESETS)}", f"Valid presets: {', '.join(PRESETS)}."
         )
-    flat: dict[str, Any] = {"task": task, "obs": obs, "preset": preset}
+    flat: dict[str, Any] = {"task": _as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
-    for layer in (PRESETS[preset], state, file or {}, settings or {}):
+    unhelped = {} if flat["task"].object else {"object_loss": 0.0}
+    for layer in (PRESETS[preset] | unhelped, state, file or {}, settings or {}):
         nested = layer.get("policy", {})
         if not isinstance(nested, dict):
             raise ConfigError(f"policy = {nested!r}: expected an object.", "Name its settings one by one.")
         given = {k: v for k, v in layer.items() if k != "policy"} | nested
-        chosen = [k for k in ("task", "obs", "preset") if k in given and given[k] != flat[k]]
-        if chosen:
-            raise ConfigError(
-                f"{chosen[0]} = {given[chosen[0]]!r} contradicts {flat[chosen[0]]!r}.",
-                f"Use --{chosen[0]} to choose it.",
-            )
+        if "task" in given:
+            given["task"] = _as_task(given["task"])
+        for key in ("task", "obs", "preset"):
+            contradiction = _contradiction(key, given.get(key, flat[key]), flat[key])
+            if contradiction:
+                raise ConfigError(contradiction, f"Use --{key} to choose it.")
         if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
         flat |= given
@@ -265,6 +284,15 @@ def train_config(
                 f"Valid: {', '.join(sorted(k for k in valid if k != 'policy'))}.",
             )
     return TrainConfig(policy=PolicyConfig(**policy), **rest)
+
+
+def _contradiction(key: str, given: Any, chosen: Any) -> str:
+    """What is wrong, empty if nothing is."""
+    if key != "task":
+        return "" if given == chosen else f"{key} = {given!r} contradicts {chosen!r}."
+    differs = difference(given, chosen)
+    why = f": {differs}" if given.name == chosen.name else ""
+    return f"task = '{given.name}' contradicts '{chosen.name}'{why}." if differs else ""
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

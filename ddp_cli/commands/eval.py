@@ -43,7 +43,7 @@ def evaluate(
         options.check_output(out, overwrite)
     meta = load_meta(folder)
     used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
-    spec = used.task_spec
+    spec = used.task
     agent = functools.partial(load_agent, folder, str(choose_device(device)), sampler, inference_steps)
     used_sampler, used_steps = used.sampler, used.num_inference_steps
     console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")

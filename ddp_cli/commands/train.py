@@ -12,6 +12,7 @@ import typer
 
 from ddp_cli import console, options
 from ddp_cli.errors import DdpError
+from ddp_cli.tasks import Task
 
 
 def train(
@@ -47,10 +48,9 @@ def train(
     """Train a diffusion policy. Ctrl-C saves a checkpoint; --resume goes on from it."""
     from ddp_cli.config import read_json, train_config
     from ddp_cli.core.run import choose_device, create_run, go, newest_run, reopen_run
-    from ddp_cli.data.store import Store
-    from ddp_cli.tasks import get_task
+    from ddp_cli.data.store import Store, find_task
+    from ddp_cli.tasks import check_described, task_name
 
-    get_task(task)
     started = time.perf_counter()
     stopped = False
 
@@ -66,17 +66,20 @@ def train(
         _refuse_with_resume(
             steps=steps, epochs=epochs, minutes=minutes, data=data, preset=preset, config=config, set=settings
         )
-        run = reopen_run(runs / task / name if name else newest_run(runs, task), chosen, console.warn)
+        folder = runs / task_name(task) / name if name else newest_run(runs, task)
+        run = reopen_run(folder, chosen, console.warn)
+        check_described(run.trainer.config.policy.task, task, folder)
         console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
     else:
         values = _settings(settings, steps=steps, epochs=epochs, minutes=minutes)
         preset = preset or ("paper" if chosen.type == "cuda" else "laptop")
         given = read_json(config) if config else None
-        train_config(task, obs, preset, given, values)  # refuse what is wrong before a store is made
-        store = Store(data or _default_store(task))
+        spec = find_task(task, data or options.DATA / f"{task}.zarr")
+        train_config(spec, obs, preset, given, values)  # refuse what is wrong before a store is made
+        store = Store(data or _default_store(spec))
         values.setdefault("actions", store.attrs["action"]["convention"])
-        wanted = train_config(task, obs, preset, given, values)
-        folder = runs / task / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+        wanted = train_config(spec, obs, preset, given, values)
+        folder = runs / spec.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
         run = create_run(folder, wanted, store, chosen)
         rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
         console.note(
@@ -129,18 +132,18 @@ def _refuse_with_resume(**given: object) -> None:
         )
 
 
-def _default_store(task: str) -> Path:
+def _default_store(task: Task) -> Path:
     from ddp_cli.commands.convert import run_conversion
 
-    store = options.DATA / f"{task}.zarr"
+    store = options.DATA / f"{task.name}.zarr"
     if not store.exists():
-        source = options.sample_data() / f"{task}.hdf5"
+        source = options.sample_data() / f"{task.name}.hdf5"
         if not source.is_file():
             raise DdpError(
                 f"no store '{store}' and no sample demos '{source}'.",
                 "Name a store with --data, or make one with `ddp convert`.",
             )
         console.note(f"no {store}: converting the sample demos {source} first")
-        done = run_conversion(source, store, "fast", None)
+        done = run_conversion(source, store, "fast", None, task=task)
         console.note(f"{store}: {done.episodes} episodes, {done.frames} steps")
     return store

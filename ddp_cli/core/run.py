@@ -21,6 +21,7 @@ from ddp_cli.core.checkpoint import Meta, checkpoints, load_train_state
 from ddp_cli.core.training import Progress, Trainer, keep_freed_memory, planned_steps, train
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
+from ddp_cli.tasks import task_name
 
 FORMAT = 1
 
@@ -116,10 +117,11 @@ def _forget(metrics: Path, step: int) -> None:
 
 
 def newest_run(runs: Path, task: str) -> Path:
-    """The run of `task` that was begun or continued last."""
-    found = [p for p in (runs / task).glob("*") if (p / "config.json").is_file()]
+    """The run of `task` (a name, or a file that describes it) that was begun or continued last."""
+    name = task_name(task)
+    found = [p for p in (runs / name).glob("*") if (p / "config.json").is_file()]
     if not found:
-        raise CheckpointError(f"no run of the task '{task}' in '{runs}/'.", f"Start one: `ddp train --task {task}`.")
+        raise CheckpointError(f"no run of the task '{name}' in '{runs}/'.", f"Start one: `ddp train --task {task}`.")
 
     def touched(run: Path) -> float:
         return max(p.stat().st_mtime for p in (run / "config.json", run / "metrics.jsonl") if p.exists())

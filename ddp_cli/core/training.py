@@ -47,11 +47,7 @@ class Trainer:
     """Policy, data, optimiser and EMA of one run, and the steps between them."""
 
     def __init__(self, config: TrainConfig, store: Store, device: torch.device) -> None:
-        if store.task.name != config.policy.task:
-            raise ConfigError(
-                f"'{store.path}' holds demos of '{store.task.name}', not of '{config.policy.task}'.",
-                f"Train with --task {store.task.name}, or name another store.",
-            )
+        store.check_task(config.policy.task)
         if store.attrs["action"]["convention"] != config.policy.actions:
             raise ConfigError(
                 f"'{store.path}' holds {store.attrs['action']['convention']} actions, "
@@ -68,7 +64,7 @@ class Trainer:
         if config.shared_scale and config.policy.obs == "state":
             self.policy.normalizer.fit_shared({k: arrays[k] for k in config.policy.low_dim})
         self.policy.to(device)
-        object_dim = config.policy.task_spec.object_dim
+        object_dim = config.policy.task.object_dim
         self.heads = AuxiliaryHeads(config.policy, self.policy.feature_dim, object_dim).to(device)
         self.object_scale = Normalizer({"object": object_dim})
         self.object_loss = config.object_loss if config.policy.obs == "image" else 0.0  # others are given it

@@ -15,6 +15,7 @@ from ddp_cli.core.run import Run, create_run, go, reopen_run
 from ddp_cli.core.training import Trainer, learning_rate, planned_steps
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, DdpError
+from ddp_cli.tasks import get_task
 
 STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
 CPU = torch.device("cpu")
@@ -174,6 +175,6 @@ def test_a_run_is_not_begun_twice(lift_store: Store, trained: Path) -> None:
 
 def test_a_store_of_another_task_is_refused(lift_store: Store) -> None:
     config = tiny_config()
-    other = config.model_copy(update={"policy": config.policy.model_copy(update={"task": "can"})})
+    other = config.model_copy(update={"policy": config.policy.model_copy(update={"task": get_task("can")})})
     with pytest.raises(ConfigError, match="lift.*can"):
         Trainer(other, lift_store, CPU)

@@ -23,8 +23,8 @@ ATTRIBUTES = {
 
 def episode(length: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    arrays = {k: rng.integers(0, 256, (length, 84, 84, 3)).astype(np.uint8) for k in TASK.cameras("image")}
-    arrays |= {k: rng.normal(size=(length, w)).astype(np.float32) for k, w in TASK.low_dim("state").items()}
+    arrays = {k: rng.integers(0, 256, (length, 84, 84, 3)).astype(np.uint8) for k in TASK.images("image")}
+    arrays |= {k: rng.normal(size=(length, w)).astype(np.float32) for k, w in TASK.vectors("state").items()}
     return arrays | {"action": rng.normal(size=(length, 7)).astype(np.float32)}
 
 
