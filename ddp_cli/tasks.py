@@ -122,7 +122,7 @@ def task_of_env(env_name: str) -> Task:
             return task
     known = ", ".join(f"{t.env_name} ({t.name})" for t in TASKS.values())
     raise ConfigError(
-        f"no task for the environment '{env_name}'",
+        f"no task for the environment '{env_name}'.",
         f"Known environments: {known}. Describe another with --task file.json.",
     )
 
@@ -240,7 +240,8 @@ def difference(found: Task, wanted: Task, but: Iterable[str] = ()) -> str:
         for key in {**one, **other}
         if one.get(key) != other.get(key)
     ]
-    return ", ".join(words)
+    more = f", and {len(words) - 3} more" if len(words) > 3 else ""
+    return ", ".join(words[:3]) + more
 
 
 def _flat(task: Task, but: Iterable[str]) -> dict[str, str]:

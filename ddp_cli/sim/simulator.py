@@ -203,7 +203,9 @@ class Simulator:
             )
 
     def model_xml(self) -> str:
-        """The model, with mesh and texture files relative to robosuite's own folder."""
+        """The model, with mesh and texture files relative to robosuite's own folder. It lacks what some resets
+        change after loading it (where Door's door stands).
+        """
         # Not sim.model.get_xml(): that text is rounded, and the model made of it is another one.
         xml: str = self._env.model.get_xml()
         root = Path(_import_robosuite().__file__).parent

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DOOR, TINY, tiny_config
 
-from ddp_cli.config import TrainConfig
+from ddp_cli.config import TrainConfig, train_config
 from ddp_cli.core.checkpoint import TRAIN_STATE, checkpoints, load_policy, load_train_state
 from ddp_cli.core.run import Run, create_run, go, reopen_run
 from ddp_cli.core.training import Trainer, learning_rate, planned_steps
-from ddp_cli.data.store import Store
+from ddp_cli.data.store import Store, StoreWriter
 from ddp_cli.errors import ConfigError, DataError, DdpError
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import get_task, task_from_json
 
 STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
 CPU = torch.device("cpu")
@@ -178,3 +178,19 @@ def test_a_store_of_another_task_is_refused(lift_store: Store) -> None:
     other = config.model_copy(update={"policy": config.policy.model_copy(update={"task": get_task("can")})})
     with pytest.raises(ConfigError, match="lift.*can"):
         Trainer(other, lift_store, CPU)
+
+
+def test_a_task_without_an_object_trains_on_its_own_store_only(tmp_path: Path) -> None:
+    task = task_from_json(DOOR | {"object": {}})
+    attributes = {"render": "fast", "env_args": {}, "versions": {}, "action": {"convention": "delta", "dim": 7}}
+    writer = StoreWriter(tmp_path / "s.zarr", task, [20], attributes | {"source": {"sha256": "x", "demos": [0]}}, 3)
+    arrays = {"frontview_image": np.zeros((20, 84, 84, 3), np.uint8), "action": np.zeros((20, 7), np.float32)}
+    writer.append(arrays | {k: np.ones((20, w), np.float32) for k, w in task.low_dim.items()})
+    writer.finish()
+    store = Store(tmp_path / "s.zarr")
+    t = Trainer(train_config(task, "image", "laptop", None, TINY), store, CPU)
+    t.total = 2
+    assert math.isfinite(float(t.step()))
+    t.load_state(t.state())
+    with pytest.raises(ConfigError, match="another 'door': low_dim.robot0_eef_pos 3 instead of absent"):
+        Trainer(train_config(task_from_json(task.to_json() | {"low_dim": {}}), "image", "laptop"), store, CPU)
