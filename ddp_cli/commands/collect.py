@@ -26,11 +26,9 @@ def collect(
 
     from ddp_cli.data.collection import collect as collect_demos
     from ddp_cli.parallel import default_workers
-    from ddp_cli.sim.experts import check_demonstrator
     from ddp_cli.tasks import read_task
 
     spec = read_task(task)
-    check_demonstrator(spec)
     options.check_output(out, overwrite)
     started = time.perf_counter()
     with console.progress(f"collect {task}") as update:
