@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, get_task
+from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, get_task, task_from_json
 
 Fraction = Field(ge=0.0, lt=1.0)
+
+
+def as_task(value: Any) -> Task:
+    """A task from its name or its description."""
+    return value if isinstance(value, Task) else task_from_json(value)
+
+
+AnyTask = Annotated[Task, PlainValidator(as_task), PlainSerializer(Task.to_json)]
+"""In JSON, and wherever it is given: the name of a built-in task, or the whole description of another."""
 
 
 class _Config(BaseModel):
@@ -31,7 +40,7 @@ class _Config(BaseModel):
 class PolicyConfig(_Config):
     """Everything that decides what function a policy is, given its weights."""
 
-    task: str = "square"
+    task: AnyTask = get_task("square")
     obs: Literal["image", "state"] = "image"
     actions: Literal["delta", "absolute"] = "delta"
 
@@ -76,8 +85,16 @@ class PolicyConfig(_Config):
         super().__init__(**{"p_drop_emb": 0.0, "p_drop_attn": 0.3} | values)
 
     @model_validator(mode="after")
+    def _observable(self) -> Self:
+        if self.obs == "state" and not self.task.object:
+            raise ConfigError(
+                f"the task '{self.task.name}' names no object, which a state policy observes.",
+                'Add "object": {OBSERVABLE: WIDTH} to its file and convert again, or train with --obs image.',
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
-        get_task(self.task)
         if self.n_obs_steps > self.horizon:
             raise ValueError(f"n_obs_steps {self.n_obs_steps} is longer than horizon {self.horizon}")
         room = self.horizon - self.n_obs_steps + 1
@@ -115,18 +132,14 @@ class PolicyConfig(_Config):
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
 
     @property
-    def task_spec(self) -> Task:
-        return get_task(self.task)
-
-    @property
     def low_dim(self) -> dict[str, int]:
         """Low-dimensional keys and widths, in the order of the features."""
-        return self.task_spec.low_dim(self.obs)
+        return self.task.vectors(self.obs)
 
     @property
     def image_keys(self) -> list[str]:
         """Image keys, in the order of the features."""
-        return list(self.task_spec.cameras(self.obs))
+        return list(self.task.images(self.obs))
 
     @property
     def trajectory_steps(self) -> int:
@@ -218,95 +231,17 @@ class TrainConfig(_Config):
             raise ValueError(
                 f"eval_every {self.eval_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
             )
+        if self.object_loss and self.policy.obs == "image" and not self.policy.task.object:
+            raise ConfigError(
+                f"object_loss {self.object_loss:g}: the task '{self.policy.task.name}' names no object.",
+                'Leave it at 0, or add "object": {OBSERVABLE: WIDTH} to the task\'s file and convert again.',
+            )
         return self
 
     @property
     def object_weight(self) -> float:
         """Weight of the object loss: 0 for policies that are told where the object is."""
         return self.object_loss if self.policy.obs == "image" else 0.0
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"epochs": 3050.0},
-    "laptop": {
-        "minutes": 30.0,
-        "batch_size": 64,
-        "noise_samples": 2,
-        "action_loss": 1.0,
-        "object_loss": 1.0,
-        "lr": 8e-4,
-        "policy": {
-            "encoder": "small",
-            "crop_shape": (84, 84),
-            "n_layer": 4,
-            "n_emb": 128,
-            "p_drop_attn": 0.0,
-            "sampler": "ddim",
-            "num_inference_steps": 10,
-        },
-    },
-}
-"""paper: the document's numbers. laptop: a small policy that learns on two CPU cores; what pays there is an
-encoder that is told early what to look for (auxiliary losses) and pictures that are not cropped, since a
-random crop hides where things are and half an hour is too short to over-fit."""
-
-STATE_PRESETS: dict[str, dict[str, Any]] = {"paper": {"batch_size": 256, "epochs": 5000.0}}
-"""What differs for state policies: the published numbers of the low-dimensional ones."""
-
-LENGTHS = ("steps", "epochs", "minutes")
-
-
-def train_config(
-    task: str, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
-) -> TrainConfig:
-    """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
-
-    Raises ConfigError for keys that do not exist and values out of range, naming the valid ones.
-    """
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"unknown preset '{preset}'{close_match(preset, PRESETS)}", f"Valid presets: {', '.join(PRESETS)}."
-        )
-    flat: dict[str, Any] = {"task": task, "obs": obs, "preset": preset}
-    state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
-    for layer in (PRESETS[preset], state, file or {}, settings or {}):
-        nested = layer.get("policy", {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"policy = {nested!r}: expected an object.", "Name its settings one by one.")
-        given = {k: v for k, v in layer.items() if k != "policy"} | nested
-        chosen = [k for k in ("task", "obs", "preset") if k in given and given[k] != flat[k]]
-        if chosen:
-            raise ConfigError(
-                f"{chosen[0]} = {given[chosen[0]]!r} contradicts {flat[chosen[0]]!r}.",
-                f"Use --{chosen[0]} to choose it.",
-            )
-        if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
-            flat = {k: v for k, v in flat.items() if k not in LENGTHS}
-        flat |= given
-    policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
-    rest = {k: v for k, v in flat.items() if k not in policy}
-    valid = [*TrainConfig.model_fields, *PolicyConfig.model_fields]
-    for key in rest:
-        if key not in TrainConfig.model_fields or key == "policy":
-            raise ConfigError(
-                f"unknown setting '{key}'{close_match(key, valid)}",
-                f"Valid: {', '.join(sorted(k for k in valid if k != 'policy'))}.",
-            )
-    return TrainConfig(policy=PolicyConfig(**policy), **rest)
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`["n_emb=128", "betas=[0.9,0.95]"]` -> {"n_emb": 128, ...}; values are JSON, or else text."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"cannot read the setting '{pair}'.", "Write it as --set key=value.")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except ValueError:
-            settings[key.strip()] = value
-    return settings
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,8 +12,16 @@ from ddp_cli.errors import DdpError
 RUNS = Path("runs")
 DATA = Path("data")
 
-Task = Annotated[str, typer.Option("--task", "-t", help="lift, can or square.")]
-AnyTask = Annotated[str | None, typer.Option("--task", "-t", help="Take the newest run of this task.")]
+Task = Annotated[
+    str, typer.Option("--task", "-t", help="lift, can, square, or a JSON file that describes another task.")
+]
+DemosTask = Annotated[
+    str | None,
+    typer.Option("--task", "-t", help="As for train; by default told from the demos' environment.", show_default=False),
+]
+AnyTask = Annotated[
+    str | None, typer.Option("--task", "-t", help="Take the newest run of this task (a name or its file).")
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Argument(help="Checkpoint folder or run; the newest run's best checkpoint by default.", show_default=False),

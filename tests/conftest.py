@@ -1,4 +1,6 @@
-"""Small real things that many tests share: two demos of lift, their store, an untrained policy."""
+"""Small real things that many tests share: two demos of lift, their store, an untrained policy; two
+recordings of a task that a file describes.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,37 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from ddp_cli.cli import app
-from ddp_cli.config import TrainConfig, train_config
+from ddp_cli.config import TrainConfig
 from ddp_cli.core.run import create_run, go
 from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
+from ddp_cli.data.demos import Demo, DemoWriter
 from ddp_cli.data.store import Store
-from ddp_cli.tasks import get_task
+from ddp_cli.presets import train_config
+from ddp_cli.sim.simulator import Simulator, env_args
+from ddp_cli.tasks import Task, get_task, task_from_file
 
 TINY = {"n_layer": 1, "n_emb": 16, "n_head": 2, "batch_size": 4, "noise_samples": 2, "num_inference_steps": 2}
+
+
+DOOR: dict[str, Any] = {
+    "name": "door",
+    "env_name": "Door",
+    "cameras": {"frontview_image": "frontview"},
+    "low_dim": {"robot0_eef_pos": 3, "robot0_joint_vel": 7},
+    "object": {"door_pos": 3, "handle_pos": 3, "hinge_qpos": 1},
+    "horizon": 12,
+}
+"""A task that is not built in: another environment, one other camera, other observations, a scalar among them."""
 
 
 def tiny_config(**changes: object) -> TrainConfig:
@@ -63,6 +81,37 @@ def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"), lambda _: None)
     go(run, Watchers())
     return runs
+
+
+class Recorded(NamedTuple):
+    """Demos of a described task: its file, the recording, and what was seen before each action."""
+
+    file: Path
+    task: Task
+    demos: Path
+    seen: list[dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Two demos of random actions, recorded as robosuite's own tools do: with the simulator's XML."""
+    folder = tmp_path_factory.mktemp("door")
+    (folder / "door.json").write_text(json.dumps(DOOR))
+    task = task_from_file(folder / "door.json")
+    sim, seen = Simulator(task), []
+    with DemoWriter(folder / "door.hdf5", env_args(task), {}) as writer:
+        for seed in (1, 2):
+            sim.reset(seed)
+            xml, states = sim._env.sim.model.get_xml(), []
+            actions = np.random.default_rng(seed).uniform(-1, 1, (10, 7))
+            for action in actions:
+                states.append(sim.state())
+                seen.append(sim.observe("image") | sim.low_dim())
+                sim.step(action)
+            writer.append(Demo(np.stack(states), actions, xml, seed))
+        writer.finish()
+    sim.close()
+    return Recorded(folder / "door.json", task, folder / "door.hdf5", seen)
 
 
 @pytest.fixture

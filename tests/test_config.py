@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import pytest
+import json
 
-from ddp_cli.config import PolicyConfig, TrainConfig, parse_settings, train_config
+import pytest
+from conftest import DOOR
+
+from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.errors import ConfigError
+from ddp_cli.presets import parse_settings, train_config
+from ddp_cli.tasks import get_task, task_from_json
 
 
 def test_paper_preset_has_the_documents_numbers() -> None:
@@ -81,3 +86,47 @@ def test_settings_are_json_or_text() -> None:
     }
     with pytest.raises(ConfigError, match="key=value"):
         parse_settings(["n_emb"])
+
+
+def test_a_built_in_task_is_kept_as_its_name() -> None:
+    policy = PolicyConfig(task="lift")
+    assert policy.model_dump(mode="json")["task"] == policy.model_dump()["task"] == "lift"
+    assert policy == PolicyConfig(task=get_task("lift"))
+    assert PolicyConfig().model_dump(mode="json")["task"] == "square"
+
+
+def test_a_described_task_is_kept_whole() -> None:
+    policy = PolicyConfig(task=task_from_json(DOOR), obs="state")
+    text = json.dumps(policy.model_dump(mode="json"))
+    again = PolicyConfig(**json.loads(text))
+    assert again == policy
+    assert json.dumps(again.model_dump(mode="json")) == text
+    assert again.low_dim == {"object": 7, "robot0_eef_pos": 3, "robot0_joint_vel": 7}
+    assert again.with_sampler("ddim", 5).task == policy.task
+    assert PolicyConfig(task=DOOR).image_keys == ["frontview_image"]
+    with pytest.raises(ConfigError, match="horizon is -1"):
+        PolicyConfig(task=DOOR | {"horizon": -1})
+
+
+def test_without_an_object_there_is_no_state_policy_and_no_object_loss() -> None:
+    task = task_from_json({"name": "door", "env_name": "Door"})
+    with pytest.raises(ConfigError, match="'door' names no object.*--obs image"):
+        train_config(task, "state", "laptop")
+    assert train_config(task, "image", "laptop").object_loss == 0
+    assert train_config(task_from_json(DOOR), "image", "laptop").object_loss == 1
+    with pytest.raises(ConfigError, match="object_loss 0.5: the task 'door' names no object"):
+        train_config(task, "image", "laptop", None, {"object_loss": 0.5})
+
+
+def test_the_configuration_of_a_run_can_be_used_again() -> None:
+    for task in ("lift", task_from_json(DOOR)):
+        config = train_config(task, "image", "laptop")
+        assert train_config(task, "image", "laptop", config.model_dump(mode="json")) == config
+
+
+def test_a_described_task_that_contradicts_is_refused() -> None:
+    other = {"policy": {"task": DOOR | {"horizon": 99}}}
+    with pytest.raises(ConfigError, match="task = 'door' contradicts 'door': horizon 99 instead of 12"):
+        train_config(task_from_json(DOOR), "image", "laptop", other)
+    with pytest.raises(ConfigError, match="task = 'door' contradicts 'lift'. Use --task"):
+        train_config("lift", "image", "laptop", other)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, ok, ok_json
+from conftest import DOOR, TINY, Recorded, ok, ok_json, refused
 from conftest import ddp as run
 
 from ddp_cli.data.demos import DemoFile
@@ -36,6 +37,28 @@ def test_collect_convert_train_resume_eval_rollout_export(tmp_path: Path, monkey
         "model.safetensors",
         "policy.json",
     ]
+
+
+def test_a_task_described_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: Recorded) -> None:
+    """The file is needed to convert; from then on the store and the checkpoints know the task."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(door.file, "door.json")
+    assert "--task file.json" in refused(run("convert", door.demos))
+    converted = ok_json("convert", door.demos, "--task", "door.json", "--workers", 2)
+    assert (converted["out"], converted["frames"]) == ("data/door.zarr", 20)
+    ok(run("train", "--task", "door.json", "--steps", 2, "--name", "a", *SETTINGS))
+    shutil.rmtree("runs/door/a/checkpoints/step-00000002")
+    Path("door.json").unlink()
+    assert ok_json("train", "--task", "door", "--name", "a", "--resume")["steps"] == 2
+    ok(run("train", "--task", "door", "--steps", 2, "--name", "b", "--obs", "state", *SETTINGS))
+    for run_folder in ("runs/door/a", "runs/door/b"):
+        saved = json.loads(Path(run_folder, "checkpoints/last/config.json").read_text())
+        assert saved["policy"]["task"] == saved["store"]["task"] == {**DOOR, "model_varies": True}
+    report = ok_json("eval", "runs/door/a", "--episodes", 1, "--workers", 1)
+    assert (report["task"], report["episodes"][0]["steps"]) == ("door", 12)
+    ok(run("rollout", "--task", "door", "--video", "out.mp4"))
+    assert read_video(Path("out.mp4")).shape == (13, 512, 512, 3)
+    assert max(ok_json("export", "runs/door/a", "--format", "onnx")["differences"].values()) < 1e-4
 
 
 def test_train_without_data_converts_the_sample_demos(

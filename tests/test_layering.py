@@ -20,6 +20,7 @@ FLOORS = [
     ["data"],
     ["diagnosis"],
     ["sim"],
+    ["presets"],
     ["config"],
     ["tasks"],
     ["rotation", "console", "options", "parallel"],

@@ -26,9 +26,9 @@ def collect(
 
     from ddp_cli.data.collection import collect as collect_demos
     from ddp_cli.parallel import default_workers
-    from ddp_cli.tasks import get_task
+    from ddp_cli.tasks import read_task
 
-    spec = get_task(task)
+    spec = read_task(task)
     options.check_output(out, overwrite)
     started = time.perf_counter()
     with console.progress(f"collect {task}") as update:

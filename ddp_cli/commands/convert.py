@@ -12,6 +12,7 @@ from ddp_cli import console, options
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
+    from ddp_cli.tasks import Task
 
 
 def convert(
@@ -19,6 +20,7 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Store to write; default data/TASK.zarr.", show_default=False)
     ] = None,
+    task: options.DemosTask = None,
     render: Annotated[
         str,
         typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
@@ -33,29 +35,36 @@ def convert(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Set every recorded state, render both cameras, write a zarr store. Run again after Ctrl-C to go on."""
+    """Set every recorded state, render the cameras, write a zarr store. Run again after Ctrl-C to go on."""
     from dataclasses import asdict
 
     from ddp_cli.data.demos import DemoFile
+    from ddp_cli.tasks import read_task
 
-    if out is None:
-        with DemoFile(source) as demos:
-            out = options.DATA / f"{demos.task.name}.zarr"
+    with DemoFile(source, read_task(task) if task else None) as demos:
+        spec = demos.task
+    out = out or options.DATA / f"{spec.name}.zarr"
     options.check_output(out, overwrite, ("zarr.json", ".zgroup"))
     started = time.perf_counter()
-    done = run_conversion(source, out, render, workers, zarr_format, actions)
+    done = run_conversion(source, out, render, workers, zarr_format, actions, spec)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
         return
     console.result(
         f"{out}: {done.episodes} episodes, {done.frames} steps, {done.megabytes:.1f} MB, "
-        f"in {console.duration(seconds)} ({2 * done.frames / seconds:.0f} images/s)"
+        f"in {console.duration(seconds)} ({len(spec.cameras) * done.frames / seconds:.0f} images/s)"
     )
 
 
 def run_conversion(
-    source: Path, out: Path, render: str, workers: int | None, zarr_format: int = 3, actions: str = "delta"
+    source: Path,
+    out: Path,
+    render: str,
+    workers: int | None,
+    zarr_format: int = 3,
+    actions: str = "delta",
+    task: Task | None = None,
 ) -> Converted:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
@@ -71,4 +80,4 @@ def run_conversion(
             rate = (done - first) / (time.perf_counter() - started)
             update(done, total, f"steps, {rate:.0f}/s")
 
-        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format, actions)
+        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format, actions, task)

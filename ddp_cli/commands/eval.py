@@ -47,7 +47,7 @@ def evaluate(
             options.check_output(out, overwrite)
         meta = load_meta(folder)
         used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
-        spec = used.task_spec
+        spec = used.task
         chosen = str(choose_device(together.device(device)))
         agent = functools.partial(load_agent, folder, chosen, sampler, inference_steps)
         used_sampler, used_steps = used.sampler, used.num_inference_steps
@@ -61,7 +61,7 @@ def evaluate(
                 wins, done = wins + success, done + 1
                 update(done, len(starts), f"{wins} succeeded")
 
-            count = workers or max(1, default_workers() // together.local_count)
+            count = min(len(starts), workers or max(1, default_workers() // together.local_count))
             render = str(meta["render"])
             mine = run_evaluation(agent, spec, render, starts, count, lambda r: progress(r.success)).episodes
         result = Evaluation([episode for part in together.gather(mine) for episode in part])

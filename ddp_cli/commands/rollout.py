@@ -14,7 +14,7 @@ from ddp_cli.tasks import FIRST_SEED
 def rollout(
     checkpoint: options.Checkpoint = None,
     video: Annotated[
-        Path | None, typer.Option("--video", help="Write an mp4 of both cameras.", show_default=False)
+        Path | None, typer.Option("--video", help="Write an mp4 of the cameras.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which start; the same as in `ddp eval`.")] = FIRST_SEED[
         "eval"
@@ -42,7 +42,7 @@ def rollout(
     if video:
         options.check_output(video, overwrite)
     agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps)
-    sim = Simulator(agent.policy.config.task_spec, str(load_meta(folder)["render"]), agent.actions)
+    sim = Simulator(agent.policy.config.task, str(load_meta(folder)["render"]), agent.actions)
     console.note(f"policy {folder}")
     results = []
     for start in range(seed, seed + attempts):

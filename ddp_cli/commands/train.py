@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.commands.scoring import scorer
 from ddp_cli.errors import DdpError
+from ddp_cli.tasks import Task
 
 if TYPE_CHECKING:
     from ddp_cli.core.distributed import Processes
@@ -76,9 +78,8 @@ def train(
     from ddp_cli.core.distributed import processes
     from ddp_cli.core.run import choose_device, go, newest_run, reopen_run
     from ddp_cli.core.training import Watchers
-    from ddp_cli.tasks import get_task
+    from ddp_cli.tasks import check_described, task_name
 
-    get_task(task)
     started = time.perf_counter()
     lengths = {"steps": steps, "epochs": epochs, "minutes": minutes}
     with processes() as together:
@@ -90,8 +91,9 @@ def train(
                 **lengths, data=data, preset=preset, config=config, set=settings, init_from=init_from,
                 eval_every=eval_every, keep=keep,
             )  # fmt: skip
-            folder = together.from_first(lambda: runs / task / name if name else newest_run(runs, task))
+            folder = together.from_first(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
             run = reopen_run(folder, chosen, console.warn, console.note, together)
+            check_described(run.trainer.config.policy.task, task, folder)
             console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
         else:
             given = {**lengths, "eval_every": eval_every, "keep": keep}
@@ -102,7 +104,7 @@ def train(
                 rate = f"{p.rate:.1f} steps/s, {p.rate * run.trainer.config.batch_size:.0f} samples/s"
                 update(p.step, p.total, f"loss {p.loss:.4f}, lr {p.lr:.1e}, {rate}")
 
-            watchers = Watchers(report=report, should_stop=stopped, rollouts=_rollouts(run, str(chosen), stopped))
+            watchers = Watchers(report=report, should_stop=stopped, rollouts=scorer(run, str(chosen), stopped))
             checkpoint = go(run, watchers, wandb)
     again = f"`ddp train --task {task} --name {run.folder.name} --resume`"
     if checkpoint is None:
@@ -143,21 +145,23 @@ def _begin(
 ) -> Run:
     import torch
 
-    from ddp_cli.config import parse_settings, read_json, train_config
+    from ddp_cli.config import read_json
     from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.core.run import create_run
-    from ddp_cli.data.store import Store
+    from ddp_cli.data.store import Store, find_task
+    from ddp_cli.presets import parse_settings, train_config
 
     assert isinstance(device, torch.device)
     values = parse_settings(settings or []) | {k: v for k, v in given.items() if v is not None}
     preset = preset or ("paper" if device.type == "cuda" else "laptop")
     file = read_json(config) if config else None
-    train_config(task, obs, preset, file, values)  # refuse what is wrong before a store is made
+    spec = find_task(task, data or options.DATA / f"{task}.zarr")
+    train_config(spec, obs, preset, file, values)  # refuse what is wrong before a store is made
     weights = resolve_checkpoint(init_from, runs) if init_from else None
-    store = Store(data or together.from_first(lambda: _default_store(task)))
+    store = Store(data or together.from_first(lambda: _default_store(spec)))
     values.setdefault("actions", store.attrs["action"]["convention"])
-    wanted = train_config(task, obs, preset, file, values)
-    folder = together.from_first(lambda: runs / task / (name or time.strftime("%Y-%m-%d_%H-%M-%S")))
+    wanted = train_config(spec, obs, preset, file, values)
+    folder = together.from_first(lambda: runs / spec.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S")))
     run = create_run(folder, wanted, store, device, console.note, together, weights)
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     shared = f", {together.count} processes" if together.count > 1 else ""
@@ -188,48 +192,6 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class _StoppedError(Exception):
-    pass
-
-
-def _rollouts(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path], float | None]:
-    """Runs `eval_episodes` episodes of a checkpoint in processes apart, and records the first of them."""
-    import functools
-
-    from ddp_cli.core.agent import load_agent
-    from ddp_cli.parallel import default_workers
-    from ddp_cli.sim.evaluation import evaluate, record_apart, write_report
-    from ddp_cli.tasks import FIRST_SEED
-
-    config, seed = run.trainer.config, FIRST_SEED["training"]
-    task, render = config.policy.task_spec, str(run.meta["render"])
-
-    def look(_result: object) -> None:
-        if stopped():
-            raise _StoppedError
-
-    def rollouts(checkpoint: Path) -> float | None:
-        agent = functools.partial(load_agent, checkpoint, device, None, None)
-        seeds = range(seed, seed + config.eval_episodes)
-        try:
-            # Never in this process: whatever happens to the simulator, training goes on.
-            result = evaluate(agent, task, render, seeds, max(2, default_workers()), look)
-            record_apart(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
-        except _StoppedError:
-            return None
-        except DdpError as e:
-            console.warn(f"{checkpoint.name} was not evaluated: {e.message}")
-            return None
-        report = {"checkpoint": str(checkpoint), "task": task.name, "first_seed": seed, **result.to_json()}
-        write_report(run.folder / "eval" / f"{checkpoint.name}-training.json", report)
-        low, high = result.interval
-        found = f"{result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})"
-        console.note(f"{checkpoint.name}: {found}")
-        return result.success_rate
-
-    return rollouts
-
-
 def _plot(plot: bool, folders: list[Path]) -> None:
     from ddp_cli.core.curves import draw
 
@@ -251,18 +213,18 @@ def _refuse_with_resume(**given: object) -> None:
         )
 
 
-def _default_store(task: str) -> Path:
+def _default_store(task: Task) -> Path:
     from ddp_cli.commands.convert import run_conversion
 
-    store = options.DATA / f"{task}.zarr"
+    store = options.DATA / f"{task.name}.zarr"
     if not store.exists():
-        source = options.sample_data() / f"{task}.hdf5"
+        source = options.sample_data() / f"{task.name}.hdf5"
         if not source.is_file():
             raise DdpError(
                 f"no store '{store}' and no sample demos '{source}'.",
                 "Name a store with --data, or make one with `ddp convert`.",
             )
         console.note(f"no {store}: converting the sample demos {source} first")
-        done = run_conversion(source, store, "fast", None)
+        done = run_conversion(source, store, "fast", None, task=task)
         console.note(f"{store}: {done.episodes} episodes, {done.frames} steps")
     return store

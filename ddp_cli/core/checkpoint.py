@@ -25,6 +25,7 @@ from torch import Tensor
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.tasks import check_described, task_from_json, task_name
 
 FORMAT = 1
 CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
@@ -159,10 +160,11 @@ def clear_leftovers(run: Path) -> None:
 
 
 def latest_run(runs: Path, task: str | None = None) -> Path:
-    """The run with the newest checkpoint; CheckpointError when there is none."""
-    found = [p for p in runs.glob(f"{task or '*'}/*") if (p / "checkpoints" / "last").exists()]
+    """The run with the newest checkpoint, of `task` (a name, or a file); CheckpointError when there is none."""
+    name = task_name(task) if task else "*"
+    found = [p for p in runs.glob(f"{name}/*") if (p / "checkpoints" / "last").exists()]
     if not found:
-        what = f" of the task '{task}'" if task else ""
+        what = f" of the task '{name}'" if task else ""
         raise CheckpointError(
             f"no trained run{what} in '{runs}/'.", f"Train one: `ddp train --task {task or 'square'}`."
         )
@@ -170,12 +172,17 @@ def latest_run(runs: Path, task: str | None = None) -> Path:
 
 
 def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -> Path:
-    """A checkpoint folder for what the user named: a checkpoint, a run, or nothing (the newest run)."""
+    """A checkpoint folder for what the user named: a checkpoint, a run, or nothing (the newest run).
+
+    ConfigError when `task` is a file that describes another task than the checkpoint's.
+    """
     if path is None:
         path = latest_run(runs, task)
     if (path / "checkpoints" / "best").exists():
         path = (path / "checkpoints" / "best").resolve()
-    load_meta(path)
+    meta: dict[str, Any] = load_meta(path)
+    if task:
+        check_described(task_from_json(meta["policy"]["task"], f"'{path}'"), task, path)
     return path
 
 

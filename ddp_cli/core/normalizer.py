@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from ddp_cli.tasks import ACTIONS
 
-BY_RANGE = ("robot0_eef_pos", "robot0_gripper_qpos", "object")
-"""Keys scaled to [-1, 1] by their range in the store; quaternions and delta actions stay as they are."""
-
 
 def by_range(key: str, width: int) -> int:
-    """How many of the first values of `key` are scaled by their range."""
+    """How many of the first values of `key` are scaled to [-1, 1] by their range in the store: all of them,
+    except that quaternions, rotations and delta actions stay as they are.
+    """
     if key == "action":
         return 3 if width == ACTIONS["absolute"]["dim"] else 0
-    return width if key in BY_RANGE else 0
+    return 0 if "quat" in key else width
 
 
 class Normalizer(nn.Module):
@@ -30,7 +29,7 @@ class Normalizer(nn.Module):
             self.register_buffer(f"{key}_offset", torch.zeros(width))
 
     def fit(self, data: Mapping[str, Tensor]) -> None:
-        """Takes scale and offset of the keys BY_RANGE, and of absolute positions, from `data` {key: (N, d)}.
+        """Takes scale and offset of what goes `by_range` from `data` {key: (N, d)}.
 
         A value that hardly varies (range below 1e-4) is only shifted to 0.
         """

@@ -26,7 +26,7 @@ class Objective(nn.Module):
         policy = config.policy
         self.policy = DiffusionPolicy(policy)
         self.chunk = (policy.horizon, policy.action_dim)
-        features, object_dim = self.policy.feature_dim, policy.task_spec.object_dim
+        features, object_dim = self.policy.feature_dim, policy.task.object_dim
         self.weights = {"action": config.action_loss, "object": config.object_weight}
         self.heads = nn.ModuleDict()
         if config.action_loss:

@@ -112,7 +112,8 @@ def _normalizer(theirs: _Published, policy: DiffusionPolicy) -> dict[str, Tensor
             vector, widths = theirs.take(f"normalizer.params_dict.obs.{part}"), list(config.low_dim.values())
             if len(vector) != sum(widths):
                 raise CheckpointError(
-                    f"the published policy observes {len(vector)} values, the task '{config.task}' has {sum(widths)}.",
+                    f"the published policy observes {len(vector)} values, "
+                    f"the task '{config.task.name}' has {sum(widths)}.",
                     "Give the configuration that it was trained with.",
                 )
             values = vector.split(widths)

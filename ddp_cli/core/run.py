@@ -33,6 +33,7 @@ from ddp_cli.core.trainer import Trainer, keep_freed_memory
 from ddp_cli.core.training import Watchers, checkpoint_path, planned_steps, train
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
+from ddp_cli.tasks import task_name
 
 FORMAT = 1
 
@@ -177,10 +178,11 @@ def go(run: Run, watchers: Watchers, wandb: bool = False) -> Path | None:
 
 
 def newest_run(runs: Path, task: str) -> Path:
-    """The run of `task` that was begun or continued last."""
-    found = [p for p in (runs / task).glob("*") if (p / "config.json").is_file()]
+    """The run of `task` (a name, or a file that describes it) that was begun or continued last."""
+    name = task_name(task)
+    found = [p for p in (runs / name).glob("*") if (p / "config.json").is_file()]
     if not found:
-        raise CheckpointError(f"no run of the task '{task}' in '{runs}/'.", f"Start one: `ddp train --task {task}`.")
+        raise CheckpointError(f"no run of the task '{name}' in '{runs}/'.", f"Start one: `ddp train --task {task}`.")
 
     def touched(run: Path) -> float:
         return max(p.stat().st_mtime for p in (run / "config.json", run / "metrics.jsonl") if p.exists())
@@ -201,11 +203,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _check_store(config: TrainConfig, store: Store) -> None:
-    if store.task.name != config.policy.task:
-        raise ConfigError(
-            f"'{store.path}' holds demos of '{store.task.name}', not of '{config.policy.task}'.",
-            f"Train with --task {store.task.name}, or name another store.",
-        )
+    store.check_task(config.policy.task)
     if store.attrs["action"]["convention"] != config.policy.actions:
         raise ConfigError(
             f"'{store.path}' holds {store.attrs['action']['convention']} actions, "

@@ -14,7 +14,7 @@ import numpy as np
 from ddp_cli.data.demos import Demo, DemoWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.experts import demonstrator
+from ddp_cli.sim.experts import check_demonstrator, demonstrator
 from ddp_cli.sim.rollout import HOLD_STEPS
 from ddp_cli.sim.simulator import Simulator, env_args, versions
 from ddp_cli.tasks import Task
@@ -59,6 +59,7 @@ def collect(
     The content does not depend on `workers`. An interrupted call goes on where it ended.
     `progress(demos, attempts, failures)` is called after every attempt.
     """
+    check_demonstrator(task)
     identity = {"task": task.name, "episodes": episodes, "seed": seed, "versions": versions()}
     with DemoWriter(out, env_args(task), identity) as writer:
         counts = writer.counts

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.store import StoreWriter
-from ddp_cli.errors import DdpError, WorkerError
+from ddp_cli.errors import ConfigError, DdpError, WorkerError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.renderer import check_profile
 from ddp_cli.sim.simulator import Simulator, check_actions, versions
-from ddp_cli.tasks import ACTIONS, Task
+from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task
 
 Episode = dict[str, NDArray[Any]]
 
@@ -40,8 +40,10 @@ def convert(
     progress: Callable[[int, int], None],
     zarr_format: int = 3,
     actions: str = "delta",
+    task: Task | None = None,
 ) -> Converted:
-    """Converts the raw demos in `source` to the store `out`, replacing what is there.
+    """Converts the raw demos in `source` to the store `out`, replacing what is there. `task` is by default
+    the built-in one of their environment.
 
     `actions` "absolute" stores the goals that the recorded delta actions set, each computed at the
     recorded state, not along a replay that drifts.
@@ -51,7 +53,7 @@ def convert(
     """
     check_profile(render)
     check_actions(actions)
-    with DemoFile(source) as demos:
+    with DemoFile(source, task) as demos:
         lengths = demos.lengths()
         for demo in demos:  # find bad ones before spending an hour on the good ones
             del demo
@@ -85,7 +87,31 @@ def convert(
 
 
 def _looker(task: Task, render: str, actions: str) -> Callable[[Demo], Episode]:
-    return functools.partial(look, Simulator(task, render), actions == "absolute")
+    sim = Simulator(task, render)
+    if not task.built_in:
+        check_recalled(sim)
+    return functools.partial(look, sim, actions == "absolute")
+
+
+def check_recalled(sim: Simulator) -> None:
+    """ConfigError for observables that setting a state does not bring back (accelerations, for one): the store
+    would hold others than a rollout sees.
+    """
+    sim.reset(0)
+    rng = np.random.default_rng(0)
+    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
+        sim.step(action)
+    state, seen = sim.state(), sim.low_dim()
+    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
+        sim.step(action)
+    sim.show_state(state)
+    lost = [key for key, value in sim.low_dim().items() if not np.array_equal(value, seen[key])]
+    if lost:
+        raise ConfigError(
+            f"task '{sim.task.name}': '{lost[0]}' does not follow from the recorded state alone, so it cannot be "
+            "converted.",
+            "Leave it out of the task.",
+        )
 
 
 def look(sim: Simulator, absolute: bool, demo: Demo) -> Episode:
@@ -99,5 +125,6 @@ def look(sim: Simulator, absolute: bool, demo: Demo) -> Episode:
         else:
             sim.show_state(state)
         stored = sim.goal(action) if absolute else action
-        frames.append(sim.observe("image") | sim.low_dim(("object",)) | {"action": stored.astype(np.float32)})
+        pictures = {key: sim.image(key) for key in sim.task.cameras}
+        frames.append(pictures | sim.low_dim() | {"action": stored.astype(np.float32)})
     return {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}

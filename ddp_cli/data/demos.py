@@ -146,9 +146,12 @@ class DemoWriter:
 
 
 class DemoFile:
-    """A file of raw demonstrations, checked as it is read. Every fault is a DataError that names it."""
+    """A file of raw demonstrations, checked as it is read. Every fault is a DataError that names it.
 
-    def __init__(self, path: Path) -> None:
+    Its task is the built-in one of its environment, unless another `task` of that environment is given.
+    """
+
+    def __init__(self, path: Path, task: Task | None = None) -> None:
         self.path = path
         if not path.is_file():
             raise DataError(
@@ -170,7 +173,13 @@ class DemoFile:
         if not self.names:
             raise DataError(f"'{path}' has no demonstrations (data/demo_0, ...).", "Record some with `ddp collect`.")
         self.env_args = self._env_args()
-        self.task: Task = task_of_env(self.env_args["env_name"])
+        env_name = self.env_args["env_name"]
+        self.task: Task = task or task_of_env(env_name)
+        if self.task.env_name != env_name:
+            raise DataError(
+                f"'{path}' was recorded in {env_name}, the task '{self.task.name}' is of {self.task.env_name}.",
+                "Name the task of this file with --task.",
+            )
 
     def _env_args(self) -> dict[str, Any]:
         try:
@@ -201,10 +210,12 @@ class DemoFile:
             raise DataError(
                 f"{where}: {len(states)} states for {len(actions)} actions.", "Each action needs the state before it."
             )
-        if states.ndim != 2 or states.shape[1] != self.task.state_dim:
-            width = states.shape[-1]
+        expected, whose = self.task.state_dim, f"the task '{self.task.name}' has"
+        if expected is None:  # the simulator will see if it has the right one
+            expected, whose = self._array(self.names[0], "states").shape[-1], f"those of {self.names[0]} have"
+        if states.ndim != 2 or states.shape[1] != expected:
             raise DataError(
-                f"{where}: states have {width} values, the task '{self.task.name}' has {self.task.state_dim}.",
+                f"{where}: states have {states.shape[-1]} values, {whose} {expected}.",
                 "Is env_args of another task, or the recording of another robosuite?",
             )
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
@@ -220,7 +231,13 @@ class DemoFile:
                     "Remove this demo or record it again.",
                 )
         group = self._data[name]
-        return Demo(states, actions, self._xml(group), int(group.attrs.get("seed", -1)))
+        xml = self._xml(group)
+        if self.task.model_varies and not self.task.built_in and not xml:
+            raise DataError(
+                f"{where} has no recorded model (model_file), and the model of '{self.task.name}' varies.",
+                'If only states differ between episodes, say "model_varies": false in the task.',
+            )
+        return Demo(states, actions, xml, int(group.attrs.get("seed", -1)))
 
     def _array(self, name: str, key: str) -> h5py.Dataset:
         array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None

@@ -22,8 +22,8 @@ import zarr.errors
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from ddp_cli.errors import DataError
-from ddp_cli.tasks import IMAGE_SIZE, Task, get_task
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.tasks import IMAGE_SIZE, TASKS, Task, difference, named_file, read_task, task_from_json
 
 FORMAT = 1
 FRAMES_PER_CHUNK = 64
@@ -41,7 +41,13 @@ class StoreWriter:
     ) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self._ends = np.cumsum(lengths)
-        wanted = {"format": FORMAT, "task": task.name, **attributes, "complete": False, "total": int(self._ends[-1])}
+        wanted = {
+            "format": FORMAT,
+            "task": task.to_json(),
+            **attributes,
+            "complete": False,
+            "total": int(self._ends[-1]),
+        }
         self._root = self._reopen(wanted, zarr_format) or self._create(task, len(lengths), wanted, zarr_format)
 
     def _reopen(self, wanted: dict[str, Any], zarr_format: int) -> zarr.Group | None:
@@ -70,9 +76,9 @@ class StoreWriter:
                 name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors
             )
 
-        for key in task.cameras("image"):
+        for key in task.images("image"):
             array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
-        for key, width in {**task.low_dim("state"), "action": attributes["action"]["dim"]}.items():
+        for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
             array(f"data/{key}", (total, width), "float32", 8192)
         array("meta/episode_ends", (episodes,), "int64", 8192)
         root["meta/episode_ends"][:] = self._ends  # type: ignore[index]
@@ -130,7 +136,7 @@ class Store:
         if missing or not self.attrs["complete"]:
             what = f"lacks the attribute {missing[0]}" if missing else "is not complete"
             raise DataError(f"'{path}' {what}.", hint)
-        self.task = get_task(str(self.attrs["task"]))
+        self.task = task_from_json(self.attrs["task"], f"'{path}'")
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
 
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
@@ -164,3 +170,28 @@ class Store:
             return self._root[f"{group}/{key}"]
         except KeyError as e:
             raise DataError(f"'{self.path}' has no array {group}/{key}.", "Convert the demos again.") from e
+
+    def check_task(self, task: Task) -> None:
+        """ConfigError unless it was converted for `task`. How long episodes may be is no matter of recordings."""
+        if self.task.name != task.name:
+            raise ConfigError(
+                f"'{self.path}' holds demos of '{self.task.name}', not of '{task.name}'.",
+                f"Train with --task {self.task.name}, or name another store.",
+            )
+        differs = difference(self.task, task, but=("horizon",))
+        if differs:
+            raise ConfigError(
+                f"'{self.path}' holds demos of another '{task.name}': {differs}.",
+                "Convert them again with this task, or name a store of it.",
+            )
+
+
+def find_task(text: str, store: Path) -> Task:
+    """The task that `--task` names, or, if it is neither built in nor a file, the one that `store` describes
+    under that name.
+    """
+    if text not in TASKS and not named_file(text) and store.exists():
+        described = Store(store).task
+        if described.name == text:
+            return described
+    return read_task(text)

@@ -82,13 +82,14 @@ def evaluate(
 ) -> Evaluation:
     """Runs an episode from every seed; the results do not depend on the number of workers.
 
-    `make_agent` must be picklable; it runs once in every process.
+    `make_agent` must be picklable; it runs once in every process. With one worker that is this process,
+    with more none of them is.
     """
     runner = functools.partial(_runner, make_agent, task, render)
     results: list[EpisodeResult] = []
     if not seeds:
         return Evaluation(results)
-    with closing(ordered_map(runner, seeds, min(workers, len(seeds)))) as episodes:
+    with closing(ordered_map(runner, seeds, workers)) as episodes:
         for result in episodes:
             results.append(result)
             progress(result)

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ddp_cli.errors import ConfigError
 from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import Task
 
 OPEN, CLOSED = -1.0, 1.0
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # hand pointing at the table, yaw 0
@@ -117,11 +119,19 @@ class Arm:
                 return
 
 
+def check_demonstrator(task: Task) -> None:
+    """ConfigError unless there is a script for `task`."""
+    if task.name not in SCRIPTS:
+        raise ConfigError(
+            f"there is no scripted demonstrator for '{task.name}', only for {', '.join(SCRIPTS)}.",
+            "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
+        )
+
+
 def demonstrator(sim: Simulator, rng: np.random.Generator) -> Actions:
     """Endless actions (7,) for the task of `sim`, from its present state."""
     arm = Arm(sim, rng)
-    script = {"lift": _lift, "can": _can, "square": _square}[sim.task.name]
-    yield from script(arm)
+    yield from SCRIPTS[sim.task.name](arm)
     while True:
         yield from arm.hold(10, arm.yaw)
 
@@ -258,3 +268,6 @@ def _wrap_to(angle: float, period: float) -> float:
 def _cap(v: Array, limit: float) -> Array:
     norm = float(np.linalg.norm(v))
     return v if norm <= limit else v * (limit / norm)
+
+
+SCRIPTS: dict[str, Callable[[Arm], Actions]] = {"lift": _lift, "can": _can, "square": _square}

@@ -25,16 +25,11 @@ from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
+from ddp_cli.sim.fit import check_environment, check_fit
 from ddp_cli.sim.renderer import Image, Renderer, check_profile, choose_gl_backend
-from ddp_cli.tasks import ACTIONS, CAMERAS, CONTROL_HZ, IMAGE_SIZE, PROPRIO, Task
+from ddp_cli.tasks import ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task
 
 Array = NDArray[np.float64]
-OBJECT = {
-    "lift": ("cube_pos", "cube_quat", "gripper_to_cube_pos"),
-    "can": ("Can_pos", "Can_quat", "Can_to_robot0_eef_pos", "Can_to_robot0_eef_quat"),
-    "square": ("SquareNut_pos", "SquareNut_quat", "SquareNut_to_robot0_eef_pos", "SquareNut_to_robot0_eef_quat"),
-}
-"""What `object` consists of, in the order of the field's datasets (robosuite 1.5 turned it around)."""
 
 
 def _import_robosuite() -> Any:
@@ -94,7 +89,7 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
 
 class Simulator:
     """One environment of `task`. `render` names the profile that its cameras use, `actions` the convention
-    that `step` takes.
+    that `step` takes. ConfigError when the task asks for what the environment does not have.
     """
 
     def __init__(self, task: Task, render: str = "fast", actions: str = "delta") -> None:
@@ -107,12 +102,15 @@ class Simulator:
         self._obeys = actions == "delta"
         self._renderer: Renderer | None = None
         kwargs = env_args(task, actions)["env_kwargs"]
+        check_environment(task.env_name, robosuite.ALL_ENVIRONMENTS)
         try:
-            # Only Lift's model differs per episode; for the others a soft reset is exact and 100x faster.
+            # Where only the state differs per episode, a soft reset is exact and 100x faster.
             self._env = robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
         except (AssertionError, AttributeError, TypeError, ValueError) as e:
             found = ", ".join(f"{k} {v}" for k, v in versions().items())
             raise SimulatorError(f"cannot make {task.env_name} with {found}.", "Run `ddp doctor`.") from e
+        widths = {key: len(value) for key, value in self._observables().items()}
+        check_fit(task, self._env.action_dim, self._env.sim.model.camera_names, widths)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -176,11 +174,7 @@ class Simulator:
     def set_state(self, state: Array) -> None:
         """Puts the simulation into `state`, with controllers that know about it."""
         sim = self._env.sim
-        if len(state) != 1 + sim.model.nq + sim.model.nv:
-            raise SimulatorError(
-                f"a state of {len(state)} values does not fit {self.task.env_name} ({1 + sim.model.nq + sim.model.nv})",
-                f"Record it with the task '{self.task.name}' or name the right task.",
-            )
+        self._check_size(state)
         sim.reset()
         sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
         sim.forward()
@@ -196,11 +190,22 @@ class Simulator:
 
     def show_state(self, state: Array) -> None:
         """Moves the bodies to `state` to be looked at; not a state to step from."""
+        self._check_size(state)
         self._env.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
         self._refresh()
 
+    def _check_size(self, state: Array) -> None:
+        size = 1 + self._env.sim.model.nq + self._env.sim.model.nv
+        if len(state) != size:
+            raise SimulatorError(
+                f"a state of {len(state)} values does not fit {self.task.env_name} ({size})",
+                f"Record it with the task '{self.task.name}' or name the right task.",
+            )
+
     def model_xml(self) -> str:
-        """The model, with mesh and texture files relative to robosuite's own folder."""
+        """The model, with mesh and texture files relative to robosuite's own folder. It lacks what some resets
+        change after loading it (where Door's door stands).
+        """
         # Not sim.model.get_xml(): that text is rounded, and the model made of it is another one.
         xml: str = self._env.model.get_xml()
         root = Path(_import_robosuite().__file__).parent
@@ -225,13 +230,23 @@ class Simulator:
 
     # -- looking ------------------------------------------------------------------------------
 
-    def low_dim(self, keys: Iterable[str] = (*PROPRIO, "object")) -> dict[str, NDArray[np.float32]]:
-        """Low-dimensional observations of the present state, float32 (width,) each."""
+    def low_dim(self, keys: Iterable[str] | None = None) -> dict[str, NDArray[np.float32]]:
+        """Low-dimensional observations of the present state, float32 (width,) each; all that the task names."""
+        obs = self._observables()
+        try:
+            if self.task.object:
+                obs["object"] = np.concatenate([obs[name] for name in self.task.object])
+            return {k: obs[k].astype(np.float32) for k in (self.task.vectors("state") if keys is None else keys)}
+        except KeyError as e:
+            raise SimulatorError(
+                f"{self.task.env_name} does not have {e} in every episode.", "Leave it out of the task."
+            ) from e
+
+    def _observables(self) -> dict[str, NDArray[Any]]:
         # The relative poses are computed from the object's pose of the update before: update twice.
         self._env._update_observables(force=True)
-        obs = self._env._get_observations(force_update=True)
-        obs["object"] = np.concatenate([obs[name] for name in OBJECT[self.task.name]])
-        return {k: np.asarray(obs[k], np.float32) for k in keys}
+        found = self._env._get_observations(force_update=True)
+        return {key: np.atleast_1d(value) for key, value in found.items()}
 
     def image(self, key: str, size: int = IMAGE_SIZE) -> Image:
         """The picture of the camera behind `key`, upright, uint8 (size, size, 3)."""
@@ -239,12 +254,12 @@ class Simulator:
         if self._renderer is None or not self._renderer.fits(model):
             self._close_renderer()
             self._renderer = Renderer(model, self.profile)
-        return self._renderer.draw(model, data, CAMERAS[key], size)
+        return self._renderer.draw(model, data, self.task.cameras[key], size)
 
     def observe(self, obs: str = "image") -> dict[str, NDArray[Any]]:
         """Everything an `image` or `state` policy sees: uint8 (84, 84, 3) and float32 (width,)."""
-        seen: dict[str, NDArray[Any]] = {k: self.image(k) for k in self.task.cameras(obs)}
-        return seen | self.low_dim(self.task.low_dim(obs))
+        seen: dict[str, NDArray[Any]] = {k: self.image(k) for k in self.task.images(obs)}
+        return seen | self.low_dim(self.task.vectors(obs))
 
     def hand(self) -> tuple[Array, Array]:
         """Grip-site position [m] (3,) and orientation (3, 3), world frame."""
@@ -253,14 +268,14 @@ class Simulator:
         return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
 
     def object(self) -> tuple[Array, Array]:
-        """Position [m] (3,) and orientation (3, 3) of the task's object, world frame."""
+        """Position [m] (3,) and orientation (3, 3) of a built-in task's object, world frame."""
         name = {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}[self.task.name]
         body = self._env.sim.model.body_name2id(name)
         data = self._env.sim.data
         return np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3)
 
     def target(self) -> Array:
-        """Where the object belongs [m] (3,): the peg, the can's compartment, or above the table."""
+        """Where a built-in task's object belongs [m] (3,): the peg, the can's compartment, or above the table."""
         if self.task.name == "square":
             return np.array(self._env.sim.data.body_xpos[self._env.peg1_body_id])
         if self.task.name == "can":

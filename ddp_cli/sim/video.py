@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ddp_cli.errors import DdpError
 from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import CAMERAS, CONTROL_HZ
+from ddp_cli.tasks import CONTROL_HZ
 
 FRAME_SIZE = 512  # [pixels], height and width of each camera in a video
 
@@ -64,8 +64,8 @@ class VideoWriter:
 
 
 def picture(sim: Simulator, success: bool = False, size: int = FRAME_SIZE) -> NDArray[np.uint8]:
-    """Both cameras side by side (size, 2 size, 3); a green bar below once the task has succeeded."""
-    frame = np.hstack([sim.image(key, size) for key in CAMERAS])
+    """The task's cameras side by side (size, n size, 3); a green bar below once the task has succeeded."""
+    frame = np.hstack([sim.image(key, size) for key in sim.task.cameras])
     if success:
         frame[-8:] = (40, 180, 70)
     return frame

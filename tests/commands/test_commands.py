@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, ddp, ok, ok_json, refused
+from conftest import DOOR, TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
@@ -94,6 +95,10 @@ def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "--task", "lift", "--device", "abacus"], ["'abacus'", "auto"]),
         (["train", "--task", "lift", "--resume"], ["no run of the task 'lift'", "ddp train --task lift"]),
         (["train", "--task", "lift", "--resume", "--steps", "5"], ["--steps", "--resume"]),
+        (["train", "--task", "none.json"], ["no file 'none.json'", '"env_name": "Door"']),
+        (["eval", "--task", "none.json"], ["no file 'none.json'"]),
+        (["collect", "--task", "none.json"], ["no file 'none.json'"]),
+        (["convert", "none.hdf5", "--task", "none.json"], ["no file 'none.json'"]),
         (["convert", "none.hdf5"], ["no file 'none.hdf5'", "ddp collect"]),
         (["eval"], ["no trained run", "ddp train"]),
         (["eval", "none"], ["no checkpoint folder 'none'"]),
@@ -106,6 +111,24 @@ def test_bad_input_is_one_line_that_says_what_to_do(args: list[str], words: list
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_described_task_has_no_demonstrator_no_samples_and_no_run_yet(tmp_path: Path) -> None:
+    Path("door.json").write_text(json.dumps(DOOR))
+    assert "no scripted demonstrator for 'door', only for lift, can, square" in refused(
+        ddp("collect", "--task", "door.json")
+    )
+    assert "no store 'data/door.zarr'" in refused(ddp("train", "--task", "door.json"))
+    assert "no trained run of the task 'door'" in refused(ddp("eval", "--task", "door.json"))
+    assert "no run of the task 'door'" in refused(ddp("train", "--task", "door.json", "--resume"))
+    assert [p.name for p in tmp_path.iterdir()] == ["door.json"]
+
+
+def test_a_run_is_not_resumed_as_another_task(trained: Path) -> None:
+    Path("other.json").write_text(json.dumps(DOOR | {"name": "lift_side", "env_name": "Lift"}))
+    shutil.copytree(trained / "lift" / "tiny", "runs/lift_side/tiny", symlinks=True)
+    said = refused(ddp("train", "--task", "other.json", "--resume"))
+    assert 'of another task than \'other.json\' describes: name "lift" instead of "lift_side"' in said
 
 
 def test_a_wrong_render_profile_is_refused_before_any_work(lift_demos: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import DOOR
 
+from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
-from ddp_cli.errors import CheckpointError
+from ddp_cli.errors import CheckpointError, ConfigError
 
 
 def test_round_trip(checkpoint: Path) -> None:
@@ -90,3 +92,28 @@ def test_resolve_takes_a_checkpoint_a_run_or_the_newest(trained: Path, checkpoin
     assert ck.resolve_checkpoint(None, trained, "lift") == ck.resolve_checkpoint(run, trained)
     with pytest.raises(CheckpointError, match="ddp train --task can"):
         ck.resolve_checkpoint(None, trained, "can")
+
+
+def test_a_built_in_task_is_kept_as_its_name(checkpoint: Path, trained: Path) -> None:
+    content = json.loads((checkpoint / ck.CONFIG).read_text())
+    assert content["policy"]["task"] == content["store"]["task"] == "lift"
+    run = json.loads((trained / "lift" / "tiny" / "config.json").read_text())
+    assert run["train"]["policy"]["task"] == run["store"]["task"] == "lift"
+
+
+def test_resolve_takes_the_file_of_a_task_unless_the_run_is_of_another(trained: Path, tmp_path: Path) -> None:
+    file, runs = tmp_path / "door.json", tmp_path / "runs"
+    file.write_text(json.dumps(DOOR))
+    with pytest.raises(CheckpointError, match=r"no trained run of the task 'door'.*--task .*door\.json"):
+        ck.resolve_checkpoint(None, trained, str(file))
+    folder = runs / "door" / "a" / "checkpoints" / "step-1"
+    ck.save_checkpoint(folder, PolicyConfig(task=DOOR), {}, {}, None)
+    for link in ("last", "best"):
+        ck.point_link(folder.with_name(link), folder)
+    for named in (str(file), "door"):
+        assert ck.resolve_checkpoint(None, runs, named) == folder
+    file.write_text(json.dumps(DOOR | {"horizon": 99}))
+    for path in (None, folder, folder.parents[1]):
+        with pytest.raises(ConfigError, match=r"step-1' is of another task than .*horizon 12 instead of 99"):
+            ck.resolve_checkpoint(path, runs, str(file))
+    assert ck.resolve_checkpoint(None, runs, "door") == folder

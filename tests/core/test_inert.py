@@ -87,7 +87,7 @@ def test_low_dim_checkpoints_take_their_model_settings(tmp_path: Path, monkeypat
     del cfg["policy"]["n_layer"], cfg["policy"]["n_emb"], cfg["policy"]["crop_shape"]
     cfg["task_name"] = "can_lowdim"
     policy, _ = load_published(save_ckpt(tmp_path / "m.ckpt", cfg, weights, monkeypatch))
-    assert (policy.config.task, policy.config.obs, policy.config.n_layer) == ("can", "state", 2)
+    assert (policy.config.task.name, policy.config.obs, policy.config.n_layer) == ("can", "state", 2)
 
 
 def test_absolute_actions_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DOOR, tiny_config
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
@@ -98,6 +98,21 @@ def test_normalizer_maps_the_range_to_one_and_spares_quaternions() -> None:
         assert torch.equal(n.normalize(key, data[key]), data[key])
     torch.testing.assert_close(n.unnormalize("robot0_eef_pos", x), data["robot0_eef_pos"])
     assert Normalizer.image(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_observations_of_described_tasks_are_scaled_by_their_range() -> None:
+    n = Normalizer({"robot0_joint_vel": 7, "robot0_eef_quat_site": 4})
+    data = {"robot0_joint_vel": torch.rand(50, 7) * 9, "robot0_eef_quat_site": torch.rand(50, 4)}
+    n.fit(data)
+    torch.testing.assert_close(n.normalize("robot0_joint_vel", data["robot0_joint_vel"]).amin(0), -torch.ones(7))
+    assert torch.equal(n.normalize("robot0_eef_quat_site", data["robot0_eef_quat_site"]), data["robot0_eef_quat_site"])
+
+
+def test_a_policy_may_see_nothing_but_a_camera() -> None:
+    config = PolicyConfig(task=DOOR | {"low_dim": {}}, encoder="small", n_layer=1, n_emb=16, num_inference_steps=1)
+    policy = DiffusionPolicy(config).eval()
+    obs = {"frontview_image": torch.zeros(1, 2, 3, 84, 84, dtype=torch.uint8)}
+    assert policy.predict_action(obs)["action"].shape == (1, 8, 7)
 
 
 def test_the_published_rule_of_state_policies_is_one_scale() -> None:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DOOR, TINY, tiny_config
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import TRAIN_STATE, checkpoints, load_policy, load_train_state
@@ -19,8 +20,10 @@ from ddp_cli.core.distributed import Processes
 from ddp_cli.core.loading import load_data
 from ddp_cli.core.run import Run, create_run, go, reopen_run
 from ddp_cli.core.training import BAD_STEPS, Watchers, planned_steps
-from ddp_cli.data.store import Store
+from ddp_cli.data.store import Store, StoreWriter
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
+from ddp_cli.presets import train_config
+from ddp_cli.tasks import get_task, task_from_json
 
 CPU = torch.device("cpu")
 
@@ -318,9 +321,25 @@ def test_a_run_is_not_begun_twice(lift_store: Store, trained: Path) -> None:
 
 def test_a_store_of_another_task_is_refused(lift_store: Store, tmp_path: Path) -> None:
     config = tiny_config()
-    other = config.model_copy(update={"policy": config.policy.model_copy(update={"task": "can"})})
+    other = config.model_copy(update={"policy": config.policy.model_copy(update={"task": get_task("can")})})
     with pytest.raises(ConfigError, match="lift.*can"):
         create(tmp_path / "run", other, lift_store)
+
+
+def test_a_task_without_an_object_trains_on_its_own_store_only(tmp_path: Path) -> None:
+    task = task_from_json(DOOR | {"object": {}})
+    attributes = {"render": "fast", "env_args": {}, "versions": {}, "action": {"convention": "delta", "dim": 7}}
+    writer = StoreWriter(tmp_path / "s.zarr", task, [20], attributes | {"source": {"sha256": "x", "demos": [0]}}, 3)
+    arrays = {"frontview_image": np.zeros((20, 84, 84, 3), np.uint8), "action": np.zeros((20, 7), np.float32)}
+    writer.append(arrays | {k: np.ones((20, w), np.float32) for k, w in task.low_dim.items()})
+    writer.finish()
+    store = Store(tmp_path / "s.zarr")
+    run = create(tmp_path / "run", train_config(task, "image", "laptop", None, TINY | {"steps": 1}), store)
+    assert set(run.trainer.step()) == {"noise", "action", "total", "grad_norm"}
+    run.trainer.load_state(run.trainer.state())
+    other = task_from_json(task.to_json() | {"low_dim": {}})
+    with pytest.raises(ConfigError, match="another 'door': low_dim.robot0_eef_pos 3 instead of absent"):
+        create(tmp_path / "other", train_config(other, "image", "laptop", None, TINY | {"steps": 1}), store)
 
 
 TWO = """

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import Recorded
 
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import DemoFile
 from ddp_cli.data.store import Store
-from ddp_cli.errors import DataError
+from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
 
 
@@ -74,3 +76,49 @@ def test_attributes_say_where_the_store_comes_from(lift_demos: Path, lift_store:
     assert (attrs["task"], attrs["render"], attrs["format"], attrs["complete"]) == ("lift", "fast", 1, True)
     assert attrs["action"]["convention"] == "delta"
     assert set(attrs["versions"]) == {"robosuite", "mujoco"}
+
+
+def test_a_described_task_is_stored_as_it_was_seen(door: Recorded, tmp_path: Path) -> None:
+    """Each door stands where its recorded model has it, which the states do not say."""
+    convert(door.demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=door.task)
+    store = Store(tmp_path / "s.zarr")
+    assert store.task == door.task
+    places = store.read("object")[[0, 10], :3]
+    assert np.abs(places[0] - places[1]).max() > 1e-3
+    for key in door.seen[0]:
+        seen, stored = np.stack([s[key] for s in door.seen]), store.read(key)
+        assert stored.dtype == seen.dtype
+        if key == "frontview_image":  # the recorded XML is rounded
+            assert np.abs(stored.astype(float) - seen).mean() < 0.5
+        else:
+            np.testing.assert_allclose(stored, seen, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cameras": {"x_image": "frontviw"}}, "no camera 'frontviw', did you mean 'frontview'"),
+        ({"low_dim": {"robot0_joint_acc": 7}}, "'robot0_joint_acc' does not follow from the recorded state"),
+        ({"object": {"door_pos": 4}}, "'door_pos' has width 3, not 4"),
+    ],
+)
+def test_what_does_not_fit_the_environment_is_refused(
+    door: Recorded, tmp_path: Path, changes: dict, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        convert(
+            door.demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=dataclasses.replace(door.task, **changes)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_of_another_size_are_refused(door: Recorded, tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    path.write_bytes(door.demos.read_bytes())
+    with h5py.File(path, "r+") as f:
+        for demo in f["data"].values():
+            states = demo["states"][:, :-1]
+            del demo["states"]
+            demo["states"] = states
+    with pytest.raises(SimulatorError, match=r"22 values does not fit Door \(23\)"):
+        convert(path, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=door.task)

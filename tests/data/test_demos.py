@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import Recorded
 
 from ddp_cli.data.demos import Demo, DemoFile, DemoWriter
-from ddp_cli.errors import DataError
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.tasks import get_task, task_from_json
 
 ENV_ARGS = {"env_name": "Lift", "env_kwargs": {}}
 
@@ -166,3 +169,44 @@ def test_every_fault_is_named(tmp_path: Path, kind: str) -> None:
         DemoFile(broken(tmp_path, kind)) as file,
     ):
         list(file)
+
+
+def test_a_described_task_reads_its_own_environment(door: Recorded, tmp_path: Path) -> None:
+    with DemoFile(door.demos, door.task) as file:
+        assert file.task is door.task
+        assert [d.states.shape for d in file] == [(10, 23), (10, 23)]
+    with pytest.raises(ConfigError, match="'Door'.*--task file.json"):
+        DemoFile(door.demos)
+    with pytest.raises(DataError, match="recorded in Door, the task 'lift' is of Lift.*--task"):
+        DemoFile(door.demos, get_task("lift"))
+    path = write(tmp_path / "lift.hdf5", demo())
+    other = task_from_json({"name": "lift_side", "env_name": "Lift"})
+    with DemoFile(path, other) as file:
+        assert file.task.name == "lift_side"
+
+
+def test_a_described_task_takes_the_states_of_the_first_demo(door: Recorded, tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    path.write_bytes(door.demos.read_bytes())
+    with h5py.File(path, "r+") as f:
+        del f["data/demo_1/states"]
+        f["data/demo_1/states"] = np.zeros((10, 22))
+    with (
+        pytest.raises(DataError, match="demo_1: states have 22 values, those of demo_0 have 23"),
+        DemoFile(path, door.task) as file,
+    ):
+        list(file)
+
+
+def test_a_model_that_varies_must_be_recorded(door: Recorded, tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    path.write_bytes(door.demos.read_bytes())
+    with h5py.File(path, "r+") as f:
+        del f["data/demo_1"].attrs["model"]
+    with (
+        pytest.raises(DataError, match='demo_1 has no recorded model.*"model_varies": false'),
+        DemoFile(path, door.task) as file,
+    ):
+        list(file)
+    with DemoFile(path, dataclasses.replace(door.task, model_varies=False)) as file:
+        assert file.read("demo_1").xml == ""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DOOR
 
-from ddp_cli.data.store import Store, StoreWriter
-from ddp_cli.errors import DataError
-from ddp_cli.tasks import get_task
+from ddp_cli.data.store import Store, StoreWriter, find_task
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.tasks import Task, get_task, task_from_json
 
 TASK = get_task("lift")
 ATTRIBUTES = {
@@ -21,17 +22,17 @@ ATTRIBUTES = {
 }
 
 
-def episode(length: int, seed: int) -> dict[str, np.ndarray]:
+def episode(length: int, seed: int, task: Task = TASK) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    arrays = {k: rng.integers(0, 256, (length, 84, 84, 3)).astype(np.uint8) for k in TASK.cameras("image")}
-    arrays |= {k: rng.normal(size=(length, w)).astype(np.float32) for k, w in TASK.low_dim("state").items()}
+    arrays = {k: rng.integers(0, 256, (length, 84, 84, 3)).astype(np.uint8) for k in task.images("image")}
+    arrays |= {k: rng.normal(size=(length, w)).astype(np.float32) for k, w in task.vectors("state").items()}
     return arrays | {"action": rng.normal(size=(length, 7)).astype(np.float32)}
 
 
-def write(path: Path, lengths: list[int], zarr_format: int = 3) -> Path:
-    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, zarr_format)
+def write(path: Path, lengths: list[int], zarr_format: int = 3, task: Task = TASK) -> Path:
+    writer = StoreWriter(path, task, lengths, ATTRIBUTES, zarr_format)
     for i, length in enumerate(lengths):
-        writer.append(episode(length, i))
+        writer.append(episode(length, i, task))
     writer.finish()
     return path
 
@@ -124,3 +125,61 @@ def test_missing_and_damaged_arrays_are_named(tmp_path: Path) -> None:
     shutil.rmtree(path / "data" / "action")
     with pytest.raises(DataError, match="no array data/action"):
         Store(path).read("action")
+
+
+def test_a_built_in_task_is_kept_as_its_name(tmp_path: Path) -> None:
+    attributes = json.loads((write(tmp_path / "s.zarr", [3]) / "zarr.json").read_text())["attributes"]
+    assert attributes["task"] == "lift"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_described_task_is_kept_whole(tmp_path: Path, zarr_format: int) -> None:
+    task = task_from_json(DOOR | {"cameras": {"z_image": "frontview", "a_image": "agentview"}})
+    store = Store(write(tmp_path / "s.zarr", [3], zarr_format, task))
+    assert store.task == task
+    assert json.dumps(store.task.to_json()) == json.dumps(task.to_json())  # in the same order
+    assert store.read("object").shape == (3, 7)
+    assert store.read("z_image").shape == (3, 84, 84, 3)
+
+
+def test_without_an_object_there_is_no_such_array(tmp_path: Path) -> None:
+    store = Store(write(tmp_path / "s.zarr", [3], task=task_from_json(DOOR | {"object": {}})))
+    with pytest.raises(DataError, match="no array data/object"):
+        store.read("object")
+
+
+def test_another_description_begins_anew(tmp_path: Path) -> None:
+    path, task = tmp_path / "s.zarr", task_from_json(DOOR)
+    StoreWriter(path, task, [70, 5], ATTRIBUTES, 3).append(episode(70, 0, task))
+    assert StoreWriter(path, task, [70, 5], ATTRIBUTES, 3).episodes == 1
+    other = task_from_json(DOOR | {"cameras": {"frontview_image": "sideview"}})
+    assert StoreWriter(path, other, [70, 5], ATTRIBUTES, 3).episodes == 0
+
+
+def test_a_store_is_of_one_task(tmp_path: Path) -> None:
+    store = Store(write(tmp_path / "s.zarr", [3], task=task_from_json(DOOR)))
+    store.check_task(task_from_json(DOOR))
+    store.check_task(task_from_json(DOOR | {"horizon": 500}))  # how long rollouts last is another matter
+    with pytest.raises(ConfigError, match="demos of 'door', not of 'lift'. Train with --task door"):
+        store.check_task(get_task("lift"))
+    with pytest.raises(ConfigError, match=r"another 'door': object .*hinge_qpos.* instead of \{\}"):
+        store.check_task(task_from_json(DOOR | {"object": {}}))
+
+
+def test_a_store_knows_its_task_without_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [3], task=task_from_json(DOOR))
+    assert find_task("door", path) == task_from_json(DOOR)
+    assert find_task("lift", path) is TASK
+    assert find_task("lift", tmp_path / "none.zarr") is TASK
+    for text, store in (("dor", path), ("door", tmp_path / "none.zarr")):
+        with pytest.raises(ConfigError, match=f"unknown task '{text}'"):
+            find_task(text, store)
+
+
+def test_a_damaged_description_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [3], task=task_from_json(DOOR))
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"]["task"]["horizon"] = -1
+    (path / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="s.zarr': horizon is -1"):
+        Store(path)

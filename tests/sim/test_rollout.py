@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from ddp_cli.sim.evaluation import Evaluation, evaluate, wilson
 from ddp_cli.sim.rollout import EpisodeResult, checked, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.video import VideoWriter, read_video
-from ddp_cli.tasks import Task, get_task
+from ddp_cli.tasks import get_task
 
 
 class Drift:
@@ -33,7 +34,7 @@ class Drift:
         return self.rng.uniform(-1, 1, (8, 7))
 
 
-SHORT = Task("lift", "Lift", object_dim=10, state_dim=32, model_varies=True, horizon=21)
+SHORT = dataclasses.replace(get_task("lift"), horizon=21)
 
 
 def test_the_agent_sees_the_last_observations_of_every_chunk() -> None:

@@ -24,7 +24,7 @@ def test_widths_of_states_and_observations_are_those_of_the_task(task: str) -> N
     sim.reset(0)
     assert len(sim.state()) == spec.state_dim
     seen = sim.observe("state")
-    assert {k: len(v) for k, v in seen.items()} == spec.low_dim("state")
+    assert {k: len(v) for k, v in seen.items()} == spec.vectors("state")
     np.testing.assert_allclose(seen["object"][:3], sim.object()[0], atol=1e-6)
     assert not sim.success()
     sim.close()
