@@ -20,6 +20,7 @@ def evaluate(
     task: options.AnyTask = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
+    engine: options.Engine = "auto",
     workers: options.Workers = None,
     device: options.Device = "auto",
     out: Annotated[
@@ -31,7 +32,7 @@ def evaluate(
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
     from ddp_cli.config import PolicyConfig
-    from ddp_cli.core.agent import load_agent
+    from ddp_cli.core.agent import choose_engine, load_agent
     from ddp_cli.core.checkpoint import load_meta, resolve_checkpoint
     from ddp_cli.core.distributed import processes
     from ddp_cli.core.run import choose_device
@@ -49,9 +50,10 @@ def evaluate(
         used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
         spec = used.task
         chosen = str(choose_device(together.device(device)))
-        agent = functools.partial(load_agent, folder, chosen, sampler, inference_steps)
+        used_engine = choose_engine(used, chosen.partition(":")[0], engine)
+        agent = functools.partial(load_agent, folder, chosen, sampler, inference_steps, used_engine)
         used_sampler, used_steps = used.sampler, used.num_inference_steps
-        console.note(f"policy {folder}, {used_sampler} with {used_steps} steps")
+        console.note(f"policy {folder}, {used_sampler} with {used_steps} steps, engine {used_engine}")
         started, wins, done = time.perf_counter(), 0, 0
         starts = range(seed, seed + episodes)[together.share(episodes)]
         with console.progress(f"eval {spec.name}") as update:
@@ -70,7 +72,8 @@ def evaluate(
     seconds = time.perf_counter() - started
     report = {
         "checkpoint": str(folder), "task": spec.name, "obs": used.obs, "step": meta.get("step"),
-        "sampler": used_sampler, "inference_steps": used_steps, "first_seed": seed, "seconds": seconds,
+        "sampler": used_sampler, "inference_steps": used_steps, "engine": used_engine,
+        "first_seed": seed, "seconds": seconds,
     }  # fmt: skip
     report |= result.to_json()
     if out is None and folder.parent.name == "checkpoints":

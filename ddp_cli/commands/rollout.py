@@ -23,6 +23,7 @@ def rollout(
     task: options.AnyTask = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
+    engine: options.Engine = "auto",
     device: options.Device = "auto",
     runs: options.Runs = options.RUNS,
     overwrite: options.Overwrite = False,
@@ -41,9 +42,9 @@ def rollout(
     folder = resolve_checkpoint(checkpoint, runs, task)
     if video:
         options.check_output(video, overwrite)
-    agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps)
+    agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps, engine)
     sim = Simulator(agent.policy.config.task, str(load_meta(folder)["render"]), agent.actions)
-    console.note(f"policy {folder}")
+    console.note(f"policy {folder}, engine {agent.engine}")
     results = []
     for start in range(seed, seed + attempts):
         result = record(sim, agent, start, video) if video else run_episode(sim, agent, start)
