@@ -186,7 +186,7 @@ class TrainConfig(_Config):
 
     policy: PolicyConfig
     preset: str = "paper"
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     val_ratio: float = Field(0.02, ge=0.0, le=0.5)
     batch_size: int = Field(64, ge=1)
     noise_samples: int = Field(1, ge=1, le=256)
@@ -240,6 +240,8 @@ class TrainConfig(_Config):
     def _one_length(self) -> Self:
         if sum(x > 0 for x in (self.steps, self.epochs, self.minutes)) > 1:
             raise ValueError("give only one of steps, epochs and minutes")
+        if not (self.steps or self.epochs or self.minutes):
+            raise ValueError("a run needs a length above 0: steps, epochs or minutes")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
         if self.accumulate > self.batch_size:
