@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.sim.safety import Safety
 
 
 class PolicyAgent:
@@ -23,7 +24,14 @@ class PolicyAgent:
         self.obs: str = policy.config.obs
         self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
+        self.n_action_steps = policy.config.n_action_steps
         self._generator = torch.Generator(policy.device)
+
+    @property
+    def safety(self) -> Safety:
+        normalizer = self.policy.normalizer
+        scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
+        return Safety.of_normalizer(self.actions, scale, offset)
 
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
