@@ -17,6 +17,7 @@ from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.onnx_network import onnx_network
 from ddp_cli.core.policy import BeginChain, DiffusionPolicy
 from ddp_cli.errors import ConfigError, close_match
+from ddp_cli.sim.safety import Safety
 
 ENGINES = ("auto", "torch", "onnx")
 
@@ -33,9 +34,16 @@ class PolicyAgent:
         self.obs: str = policy.config.obs
         self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
+        self.n_action_steps = policy.config.n_action_steps
         self.engine = choose_engine(policy.config, policy.device.type, engine)
         self._begin = begin_chain(policy, self.engine)
         self._generator = torch.Generator(policy.device)
+
+    @property
+    def safety(self) -> Safety:
+        normalizer = self.policy.normalizer
+        scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
+        return Safety.of_normalizer(self.actions, scale, offset)
 
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)

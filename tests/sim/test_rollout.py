@@ -14,7 +14,8 @@ import pytest
 from ddp_cli.core.agent import load_agent
 from ddp_cli.errors import DdpError
 from ddp_cli.sim.evaluation import Evaluation, evaluate
-from ddp_cli.sim.rollout import EpisodeResult, checked, run_episode
+from ddp_cli.sim.rollout import EpisodeResult, run_episode
+from ddp_cli.sim.safety import Safety
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.statistics import paired, wilson
 from ddp_cli.sim.video import VideoWriter, read_video
@@ -27,6 +28,7 @@ class Drift:
     obs = "state"
     actions = "delta"
     n_obs_steps = 2
+    safety = Safety("delta")
 
     def __init__(self) -> None:
         self.seen: list[list[dict]] = []
@@ -95,10 +97,15 @@ def test_a_dead_process_is_an_error_not_a_hang() -> None:
         evaluate(functools.partial(_dies), SHORT, "fast", range(3), 2, lambda _: None)
 
 
-def test_actions_are_kept_inside_what_the_controller_takes() -> None:
-    assert checked(np.array([[2.0, -3.0, 0.5]]), 0, "delta").tolist() == [[1.0, -1.0, 0.5]]
+def test_an_episode_ends_when_actions_are_not_finite() -> None:
+    class Lost(Drift):
+        def act(self, history: Sequence) -> np.ndarray:
+            return super().act(history) * (np.nan if len(self.seen) == 2 else 1.0)
+
+    sim = Simulator(SHORT)
     with pytest.raises(DdpError, match="not finite.*start 12"):
-        checked(np.array([[np.nan]]), 12, "delta")
+        run_episode(sim, Lost(), 12)
+    sim.close()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_killing_a_worker_in_the_middle_changes_nothing(trained: Path) -> None:
 
 def test_an_evaluation_ends_when_its_interval_is_tight() -> None:
     class Fixed:
-        obs, actions, n_obs_steps = "state", "delta", 1
+        obs, actions, n_obs_steps, safety = "state", "delta", 1, Safety("delta")
 
         def reset(self, seed: int) -> None:
             pass
