@@ -99,6 +99,7 @@ def processes() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     yield here
+    dist.barrier()  # who leaves first would pull the connections from under the others' threads
     # Not after an error: it would wait for processes that wait for this one. torchrun ends them.
     dist.destroy_process_group()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import DOOR, TINY, ddp, ok, ok_json, refused
 
+from ddp_cli.core.checkpoint import file_hash
 from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
 
@@ -247,6 +248,8 @@ def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
 
     content = torch.load(state, weights_only=True)
     torch.save(content | {"total": saved["step"] + 2}, state)
+    saved["sha256"][state.name] = file_hash(state)
+    state.with_name("config.json").write_text(json.dumps(saved))
     result = ok_json("train", "--task", "lift", "--name", "long", "--resume")
     assert result["steps"] == saved["step"] + 2
 
