@@ -65,7 +65,7 @@ def test_two_checkpoints_are_compared_on_the_same_starts(trained: Path) -> None:
     assert "may be chance" in text
     report = ok_json("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)
     assert report["paired"] == {"both": 0, "only_first": 0, "only_second": 0, "neither": 2, "p": 1.0}
-    assert "Give one, two" in refused(ddp("eval", run, run, run))
+    assert "Give one checkpoint, two to compare" in refused(ddp("eval", run, run, run))
 
 
 def test_the_last_checkpoints_and_the_best_on_fresh_starts(trained: Path) -> None:
@@ -75,6 +75,31 @@ def test_the_last_checkpoints_and_the_best_on_fresh_starts(trained: Path) -> Non
     assert report["mean"] == report["best"] == 0.0
     assert (report["fresh"]["first_seed"], report["fresh"]["step"]) == (300_000, 4)
     assert "takes the folder of a run" in refused(ddp("eval", trained, "--last", 2))
+
+
+def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained: Path) -> None:
+    run = trained / "lift/tiny"
+    asked = ("eval", run, "-n", 1, "--workers", 1, "--sweep", "inference-steps=1,2", "sampler=ddim,dpm")
+    text = ok(ddp(*asked)).stdout
+    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
+        ["ddim", "1"], ["ddim", "2"], ["dpm", "1"], ["dpm", "2"],
+    ]  # fmt: skip
+    (picture,) = (run / "eval").glob("sweep-step-*-100000x1.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    reports = ok_json(*asked, "--seed", 100007, "--out", "s.json")["sweep"]
+    assert [(r["sampler"], r["inference_steps"]) for r in reports] == [
+        ("ddim", 1), ("ddim", 2), ("dpm", 1), ("dpm", 2),
+    ]  # fmt: skip
+    assert {r["episodes"][0]["seed"] for r in reports} == {100007}
+    assert Path("s.png").is_file()
+    Path("s.json").unlink()
+    assert "'s.png' exists" in refused(ddp(*asked, "--out", "s.json"))
+    for sweep, word in (
+        ("steps=1", "'steps' cannot be swept"), ("sampler=", "has no values"), ("inference-steps=1,x", "'x' is not"),
+        ("inference-steps=1,101", "101"), ("sampler=ddmi", "ddmi"),
+    ):  # fmt: skip
+        assert word in refused(ddp("eval", run, "--sweep", sweep))
+    assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))
 
 
 def test_export_prints_the_largest_difference(trained: Path, lift_zarr: Path) -> None:

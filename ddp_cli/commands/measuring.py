@@ -1,0 +1,101 @@
+"""How one checkpoint does over the starts that were asked for: what `ddp eval` is made of."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_cli import console
+
+if TYPE_CHECKING:
+    from ddp_cli.core.distributed import Processes
+    from ddp_cli.sim.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to run every checkpoint on."""
+
+    episodes: int
+    seed: int
+    half_width: float
+    sampler: str | None
+    inference_steps: int | None
+    engine: str
+    workers: int | None
+    device: str
+
+
+def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False) -> dict[str, Any]:
+    """Runs the episodes of one checkpoint, shows them unless `quiet`, and returns the report, also written into
+    its run.
+    """
+    from ddp_cli.config import PolicyConfig
+    from ddp_cli.core.agent import choose_engine, load_agent
+    from ddp_cli.core.checkpoint import load_meta
+    from ddp_cli.core.run import choose_device
+    from ddp_cli.parallel import default_workers
+    from ddp_cli.sim.evaluation import Evaluation, write_report
+    from ddp_cli.sim.evaluation import evaluate as run_evaluation
+
+    meta = load_meta(folder)
+    used = PolicyConfig(**meta["policy"]).with_sampler(asked.sampler, asked.inference_steps)  # type: ignore[arg-type]
+    device = str(choose_device(together.device(asked.device)))
+    engine = choose_engine(used, device.partition(":")[0], asked.engine)
+    agent = functools.partial(load_agent, folder, device, used.sampler, used.num_inference_steps, engine)
+    console.note(f"policy {folder}, {used.sampler} with {used.num_inference_steps} steps, engine {engine}")
+    started, wins, done = time.perf_counter(), 0, 0
+    starts = range(asked.seed, asked.seed + asked.episodes)[together.share(asked.episodes)]
+    with console.progress(f"eval {used.task.name}") as update:
+
+        def progress(success: bool) -> None:
+            nonlocal wins, done
+            wins, done = wins + success, done + 1
+            update(done, len(starts), f"{wins} succeeded")
+
+        count = min(len(starts), asked.workers or max(1, default_workers() // together.local_count))
+        render = str(meta["render"])
+        mine = run_evaluation(agent, used.task, render, starts, count, lambda r: progress(r.success), asked.half_width)
+    parts = together.gather(mine)
+    result = Evaluation([e for part in parts for e in part.episodes], [seed for part in parts for seed in part.lost])
+    report = {
+        "checkpoint": str(folder), "task": used.task.name, "obs": used.obs, "step": meta.get("step"),
+        "sampler": used.sampler, "inference_steps": used.num_inference_steps, "engine": engine,
+        "first_seed": asked.seed, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    report |= result.to_json()
+    if together.first:
+        if not quiet:
+            _show(report, result)
+        if folder.parent.name == "checkpoints":
+            name = f"{folder.name}-{used.sampler}{used.num_inference_steps}-{asked.seed}x{len(result.episodes)}.json"
+            write_report(folder.parents[1] / "eval" / name, report)
+    return report
+
+
+def _show(report: dict[str, Any], result: Evaluation) -> None:
+    low, high = result.interval
+    count, seconds = len(result.episodes), report["seconds"]
+    found = f"{result.successes} of {count}, 95% interval {low:.1%} to {high:.1%}"
+    first = report["first_seed"]
+    rows = [
+        ("success", f"{result.success_rate:.1%}", found),
+        ("held for 10 steps", f"{result.held_rate:.1%}", ""),
+        ("steps to success", f"{result.mean_steps:.1f}", "mean of those that succeeded"),
+        (
+            "action chunk",
+            f"{result.chunk_ms:.0f} ms",
+            f"median, {report['sampler']} with {report['inference_steps']} steps, {report['engine']}",
+        ),
+        (
+            "episodes",
+            f"{3600 * count / seconds:.0f}/h",
+            f"starts {first} to {first + count + len(result.lost) - 1}, in {console.duration(seconds)}",
+        ),
+    ]
+    if result.lost:
+        rows.append(("not run", str(len(result.lost)), f"the process died every time: starts {result.lost}"))
+    console.table(f"{report['task']} from {report['obs']}: {report['checkpoint']}", rows)

@@ -1,0 +1,89 @@
+"""`ddp eval --sweep`: success against latency over samplers and numbers of denoising steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_cli import console
+from ddp_cli.commands.measuring import Asked, measure
+from ddp_cli.errors import DdpError, close_match
+
+if TYPE_CHECKING:
+    from ddp_cli.core.distributed import Processes
+
+SWEPT = ("sampler", "inference-steps")
+EXAMPLE = "Write --sweep inference-steps=1,2,4,8,16,100 sampler=ddim,dpm."
+
+
+def split_sweep(arguments: list[Path], sweeps: list[str] | None) -> tuple[list[Path], dict[str, list[str]]]:
+    """Checkpoints, and the values of every swept setting. What follows `--sweep NAME=VALUES` on the command line
+    arrives among the arguments: of those, the ones that hold a `=` and are no path belong to the sweep.
+    """
+    parts = list(sweeps or [])
+    checkpoints = []
+    for path in arguments:
+        if sweeps and "=" in str(path) and not path.exists():
+            parts.append(str(path))
+        else:
+            checkpoints.append(path)
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        name, _, values = part.partition("=")
+        name = name.replace("_", "-")
+        if name not in SWEPT:
+            raise DdpError(f"--sweep: '{name}' cannot be swept{close_match(name, SWEPT)}", EXAMPLE)
+        found[name] = list(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
+        if not found[name]:
+            raise DdpError(f"--sweep: '{part}' has no values.", EXAMPLE)
+    return checkpoints, found
+
+
+def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> list[Asked]:
+    """What to measure, every sampler with every number of steps; ConfigError if one of them cannot be."""
+    from ddp_cli.config import PolicyConfig
+    from ddp_cli.core.checkpoint import load_meta
+
+    steps: list[int | None] = [asked.inference_steps]
+    if "inference-steps" in swept:
+        wrong = [value for value in swept["inference-steps"] if not value.isdecimal()]
+        if wrong:
+            raise DdpError(f"--sweep: inference-steps '{wrong[0]}' is not a whole number.", EXAMPLE)
+        steps = [int(value) for value in swept["inference-steps"]]
+    policy = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
+    combined = []
+    for sampler in swept.get("sampler", [asked.sampler]):
+        for count in steps:
+            used = policy.with_sampler(sampler, count)
+            combined.append(replace(asked, sampler=used.sampler, inference_steps=used.num_inference_steps))
+    return combined
+
+
+def sweep(
+    checkpoint: Path, asked: Asked, swept: dict[str, list[str]], picture: Path | None, together: Processes
+) -> dict[str, Any]:
+    """Measures every setting over the same starts, shows a table, and draws it (PNG, in the run's eval/ unless
+    `picture` says where).
+    """
+    reports = [measure(checkpoint, one, together, quiet=True) for one in settings(checkpoint, asked, swept)]
+    if together.first:
+        rows = []
+        for r in reports:
+            low, high = r["interval_95"]
+            count = len(r["episodes"])
+            rows.append(
+                (r["sampler"], str(r["inference_steps"]), f"{r['chunk_ms']:.1f} ms", f"{r['success_rate']:.1%}",
+                 f"{r['successes']} of {count}", f"{low:.1%} to {high:.1%}")
+            )  # fmt: skip
+        header = ("sampler", "steps", "action chunk", "success", "", "95% interval")
+        console.table(f"{reports[0]['task']} from {reports[0]['obs']}: {checkpoint}", rows, header)
+        if picture is None and checkpoint.parent.name == "checkpoints":
+            name = f"sweep-{checkpoint.name}-{asked.seed}x{asked.episodes}.png"
+            picture = checkpoint.parents[1] / "eval" / name
+        if picture:
+            from ddp_cli.core.curves import draw_sweep
+
+            draw_sweep(reports, picture)
+            console.note(f"drawn to {picture}")
+    return {"sweep": reports}
