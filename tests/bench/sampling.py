@@ -61,10 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds: p50 and p95 [ms]")
-    for batch in (1, 32):
+    for batch in args.batch:
         ways = {("plain loop, ddpm 100", ""): plain_loop(batch)}
         for sampler, steps in CHAINS:
             for engine in ("torch", "onnx"):
