@@ -36,7 +36,7 @@ def rollout(
     from ddp_cli.core.run import choose_device
     from ddp_cli.sim.rollout import run_episode
     from ddp_cli.sim.simulator import Simulator
-    from ddp_cli.sim.video import record
+    from ddp_cli.sim.filming import record
 
     folder = resolve_checkpoint(checkpoint, runs, task)
     if video:

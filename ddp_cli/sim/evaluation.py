@@ -108,7 +108,7 @@ def record_apart(make_agent: Callable[[], Agent], task: Task, render: str, seed:
 
 
 def _recorder(make_agent: Callable[[], Agent], task: Task, render: str, path: Path) -> Callable[[int], EpisodeResult]:
-    from ddp_cli.sim.video import FRAME_SIZE, record
+    from ddp_cli.sim.filming import FRAME_SIZE, record
 
     agent = make_agent()
     sim = Simulator(task, render, agent.actions)
