@@ -174,7 +174,7 @@ def test_missing_weights_are_named(checkpoint: Path) -> None:
         assert "no model.safetensors" in refused(ddp(command, checkpoint))
 
 
-@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout"])
+@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout", "rollout --grid 1x2"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     command: str, lift_demos: Path, lift_zarr: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -184,14 +184,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         "convert": [lift_demos, "--out", "out.zarr", "--workers", "1"],
         "train": ["--task", "lift", "--data", lift_zarr, "--steps", "1", "--name", "x", *SETTINGS],
         "rollout": [trained / "lift/tiny", "--video", "out.mp4", "--inference-steps", "1"],
-    }[command]
+    }[command.split(maxsplit=1)[0]]
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "import ddp_cli.cli; ddp_cli.cli.app()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, command, *map(str, arguments)],
+        [sys.executable, "-c", code, *command.split(), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
