@@ -27,7 +27,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except DdpError as e:
-            console.error(" ".join(str(e).split()))
+            if str(e):  # empty where another process says it
+                console.error(" ".join(str(e).split()))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             console.note("interrupted")

@@ -78,8 +78,12 @@ class PolicyConfig(_Config):
     beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
     clip_sample: bool = True
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpm"] = "ddpm"
     num_inference_steps: int = Field(100, ge=1)
+    timestep_spacing: Literal["auto", "leading", "trailing"] = "auto"
+    """Which steps of the training chain are taken. leading, as published, ends at 0: one step would take pure
+    noise for nearly clean actions. trailing begins at the last. auto: leading, but trailing below 10 steps and
+    for dpm."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{"p_drop_emb": 0.0, "p_drop_attn": 0.3} | values)
@@ -113,6 +117,10 @@ class PolicyConfig(_Config):
             raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
         if not all(16 <= side <= IMAGE_SIZE for side in self.crop_shape):
             raise ValueError(f"crop_shape {self.crop_shape} must lie between 16 and {IMAGE_SIZE}")
+        return self
+
+    @model_validator(mode="after")
+    def _samplable(self) -> Self:
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start {self.beta_start} is above beta_end {self.beta_end}")
         if self.num_inference_steps > self.num_train_timesteps:
@@ -120,6 +128,8 @@ class PolicyConfig(_Config):
                 f"num_inference_steps {self.num_inference_steps} is above "
                 f"num_train_timesteps {self.num_train_timesteps}"
             )
+        if self.sampler == "dpm" and self.spacing == "leading" and self.num_inference_steps == self.num_train_timesteps:
+            raise ValueError("the sampler dpm cannot take all steps with timestep_spacing leading, but with trailing")
         return self
 
     def with_sampler(self, sampler: str | None, num_inference_steps: int | None) -> PolicyConfig:
@@ -130,6 +140,13 @@ class PolicyConfig(_Config):
             num_inference_steps = self.num_train_timesteps
         changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
+
+    @property
+    def spacing(self) -> str:
+        """`timestep_spacing`, decided."""
+        if self.timestep_spacing != "auto":
+            return self.timestep_spacing
+        return "trailing" if self.num_inference_steps < 10 or self.sampler == "dpm" else "leading"
 
     @property
     def low_dim(self) -> dict[str, int]:
@@ -169,7 +186,7 @@ class TrainConfig(_Config):
 
     policy: PolicyConfig
     preset: str = "paper"
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     val_ratio: float = Field(0.02, ge=0.0, le=0.5)
     batch_size: int = Field(64, ge=1)
     noise_samples: int = Field(1, ge=1, le=256)
@@ -223,6 +240,8 @@ class TrainConfig(_Config):
     def _one_length(self) -> Self:
         if sum(x > 0 for x in (self.steps, self.epochs, self.minutes)) > 1:
             raise ValueError("give only one of steps, epochs and minutes")
+        if not (self.steps or self.epochs or self.minutes):
+            raise ValueError("a run needs a length above 0: steps, epochs or minutes")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
         if self.accumulate > self.batch_size:

@@ -58,6 +58,16 @@ def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] =
     _out.print(grid)
 
 
+@contextmanager
+def without_results(silent: bool) -> Iterator[None]:
+    """Inside, if `silent`, results are not shown as text: one JSON document will say them."""
+    before, _out.quiet = _out.quiet, silent or _out.quiet
+    try:
+        yield
+    finally:
+        _out.quiet = before
+
+
 def print_json(value: Any) -> None:
     """The result as one JSON document."""
     if not _out.quiet:

@@ -33,13 +33,17 @@ Workers = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Sampler = Annotated[
-    str | None, typer.Option("--sampler", help="ddpm or ddim; the checkpoint's own by default.", show_default=False)
+    str | None,
+    typer.Option("--sampler", help="ddpm, ddim or dpm; by default the checkpoint's own.", show_default=False),
 ]
 InferenceSteps = Annotated[
     int | None,
     typer.Option(
         "--inference-steps", min=1, help="Denoising steps; the checkpoint's own by default.", show_default=False
     ),
+]
+Engine = Annotated[
+    str, typer.Option("--engine", help="torch or onnx; auto: onnx on a CPU where it can, otherwise torch.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]

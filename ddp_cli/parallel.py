@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ddp_cli.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
 
 _make: Callable[[], Callable[[Any], Any]] | None = None
 _function: Callable[[Any], Any] | None = None
@@ -25,6 +27,13 @@ _function: Callable[[Any], Any] | None = None
 def default_workers() -> int:
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Lost(Generic[Item]):
+    """Stands for the result of an item under which processes died, again and again."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
 
 
 def ordered_map(
@@ -37,29 +46,77 @@ def ordered_map(
     their number. Close the generator (contextlib.closing) to stop the processes at once. Raises WorkerError
     when a process dies.
     """
+    with closing(surviving_map(make, items, workers, patience=0)) as results:
+        for result in results:
+            if isinstance(result, Lost):
+                raise WorkerError(
+                    "a worker process died (killed, or out of memory).", "Run again with fewer --workers."
+                )
+            yield result
+
+
+def surviving_map(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int, patience: int = 2
+) -> Generator[Result | Lost[Item], None, None]:
+    """`ordered_map` that outlives its processes: when one dies all are started anew, and what was under way is
+    done again; after a second death the item whose turn it is goes alone, so that no other one can be the cause
+    of a third: then it is given up, and `Lost(item)` stands for its result.
+    """
     if workers <= 1:
         function = make()
         yield from (function(item) for item in items)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(make,))
-    pending: deque[Future[Result]] = deque()
-    finished = False
+    pool = _Pool(make, workers)
+    waiting: deque[Item] = deque()
+    source, deaths = iter(items), 0
     try:
-        for item in items:
-            with _interrupts_held():
-                pending.append(pool.submit(_call, item))
-            if len(pending) >= workers + 2:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-        finished = True
-    except BrokenProcessPool as e:
-        raise WorkerError("a worker process died (killed, or out of memory).", "Run again with fewer --workers.") from e
+        while True:
+            waiting.extend(itertools.islice(source, workers + 2 - len(waiting)))
+            if not waiting:
+                pool.close()
+                return
+            result: Result | Lost[Item]
+            try:
+                result = pool.first_of(waiting, alone=deaths >= 2)
+            except BrokenProcessPool:
+                deaths += 1
+                pool.stop()
+                pool = _Pool(make, workers)
+                if deaths <= patience:
+                    continue
+                result = Lost(waiting[0])
+            waiting.popleft()
+            deaths = 0
+            yield result
     finally:
-        if not finished:  # nobody waits for what is still under way
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.stop()
+
+
+class _Pool:
+    """Processes, and what they are doing: results are asked for in the order of the items."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], workers: int) -> None:
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(make,))
+        self._futures: deque[Future[Any]] = deque()
+
+    def first_of(self, items: Sequence[Any], alone: bool) -> Any:
+        """The result of the first of `items`; meanwhile the others are worked on, unless it goes alone."""
+        for item in itertools.islice(items, len(self._futures), 1 if alone else None):
+            with _interrupts_held():
+                self._futures.append(self._pool.submit(_call, item))
+        result = self._futures[0].result()
+        self._futures.popleft()
+        return result
+
+    def close(self) -> None:
+        """Waits for processes that have nothing left to do."""
+        self._pool.shutdown(wait=True)
+
+    def stop(self) -> None:
+        """Ends the processes at once: nobody waits for what is still under way."""
+        for process in list((self._pool._processes or {}).values()):
+            process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ OWNERS = {
     "scipy": ["rotation.py"],
     "matplotlib": ["core/curves.py"],
     "wandb": ["core/metrics.py"],
-    "onnxruntime": ["deploy/export.py"],
+    "onnxruntime": ["core/onnx_network.py", "deploy/export.py"],
     "diffusers.schedulers": ["core/diffusion.py"],
     "diffusers": ["core/diffusion.py", "core/optimisation.py"],
 }

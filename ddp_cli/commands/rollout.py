@@ -48,6 +48,7 @@ def rollout(
     task: options.AnyTask = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
+    engine: options.Engine = "auto",
     device: options.Device = "auto",
     runs: options.Runs = options.RUNS,
     overwrite: options.Overwrite = False,
@@ -80,7 +81,7 @@ def rollout(
         options.check_output(place, overwrite)
     results: list[EpisodeResult] = []
     if places:
-        with _robot(folder, device, sampler, inference_steps) as (sim, agent):
+        with _robot(folder, device, sampler, inference_steps, engine) as (sim, agent):
             if tiles and video:
                 results = _tiled(sim, agent, seeds, tiles, video)
             else:
@@ -100,16 +101,16 @@ def rollout(
 
 @contextmanager
 def _robot(
-    folder: Path, device: str, sampler: str | None, inference_steps: int | None
+    folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
 ) -> Iterator[tuple[Simulator, Agent]]:
     from ddp_cli.core.agent import load_agent
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.core.run import choose_device
     from ddp_cli.sim.simulator import Simulator
 
-    agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps)
+    agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps, engine)
     sim = Simulator(agent.policy.config.task, str(load_meta(folder)["render"]), agent.actions)
-    console.note(f"policy {folder}")
+    console.note(f"policy {folder}, engine {agent.engine}")
     with closing(sim):
         yield sim, agent
 

@@ -18,6 +18,10 @@ class _StoppedError(Exception):
     pass
 
 
+def _words(e: Exception) -> str:
+    return e.message if isinstance(e, DdpError) else f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+
+
 def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path], float | None]:
     """A function that runs `eval_episodes` episodes of a checkpoint and returns how many succeeded, of 1.
 
@@ -28,6 +32,8 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
     from ddp_cli.sim.evaluation import evaluate, record_apart, write_report
     from ddp_cli.tasks import FIRST_SEED
 
+    # On a GPU every process takes memory beside the training.
+    workers = max(2, default_workers() if device == "cpu" else min(4, default_workers()))
     config, seed = run.trainer.config, FIRST_SEED["training"]
     task, render = config.policy.task, str(run.meta["render"])
 
@@ -40,18 +46,21 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
         seeds = range(seed, seed + config.eval_episodes)
         try:
             # Never in this process: whatever happens to the simulator, training goes on.
-            result = evaluate(agent, task, render, seeds, max(2, default_workers()), look)
-            record_apart(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
+            result = evaluate(agent, task, render, seeds, workers, look)
         except _StoppedError:
             return None
-        except DdpError as e:
-            console.warn(f"{checkpoint.name} was not evaluated: {e.message}")
+        except Exception as e:  # noqa: BLE001 - a worker's error can be of any kind
+            console.warn(f"{checkpoint.name} was not evaluated: {_words(e)}")
             return None
         report = {"checkpoint": str(checkpoint), "task": task.name, "first_seed": seed, **result.to_json()}
         write_report(run.folder / "eval" / f"{checkpoint.name}-training.json", report)
         low, high = result.interval
         found = f"{result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})"
         console.note(f"{checkpoint.name}: {found}")
+        try:
+            record_apart(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
+        except Exception as e:  # noqa: BLE001
+            console.warn(f"{checkpoint.name} was not filmed: {_words(e)}")
         return result.success_rate
 
     return rollouts

@@ -32,7 +32,10 @@ def train(
         Path | None,
         typer.Option("--data", "-d", help="Store to train on; data/TASK.zarr by default.", show_default=False),
     ] = None,
-    obs: Annotated[str, typer.Option("--obs", help="image: cameras; state: pose of the object.")] = "image",
+    obs: Annotated[
+        str | None,
+        typer.Option("--obs", help="image (default): cameras; state: pose of the object.", show_default=False),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option("--preset", help="paper or laptop; by default laptop without a GPU.", show_default=False),
@@ -76,11 +79,14 @@ def train(
         _plot(plot, curves_of or [])
         return
     from ddp_cli.core.distributed import processes
+    from ddp_cli.core.metrics import check_wandb
     from ddp_cli.core.run import choose_device, go, newest_run, reopen_run
     from ddp_cli.core.training import Watchers
     from ddp_cli.tasks import check_described, task_name
 
     started = time.perf_counter()
+    if wandb:
+        check_wandb()
     lengths = {"steps": steps, "epochs": epochs, "minutes": minutes}
     with processes() as together:
         if not together.first:
@@ -89,7 +95,7 @@ def train(
         if resume:
             _refuse_with_resume(
                 **lengths, data=data, preset=preset, config=config, set=settings, init_from=init_from,
-                eval_every=eval_every, keep=keep,
+                eval_every=eval_every, keep=keep, obs=obs,
             )  # fmt: skip
             folder = together.from_first(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
             run = reopen_run(folder, chosen, console.warn, console.note, together)
@@ -97,7 +103,9 @@ def train(
             console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
         else:
             given = {**lengths, "eval_every": eval_every, "keep": keep}
-            run = _begin(task, obs, preset, config, settings, given, data, runs, name, init_from, chosen, together)
+            run = _begin(
+                task, obs or "image", preset, config, settings, given, data, runs, name, init_from, chosen, together
+            )
         with _stoppable() as stopped, console.progress(f"train {task}") as update:
 
             def report(p: Progress) -> None:
@@ -106,7 +114,8 @@ def train(
 
             watchers = Watchers(report=report, should_stop=stopped, rollouts=scorer(run, str(chosen), stopped))
             checkpoint = go(run, watchers, wandb)
-    again = f"`ddp train --task {task} --name {run.folder.name} --resume`"
+    where = "" if runs == options.RUNS else f" --runs {runs}"
+    again = f"`ddp train --task {task} --name {run.folder.name}{where} --resume`"
     if checkpoint is None:
         console.note(f"stopped before the first step; begin with {again}")
         raise KeyboardInterrupt
@@ -126,7 +135,7 @@ def train(
         )  # fmt: skip
         return
     console.result(f"{checkpoint}: {run.trainer.total} steps in {console.duration(seconds)}")
-    console.note("Next: `ddp eval`, or `ddp rollout --video out.mp4`.")
+    console.note(f"Next: `ddp eval {run.folder}`, or `ddp rollout {run.folder} --video out.mp4`.")
 
 
 def _begin(

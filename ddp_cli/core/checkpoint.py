@@ -9,6 +9,7 @@ Written under a temporary name, synced and renamed: a folder with its final name
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -47,13 +48,14 @@ def save_checkpoint(
             buffer = io.BytesIO()
             torch.save(train_state, buffer)
             (temporary / TRAIN_STATE).write_bytes(buffer.getbuffer())
-        content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta}
+        hashes: dict[str, JsonValue] = {path.name: file_hash(path) for path in sorted(temporary.iterdir())}
+        content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta, "sha256": hashes}
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         remove_checkpoint(folder)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -111,6 +113,10 @@ def load_train_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint '{folder}' has no {TRAIN_STATE}: training cannot go on from it.", "Start a new run."
         )
+    hashes = load_meta(folder).get("sha256")
+    for name, known in hashes.items() if isinstance(hashes, dict) else ():
+        if not (folder / name).is_file() or file_hash(folder / name) != known:
+            raise CheckpointError(f"'{folder / name}' is not what was written.", "The checkpoint before will be used.")
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:  # a damaged zip raises many kinds
@@ -196,7 +202,14 @@ def point_link(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _sync(path: Path) -> None:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -21,6 +21,10 @@ def draw(runs: list[Path], out: Path) -> None:
     if empty:
         raise DdpError(f"'{empty[0]}' has recorded nothing.", "Name folders of runs, runs/TASK/NAME.")
     panels = {key: title for key, title in PANELS.items() if any(key in row for rows in found.values() for row in rows)}
+    if not panels:
+        raise DdpError(
+            f"'{runs[0]}' has recorded none of {', '.join(PANELS)}.", "Name folders of runs, runs/TASK/NAME."
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

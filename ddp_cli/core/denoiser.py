@@ -111,6 +111,9 @@ class ConditionEncoder(nn.Module):
 class Denoiser(nn.Module):
     """epsilon_theta(x_k, k, cond): (B, T, D), (B,), (B, To, Do) -> (B, T, D)."""
 
+    mask: Tensor | None
+    memory_mask: Tensor | None
+
     def __init__(self, config: PolicyConfig, feature_dim: int) -> None:
         super().__init__()
         c, to = config.n_emb, config.n_obs_steps

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ddp_cli.errors import ConfigError
+from ddp_cli.errors import ConfigError, DdpError
 
 Value = TypeVar("Value")
 
@@ -41,12 +41,22 @@ class Processes:
         return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process; the others wait for it and do not call it."""
+        """What `make` returns in the first process; the others wait for it and do not call it. Its error ends
+        all of them, and is told by the first.
+        """
         if self.count == 1:
             return make()
-        box: list[Value | None] = [make() if self.first else None]
+        box: list[Any] = [None, ""]
+        failure: DdpError | None = None
+        if self.first:
+            try:
+                box = [make(), ""]
+            except DdpError as e:
+                failure, box = e, [None, str(e)]
         dist.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[return-value]
+        if box[1]:
+            raise failure or DdpError("")
+        return box[0]
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, by rank."""
@@ -56,9 +66,22 @@ class Processes:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def any(self, yes: bool) -> bool:
+        """Whether any process says yes. Cheap enough for every step."""
+        if self.count == 1:
+            return yes
+        votes = torch.tensor([int(yes)])
+        dist.all_reduce(votes)
+        return bool(votes)
+
     def device(self, name: str) -> str:
         """`cuda` and `auto` mean this process's own GPU."""
         if self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+            if self.local_rank >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"process {self.local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}.",
+                    "Start as many processes as there are GPUs, or use --device cpu.",
+                )
             return f"cuda:{self.local_rank}"
         return name
 
@@ -67,18 +90,18 @@ class Processes:
 def processes() -> Iterator[Processes]:
     """The processes that torchrun started, connected by gloo and, for tensors on GPUs, NCCL."""
     count = _number("WORLD_SIZE", 1)
-    if count == 1:
+    if count <= 1 or not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():  # some clusters set a part
         yield Processes()
         return
     here = Processes(_number("RANK", 0), count, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1))
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and here.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(here.local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield here
-    finally:
-        dist.destroy_process_group()
+    yield here
+    dist.barrier()  # who leaves first would pull the connections from under the others' threads
+    # Not after an error: it would wait for processes that wait for this one. torchrun ends them.
+    dist.destroy_process_group()
 
 
 def _number(name: str, default: int) -> int:

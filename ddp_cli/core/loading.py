@@ -26,11 +26,23 @@ class TrainingData:
     val: Windows
 
 
-def load_data(config: TrainConfig, store: Store, device: torch.device, note: Note, write: bool = True) -> TrainingData:
+def memory_budget(config: TrainConfig) -> float:
+    """Bytes that decoded pictures may take on this machine."""
+    return config.memory_gb * 1e9 or available_memory() / 2
+
+
+def load_data(
+    config: TrainConfig,
+    store: Store,
+    device: torch.device,
+    note: Note,
+    budget: float | None = None,
+    write: bool = True,
+) -> TrainingData:
     """Reads what the policy looks at.
 
-    Pictures that do not fit `config.memory_gb` stay on disk, see `data/decoded.py`; `write` says whether this
-    process may decode them there. On a GPU with room for them all arrays live there.
+    Pictures that take more than `budget` bytes (None: `memory_budget`) stay on disk, see `data/decoded.py`;
+    `write` says whether this process may decode them there. On a GPU with room for them all arrays live there.
     """
     policy = config.policy
     keys = [*policy.image_keys, *policy.low_dim]
@@ -42,15 +54,16 @@ def load_data(config: TrainConfig, store: Store, device: torch.device, note: Not
                 f"'{store.path}': data/{key} has {store.shape(key)[0]} steps, expected {steps}.",
                 "Convert the demos again.",
             )
-    budget = config.memory_gb * 1e9 or available_memory() / 2
-    arrays = decode(store, [*keys, *extra, "action"], budget, note, write)
+    arrays = decode(store, [*keys, *extra, "action"], memory_budget(config) if budget is None else budget, note, write)
     held_out = validation_episodes(len(store.episode_ends), config.val_ratio, config.seed)
     place = _place(arrays, device)
+    tensors = {k: torch.from_numpy(np.asanyarray(a)).to(place) for k, a in arrays.data.items()}
+    release = arrays.release if arrays.mapped else None
     parts = []
     for mask in (~held_out, held_out):
         bounds = window_bounds(store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask)
         indices = window_steps(bounds, policy.horizon)
-        parts.append(Windows(arrays.data, indices, keys, policy.frames, extra, place, arrays.release))
+        parts.append(Windows(tensors, indices, keys, policy.frames, extra, place, release))
     if not len(parts[0]):
         raise ConfigError(
             f"no demo of '{store.path}' is long enough for horizon {policy.horizon}.",

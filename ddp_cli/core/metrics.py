@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ class Metrics:
         partial.replace(self.path)
         self._wandb = _start_wandb(folder) if wandb else None
         self._file = self.path.open("a")
-        self._writer = SummaryWriter(str(folder), purge_step=step)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scores(self) -> dict[int, float]:
         """Success rate by step, of the evaluations so far."""
@@ -40,6 +41,7 @@ class Metrics:
 
     def log(self, numbers: dict[str, float]) -> None:
         """Records `numbers`, one of which is the `step`."""
+        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
         step = int(numbers["step"])
         self._file.write(json.dumps({**numbers, "seconds": round(time.time() - self._began, 3)}) + "\n")
         self._file.flush()
@@ -63,12 +65,16 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The recorded lines of a run, without one that an interruption cut off."""
     path = folder / NAME
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int) and _numbers(row)]
+
+
+def _numbers(row: dict[str, Any]) -> bool:
+    return all(isinstance(value, int | float) for value in row.values())
 
 
 def _tag(name: str) -> str:
@@ -77,13 +83,25 @@ def _tag(name: str) -> str:
     return f"loss/{name}" if name.endswith("loss") else name
 
 
-def _start_wandb(folder: Path) -> Any:
+def check_wandb() -> None:
+    """DdpError unless Weights & Biases can be loaded."""
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError as e:
         raise DdpError("Weights & Biases is not installed.", "pip install 'ddp-cli[wandb]'.") from e
+
+
+def _start_wandb(folder: Path) -> Any:
+    import wandb
+
     content = read_json(folder / "config.json")
     name = f"{folder.parent.name}/{folder.name}"
-    return wandb.init(
-        project="ddp", name=name, id=content.get("id"), resume="allow", dir=str(folder), config=content["train"]
-    )
+    try:
+        return wandb.init(
+            project="ddp", name=name, id=content.get("id"), resume="allow", dir=str(folder), config=content["train"]
+        )
+    except Exception as e:  # its own kinds, and those of the network
+        cause = (str(e).splitlines() or [type(e).__name__])[0]
+        raise DdpError(
+            f"Weights & Biases does not start: {cause}", "Log in with `wandb login`, or leave --wandb out."
+        ) from e

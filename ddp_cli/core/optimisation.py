@@ -43,7 +43,7 @@ def make_ema(config: TrainConfig, objective: Objective) -> EMAModel:
         power=config.ema_power,
         # diffusers counts a step before it computes the decay, the published code after
         update_after_step=1,
-        foreach=True,
+        foreach=next(objective.parameters()).device.type != "mps",
     )
 
 
@@ -63,9 +63,9 @@ class SafeStep:
 
     def __call__(self) -> Tensor:
         """One step on the gradients that are there; returns their norm before clipping, a scalar."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.max_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         bad = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernel looks at it
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]

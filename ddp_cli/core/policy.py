@@ -9,7 +9,7 @@ Da + Do when inpainting), R noise samples per observation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
-from ddp_cli.core.diffusion import make_scheduler, sample
+from ddp_cli.core.diffusion import chain_steps, make_noising, sample
 from ddp_cli.core.normalizer import Normalizer
 from ddp_cli.core.vision import FEATURES, ImageEncoder, crop, random_corners
 from ddp_cli.core.windows import upload
 from ddp_cli.tasks import IMAGE_SIZE
+
+BeginChain = Callable[[Tensor], Callable[[Tensor, int], Tensor]]
+"""From the features of a batch to the network's output for a trajectory in step i of the chain."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class DiffusionPolicy(nn.Module):
         self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
         self.feature_dim = FEATURES * len(self.encoders) + sum(config.low_dim.values())
         self.denoiser = Denoiser(config, self.feature_dim)
-        self.scheduler = make_scheduler(config)
+        self.noising = make_noising(config)
+        self.steps = chain_steps(config)
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +65,7 @@ class DiffusionPolicy(nn.Module):
     def set_sampler(self, sampler: str | None, num_inference_steps: int | None) -> None:
         """Changes how chunks are sampled, by the rule of `PolicyConfig.with_sampler`."""
         self.config = self.config.with_sampler(sampler, num_inference_steps)
-        self.scheduler = make_scheduler(self.config)
+        self.steps = chain_steps(self.config)
 
     def encode_obs(
         self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, frames: int | None = None
@@ -117,7 +121,7 @@ class DiffusionPolicy(nn.Module):
             # Detached, as published: a target that can move to meet the prediction would collapse.
             trajectory = torch.cat([actions, features.detach()], dim=-1)
             cond, known = None, self._known(trajectory)
-        noisy = self.scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
+        noisy = self.noising.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
         if known is not None:
             noisy = torch.where(known, trajectory, noisy)
         target = noise if self.config.prediction_type == "epsilon" else trajectory
@@ -125,24 +129,30 @@ class DiffusionPolicy(nn.Module):
         return (loss if known is None else loss * ~known).mean()
 
     @torch.no_grad()
-    def predict_action(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def predict_action(
+        self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None, begin: BeginChain | None = None
+    ) -> dict[str, Tensor]:
         """{"action": (B, Ta, Da) to execute, from the last observation on; "action_pred": (B, T, Da)}.
 
         `obs` holds at least To observations; the first To are used. The generator's first draw is the
-        initial noise, then one per step of the chain.
+        initial noise, then one per step of the chain that adds noise. `begin` is a faster way through the
+        denoiser (core/chain.py); without, the network itself is called in every step.
         """
         config, da = self.config, self.config.action_dim
         features = self.encode_obs(obs)
         width = da if config.obs_as_cond else da + self.feature_dim
         shape = (len(features), config.trajectory_steps, width)
         x = torch.randn(shape, generator=generator, device=features.device, dtype=features.dtype)
-        cond, given = (features, None) if config.obs_as_cond else (None, self._given(x, features))
-        x = sample(
-            lambda x, k: self.denoiser(x, k, cond), x, self.scheduler, config.num_inference_steps, generator, given
-        )
+        given = None if config.obs_as_cond else self._given(x, features)
+        x = sample((begin or self._begin)(features), x, self.steps, generator, given)
         actions = self.normalizer.unnormalize("action", x[..., :da])
         start = 0 if config.pred_action_steps_only else config.n_obs_steps - 1
         return {"action": actions[:, start : start + config.n_action_steps], "action_pred": actions}
+
+    def _begin(self, features: Tensor) -> Callable[[Tensor, int], Tensor]:
+        cond = features if self.config.obs_as_cond else None
+        timesteps = torch.tensor([step.timestep for step in self.steps], device=features.device)
+        return lambda x, i: self.denoiser(x, timesteps[i], cond)
 
     def _given(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Inpainting: mask and values of what is known of the trajectory `x` (B, T, Da + Do)."""

@@ -224,4 +224,5 @@ def _schedule(scheduler: dict[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"its noise scheduler has {key} {scheduler[key]!r}.", f"Only {only!r} is known.")
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "prediction_type")
     values = {k: scheduler[k] for k in known if k in scheduler}
-    return values | {"sampler": "ddpm" if kind == "DDPMScheduler" else "ddim"}
+    sampler = "ddpm" if kind == "DDPMScheduler" else "ddim"
+    return values | {"sampler": sampler, "timestep_spacing": scheduler.get("timestep_spacing", "leading")}

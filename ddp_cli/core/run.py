@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from ddp_cli.core.checkpoint import (
     Meta,
     checkpoints,
     clear_leftovers,
+    load_meta,
     load_train_state,
     load_weights,
     save_checkpoint,
+    sync,
 )
 from ddp_cli.core.distributed import Processes
-from ddp_cli.core.loading import load_data
+from ddp_cli.core.loading import load_data, memory_budget
 from ddp_cli.core.metrics import Metrics
 from ddp_cli.core.trainer import Trainer, keep_freed_memory
 from ddp_cli.core.training import Watchers, checkpoint_path, planned_steps, train
@@ -36,6 +39,11 @@ from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.tasks import task_name
 
 FORMAT = 1
+LEFTOVERS = (".lock", "checkpoints", ".config.json.partial")  # of a run that was interrupted before it began
+MEANING = (
+    "n_head", "causal_attn", "prediction_type", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule",
+)  # fmt: skip
+"""Settings that change what weights mean and not their shapes."""
 
 Say = Callable[[str], None]
 
@@ -65,31 +73,51 @@ def create_run(
     With `init_from` it begins with the weights and the normaliser of that checkpoint.
     """
     processes = processes or Processes()
-    if processes.from_first(folder.exists):
-        raise DdpError(f"'{folder}' exists.", "Add --resume to go on with it, or choose another --name.")
+    processes.from_first(lambda: _make_room(folder))
     trainer, rate = _trainer(config, store, device, note, processes, None)
     if init_from:
         begin_with(trainer, init_from)
-    meta, lock = _meta(trainer, store), None
-    if processes.first:
-        folder.mkdir(parents=True)
+    meta = _meta(trainer, store)
+    lock: list[IO[str] | None] = []  # a file cannot be told to other processes
+    processes.from_first(lambda: lock.append(_begin_folder(folder, trainer, meta, store, init_from)))
+    return Run(folder, trainer, meta, rate, *lock)
+
+
+def _make_room(folder: Path) -> None:
+    """DdpError if `folder` holds anything but what an interruption left of a run that never began."""
+    if not folder.exists():
+        return
+    if (folder / "config.json").exists() or any(p.name not in LEFTOVERS for p in folder.iterdir()):
+        raise DdpError(f"'{folder}' exists.", "Add --resume to go on with it, or choose another --name.")
+    shutil.rmtree(folder)
+
+
+def _begin_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, init_from: Path | None) -> IO[str] | None:
+    """Writes what is known at the start; `config.json` comes last, and makes it a run."""
+    folder.mkdir(parents=True)
+    try:
         lock = _lock(folder)
+        if init_from:  # so that resuming needs no other run
+            about: Meta = {**meta, "step": 0, "init_from": str(init_from)}
+            path = checkpoint_path(folder / "checkpoints", 0)
+            save_checkpoint(path, trainer.config.policy, trainer.ema_weights(), about, trainer.state())
         content = {
             "format": FORMAT,
             "id": uuid.uuid4().hex[:8],
-            "train": config.model_dump(mode="json"),
+            "train": trainer.config.model_dump(mode="json"),
             "total_steps": trainer.total,
             "data": str(store.path.absolute()),
             "store": store_identity(store),
         }
-        if init_from:  # so that resuming needs no other run
-            about: Meta = {**meta, "step": 0, "init_from": str(init_from)}
-            path = checkpoint_path(folder / "checkpoints", 0)
-            save_checkpoint(path, config.policy, trainer.ema_weights(), about, trainer.state())
         partial = folder / ".config.json.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n")
+        sync(partial)
         partial.replace(folder / "config.json")
-    return Run(folder, trainer, meta, rate, lock)
+        sync(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return lock
 
 
 def reopen_run(folder: Path, device: torch.device, warn: Say, note: Say, processes: Processes | None = None) -> Run:
@@ -98,32 +126,64 @@ def reopen_run(folder: Path, device: torch.device, warn: Say, note: Say, process
     The number of processes may be another one than before.
     """
     processes = processes or Processes()
+    lock: list[IO[str] | None] = []
+    processes.from_first(lambda: lock.append(_take(folder)))
+    config, data, total = processes.from_first(lambda: _asked(folder))
+    store = Store(data)
+    trainer, _ = _trainer(config, store, device, note, processes, total)
+    newest: Path | None = None
+    for path in reversed(processes.from_first(lambda: checkpoints(folder))):
+        fault = _go_back(trainer, path)
+        if not processes.any(bool(fault)):
+            return Run(folder, trainer, _meta(trainer, store), 0.0, *lock)
+        warn(f"{fault} Trying the one before.")
+        newest = newest or path
+    if newest:
+        raise CheckpointError(
+            f"no checkpoint of '{folder}' can be gone on from; they are left as they are.",
+            f"Begin a new run with the weights of the newest: --init-from {newest}.",
+        )
+    warn(f"'{folder}' has no checkpoint yet: beginning at step 0")
+    return Run(folder, trainer, _meta(trainer, store), 0.0, *lock)
+
+
+def _take(folder: Path) -> IO[str] | None:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
-    lock = _lock(folder) if processes.first else None
+    lock = _lock(folder)
+    clear_leftovers(folder)
+    return lock
+
+
+def _asked(folder: Path) -> tuple[TrainConfig, Path, int]:
+    """What the run in `folder` was asked: its configuration, store and length. DataError if the store is another."""
     content = read_json(folder / "config.json")
     try:
+        if content["format"] != FORMAT:
+            raise ConfigError(f"format {content['format']}, this ddp reads {FORMAT}")
         policy, train_values = content["train"].pop("policy"), content["train"]
         config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
-        store, identity, total = Store(Path(content["data"])), content["store"], int(content["total_steps"])
-    except (KeyError, TypeError, ConfigError) as e:
-        raise CheckpointError(f"'{folder / 'config.json'}' is damaged: {e}.", "Start a new run.") from e
+        path, identity, total = Path(content["data"]), content["store"], int(content["total_steps"])
+        if total < 1:
+            raise ConfigError(f"total_steps {total}")
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
+        raise CheckpointError(f"'{folder / 'config.json'}' is damaged: {cause}.", "Start a new run.") from e
+    store = Store(path)
     if store_identity(store) != identity:
         raise DataError(
             f"'{store.path}' is not the store that this run began with.", "Restore that one, or start a new run."
         )
-    trainer, _ = _trainer(config, store, device, note, processes, total)
-    if processes.first:
-        clear_leftovers(folder)
-    for path in reversed(processes.from_first(lambda: checkpoints(folder))):
-        try:
-            trainer.load_state(load_train_state(path))
-            break
-        except CheckpointError as e:
-            warn(f"{e.message} Trying the one before.")
-    else:
-        warn(f"'{folder}' has no checkpoint yet: beginning at step 0")
-    return Run(folder, trainer, _meta(trainer, store), lock=lock)
+    return config, path, total
+
+
+def _go_back(trainer: Trainer, path: Path) -> str:
+    """Puts `trainer` where the checkpoint was taken; returns what is wrong with it, empty if nothing is."""
+    try:
+        trainer.load_state(load_train_state(path))
+    except CheckpointError as e:
+        return f"{path.name}: {e.message}"
+    return ""
 
 
 def _trainer(
@@ -132,10 +192,12 @@ def _trainer(
     """The trainer, with its length planned unless `total` is known, and the rate measured for that."""
     _check_store(config, store)
     keep_freed_memory()
-    # The first process decodes what does not fit in memory; then it is there for the others.
-    data = load_data(config, store, device, note) if processes.first else None
+    # One process of each machine decodes what does not fit in memory, by a rule that is the same for all.
+    budget = processes.from_first(lambda: memory_budget(config)) / processes.local_count
+    decoder = processes.local_rank == 0
+    data = load_data(config, store, device, note, budget) if decoder else None
     processes.gather(None)
-    data = data or load_data(config, store, device, note, write=False)
+    data = data or load_data(config, store, device, note, budget, write=False)
     rate = 0.0
     if total is None:
         total, rate = planned_steps(config, data, device, processes)
@@ -152,6 +214,13 @@ def begin_with(trainer: Trainer, checkpoint: Path) -> None:
         f"{k} is {tuple(theirs[k].shape)}, here {tuple(v.shape)}"
         for k, v in mine.items()
         if k in theirs and theirs[k].shape != v.shape
+    ]
+    other = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
+    own = trainer.config.policy
+    faults += [
+        f"{name} is {getattr(other, name)}, here {getattr(own, name)}"
+        for name in MEANING
+        if getattr(other, name) != getattr(own, name)
     ]
     if faults:
         raise ConfigError(
@@ -217,9 +286,11 @@ def _lock(folder: Path) -> IO[str]:
     lock = (folder / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+    except BlockingIOError as e:
         lock.close()
         raise DdpError(f"another process is training '{folder}'.", "Wait for it, or stop it first.") from e
+    except OSError:  # a disk that cannot lock
+        return lock
     return lock
 
 

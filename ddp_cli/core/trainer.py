@@ -58,7 +58,11 @@ class Trainer:
                 module.compile()
         self.model: nn.Module = self.objective
         if self.processes.count > 1:
-            self.model = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+            # Inpainting stops the gradient at the features: without a head the encoders get none.
+            idle = not config.policy.obs_as_cond and not self.objective.heads
+            self.model = DistributedDataParallel(
+                self.objective, gradient_as_bucket_view=True, find_unused_parameters=idle
+            )
         self.optimizer = make_optimizer(config, self.objective)
         self.safe_step = SafeStep(self.optimizer, config.clip_grad_norm, device)
         self.ema = make_ema(config, self.objective)
@@ -156,7 +160,7 @@ class Trainer:
             self.safe_step.skipped.copy_(state["skipped"])
             self.ema.optimization_step = state["ema_step"]
             self.step_number, self.total = state["step"], state["total"]
-        except (KeyError, ValueError, RuntimeError) as e:
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
             raise CheckpointError(
                 f"a training state does not fit this run: {str(e).splitlines()[0]}.",
                 "It was written by another version of ddp: start a new run, with --init-from to keep its weights.",

@@ -21,7 +21,6 @@ from ddp_cli.errors import DdpError
 
 TIMED_STEPS = 30  # of a run given in minutes: its rate is measured over these, the first 10 not counted
 BAD_STEPS = 5  # in a row that are not finite: nothing good will follow
-AGREE_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,10 @@ class _Meter:
 
 
 def _mean(values: list[Tensor]) -> float:
-    """Of those that are finite."""
+    """Of those that are finite; infinite where none is."""
     stacked = torch.stack(values)
-    return float(stacked[stacked.isfinite()].mean())
+    finite = stacked[stacked.isfinite()]
+    return float(finite.mean()) if len(finite) else math.inf
 
 
 def _mean_over(processes: Processes, means: dict[str, float], samples: int) -> dict[str, float]:
@@ -148,7 +148,8 @@ def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Pat
     while True:
         done = trainer.step_number
         overdue = done > begun and time.monotonic() - saved > config.checkpoint_minutes * 60.0
-        asked, overdue = _agreed(trainer.processes, done, (watchers.should_stop(), overdue))
+        asked = trainer.processes.any(watchers.should_stop())
+        overdue = trainer.processes.any(first and overdue)
         stop = asked or done >= trainer.total
         due = done > 0 and (stop or overdue or done % every == 0)
         if meter.rows and (due or done % log_every == 0):
@@ -158,12 +159,15 @@ def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Pat
         if first and due:
             began = time.perf_counter()
             if done > begun:  # otherwise it is the one that training went on from
-                _save(trainer, folder, meta, watchers)
+                _save(trainer, folder, meta, watchers, validating=not asked)
+            point_link(folder / "last", checkpoint_path(folder, done))
             if config.eval_every and not asked and (done % config.eval_every == 0 or stop):
                 _score(folder, done, watchers)
             _tidy(folder, done, every, config.keep, watchers.scores)
             saved = time.monotonic()
             meter.pause(began)
+            if trainer.processes.count == 1:  # asked while episodes ran: they are run again on going on from here
+                stop = stop or watchers.should_stop()
         if stop:
             return folder / "last" if done else None
         meter.add(trainer.step())
@@ -176,19 +180,9 @@ def checkpoint_every(config: TrainConfig, total: int) -> int:
     return config.checkpoint_every or config.eval_every or max(1, total // 10)
 
 
-def _agreed(processes: Processes, step: int, mine: tuple[bool, bool]) -> tuple[bool, bool]:
-    """(anyone was asked to stop, the first process's checkpoint is overdue), the same in all processes."""
-    if processes.count == 1:
-        return mine
-    if step % AGREE_EVERY:
-        return False, False
-    everyone = processes.gather(mine)
-    return any(stop for stop, _ in everyone), everyone[0][1]
-
-
-def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> None:
+def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers, validating: bool) -> None:
     done = trainer.step_number
-    numbers = validate(trainer)
+    numbers = validate(trainer) if validating else {}  # who asks to stop may not wait long
     if numbers:
         watchers.log({"step": done, **numbers})
     about: Meta = {**meta, "step": done, "total_steps": trainer.total}
@@ -205,12 +199,11 @@ def _score(folder: Path, step: int, watchers: Watchers) -> None:
 
 
 def _tidy(folder: Path, step: int, every: int, keep: int, scores: dict[int, float]) -> None:
-    """Points `last` and `best`, removes what need not be kept."""
+    """Points to the `best`, removes what need not be kept."""
     best = step
     known = {s: score for s, score in scores.items() if checkpoint_path(folder, s).is_dir()}
     if known:
         best = max(known, key=lambda s: (known[s], s))  # of equals the later
-    point_link(folder / "last", checkpoint_path(folder, step))
     point_link(folder / "best", checkpoint_path(folder, best))
     prune(folder, every, keep, {step, best})
 

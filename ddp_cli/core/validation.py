@@ -57,8 +57,15 @@ def action_error(config: PolicyConfig, a: NDArray[Any], b: NDArray[Any]) -> tupl
     a, b = a.reshape(-1, a.shape[-1]).astype(np.float64), b.reshape(-1, b.shape[-1]).astype(np.float64)
     delta = config.actions == "delta"
     metres = np.linalg.norm(a[:, :3] - b[:, :3], axis=1).mean() * (DELTA_METRES if delta else 1.0)
-    turns = [
-        rotvec_to_matrix(x[3:6] * DELTA_RADIANS) if delta else matrix_from_6d(x[3:9]) for x in np.concatenate([a, b])
-    ]
-    angles = [rotation_angle(x, y) for x, y in zip(turns[: len(a)], turns[len(a) :], strict=True)]
+    angles = [_angle(config.actions, x, y) for x, y in zip(a, b, strict=True)]
     return float(metres * 1000.0), float(np.degrees(np.mean(angles)))
+
+
+def _angle(actions: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Between the rotations of two actions [rad]; pi where an untrained policy's rows say no rotation."""
+    if actions == "delta":
+        return rotation_angle(*(rotvec_to_matrix(x[3:6] * DELTA_RADIANS) for x in (a, b)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        one, other = matrix_from_6d(a[3:9]), matrix_from_6d(b[3:9])
+    proper = np.isfinite(one).all() and abs(np.linalg.det(one) - 1.0) < 1e-3
+    return rotation_angle(one, other) if proper else float(np.pi)

@@ -65,13 +65,13 @@ def window_steps(bounds: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
 class Windows:
     """All windows over arrays: uint8 images (N, H, W, 3), float32 low-dim and action (N, d).
 
-    The arrays are in memory, memory-mapped, or moved to `device`. `release` is called whenever
-    mapped ones may have been read.
+    The arrays are in memory, on `device` (moved there if they are not), or memory-mapped: then `release` is
+    called after they were read.
     """
 
     def __init__(
         self,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, NDArray[Any] | Tensor],
         steps: NDArray[np.int64],
         obs_keys: Sequence[str],
         n_obs_steps: int,
@@ -80,11 +80,10 @@ class Windows:
         release: Callable[[], None] | None = None,
     ) -> None:
         keys = (*obs_keys, *extra_keys, "action")
-        self.on_disk = any(isinstance(arrays[k], np.memmap) for k in keys)
-        self.arrays = {k: torch.from_numpy(np.asanyarray(arrays[k])).to(device) for k in keys}
+        self.arrays = {k: torch.as_tensor(arrays[k]).to(device) for k in keys}
         self.steps = torch.from_numpy(steps).to(device)
         self.obs_keys, self.extra_keys, self.n_obs_steps = obs_keys, extra_keys, n_obs_steps
-        self.device, self._release = device, release if self.on_disk else None
+        self.device, self.on_disk, self._release = device, release is not None, release
 
     def __len__(self) -> int:
         return len(self.steps)

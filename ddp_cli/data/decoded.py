@@ -8,11 +8,14 @@ The folder may be removed whenever nobody trains on it; it is made again when it
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +54,14 @@ def decode(store: Store, keys: Sequence[str], budget: float, note: Note, write: 
     if size <= budget:
         return arrays
     folder = decoded_folder(store)
-    if write and not _is_decoded(folder, store, pictures):
-        note(
-            f"{size / 1e9:.2f} GB of pictures, more than the {budget / 1e9:.2f} GB they may take in memory: "
-            f"decoding them once to '{folder}'. Remove that folder when you do not train on the store any more."
-        )
-        _decode_to(folder, store, pictures)
+    if write:
+        with _locked(folder):  # two that train for the first time would write the same files
+            if not _is_decoded(folder, store, pictures):
+                note(
+                    f"{size / 1e9:.2f} GB of pictures, more than the {budget / 1e9:.2f} GB they may take in memory: "
+                    f"decoding them once to '{folder}'. Remove that folder when you do not train on the store any more."
+                )
+                _decode_to(folder, store, pictures)
     for key in pictures:
         array = np.load(folder / f"{key}.npy", mmap_mode="c")  # torch wants writable arrays; nobody writes
         pages = array._mmap
@@ -64,6 +69,14 @@ def decode(store: Store, keys: Sequence[str], budget: float, note: Note, write: 
         arrays.data[key] = array
         arrays.mapped.append(pages)
     return arrays
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # some network disks cannot lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def decoded_folder(store: Store) -> Path:
@@ -78,8 +91,12 @@ def _identity(store: Store) -> str:
 
 def _is_decoded(folder: Path, store: Store, keys: Sequence[str]) -> bool:
     identity = folder / "identity"
-    known = identity.is_file() and identity.read_text() == _identity(store)
-    return known and all((folder / f"{key}.npy").is_file() for key in keys)
+    if not identity.is_file() or identity.read_text(errors="replace") != _identity(store):
+        return False
+    try:
+        return all(np.load(folder / f"{key}.npy", mmap_mode="r").shape == store.shape(key) for key in keys)
+    except (OSError, ValueError, EOFError):  # cut off, or not there
+        return False
 
 
 def _decode_to(folder: Path, store: Store, keys: Sequence[str]) -> None:
@@ -102,11 +119,21 @@ def _decode_to(folder: Path, store: Store, keys: Sequence[str]) -> None:
                 for first in range(0, shape[0], FRAMES_PER_CHUNK):
                     file.write(store.read(key, rows=slice(first, first + FRAMES_PER_CHUNK)).tobytes())
         (partial / "identity").write_text(_identity(store))
+        for path in (*partial.iterdir(), partial):  # a folder with its final name is whole, even after a power loss
+            _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def available_memory() -> int:

@@ -7,14 +7,15 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddp_cli.errors import DataError
-from ddp_cli.parallel import ordered_map
+from ddp_cli.errors import DataError, WorkerError
+from ddp_cli.parallel import Lost, ordered_map, surviving_map
 from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.statistics import wilson
 from ddp_cli.tasks import Task
 
 Value = TypeVar("Value", int, str)
@@ -22,9 +23,14 @@ Value = TypeVar("Value", int, str)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of episodes that differ in nothing but their seed."""
+    """Results of episodes that differ in nothing but their seed.
+
+    `lost` are seeds whose episode could not be run, because the process died under it every time. They
+    count neither as success nor as failure.
+    """
 
     episodes: list[EpisodeResult]
+    lost: list[int] = field(default_factory=list)
 
     @property
     def successes(self) -> int:
@@ -63,16 +69,9 @@ class Evaluation:
             "held_rate": self.held_rate,
             "mean_steps": None if math.isnan(self.mean_steps) else self.mean_steps,
             "chunk_ms": self.chunk_ms,
+            "lost": self.lost,
             "episodes": [asdict(e) for e in self.episodes],
         }
-
-
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927); also right near 0 and 1 and for small n."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(
@@ -82,21 +81,32 @@ def evaluate(
     seeds: Sequence[int],
     workers: int,
     progress: Callable[[EpisodeResult], None],
+    half_width: float = 0.0,
 ) -> Evaluation:
-    """Runs an episode from every seed; the results do not depend on the number of workers.
+    """Runs an episode from every seed; the results do not depend on the number of workers, or on their deaths.
 
     `make_agent` must be picklable; it runs once in every process. With one worker that is this process,
-    with more none of them is.
+    with more none of them is. With `half_width` it ends as soon as the interval is that close on both
+    sides (ten episodes at least): looked at in the order of the seeds, so that is no matter of workers either.
     """
     runner = functools.partial(_runner, make_agent, task, render)
-    results: list[EpisodeResult] = []
-    if not seeds:
-        return Evaluation(results)
-    with closing(ordered_map(runner, seeds, workers)) as episodes:
+    done = Evaluation([])
+    with closing(surviving_map(runner, seeds, workers)) as episodes:
         for result in episodes:
-            results.append(result)
+            if isinstance(result, Lost):
+                done.lost.append(result.item)
+                if not done.episodes and len(done.lost) == min(3, len(seeds)):
+                    raise WorkerError(
+                        "a worker process died under every episode (killed, or out of memory).",
+                        "Run again with fewer --workers.",
+                    )
+                continue
+            done.episodes.append(result)
             progress(result)
-    return Evaluation(results)
+            low, high = done.interval
+            if len(done.episodes) >= 10 and (high - low) / 2 <= half_width:
+                break
+    return done
 
 
 def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import DdpError
+from ddp_cli.rotation import matrix_to_6d
+from ddp_cli.sim.safety import Array, Safety
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import ACTION_DIM
 
 HOLD_STEPS = 10  # success for this many steps in a row counts as held
 
@@ -32,6 +34,10 @@ class Agent(Protocol):
     @property
     def n_obs_steps(self) -> int:
         """How many observations it looks at."""
+
+    @property
+    def safety(self) -> Safety:
+        """What its actions are kept inside of."""
 
     def reset(self, seed: int) -> None:
         """Called before an episode: `seed` decides all randomness of the agent in it."""
@@ -80,6 +86,7 @@ def run_episode(
     """
     sim.reset(seed)
     agent.reset(seed)
+    safety, last = agent.safety, rest(sim)
     history = [sim.observe(agent.obs)] * agent.n_obs_steps
     first_success: int | None = None
     in_a_row = step = i = 0
@@ -92,8 +99,9 @@ def run_episode(
 
     while step < sim.task.horizon and in_a_row < HOLD_STEPS:
         started = time.perf_counter()
-        chunk = checked(agent.act(history), seed, agent.actions)
+        chunk = safety.bound(agent.act(history), last, f"start {seed}")
         latencies.append(time.perf_counter() - started)
+        last = chunk[-1]
         for i, action in enumerate(chunk):
             tell(i)
             success = sim.step(action)
@@ -115,15 +123,9 @@ def run_episode(
     )
 
 
-def checked(chunk: NDArray[np.floating[Any]], seed: int, actions: str) -> NDArray[np.float64]:
-    """Actions (Ta, 7 or 10) inside what the controller takes; DdpError if not finite.
-
-    Delta actions are clipped to [-1, 1]. Of absolute ones only the gripper is: their rotation is made a
-    rotation by the simulator, and their position is where the policy wants to go.
-    """
-    if not np.isfinite(chunk).all():
-        raise DdpError(f"the policy predicts actions that are not finite (start {seed}).", "Use another checkpoint.")
-    safe = np.array(chunk, np.float64)
-    first = 0 if actions == "delta" else -1
-    safe[:, first:] = np.clip(safe[:, first:], -1.0, 1.0)
-    return safe
+def rest(sim: Simulator) -> Array:
+    """The action (7,) or (10,) that asks for nothing: no motion, or the pose where the hand is as the goal."""
+    if sim.actions == "delta":
+        return np.zeros(ACTION_DIM)
+    position, rotation = sim.hand()
+    return np.concatenate([position, matrix_to_6d(rotation), [0.0]])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import DOOR, TINY, ddp, ok, ok_json, refused
 
+from ddp_cli.core.checkpoint import file_hash
 from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
 
@@ -55,6 +56,25 @@ def test_rollout_replays_the_episode_of_an_evaluation_and_films_it(trained: Path
     frames = read_video(Path("v.mp4"))
     assert frames.shape == (rolled["steps"] + 1, 512, 1024, 3)
     assert "exists" in refused(ddp("rollout", run, "--video", "v.mp4"))
+
+
+def test_two_checkpoints_are_compared_on_the_same_starts(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    text = ok(ddp("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)).stdout
+    assert "of 2 starts both succeed on 0, only the first on 0, only the second on 0: p = 1" in text
+    assert "may be chance" in text
+    report = ok_json("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)
+    assert report["paired"] == {"both": 0, "only_first": 0, "only_second": 0, "neither": 2, "p": 1.0}
+    assert "Give one, two" in refused(ddp("eval", run, run, run))
+
+
+def test_the_last_checkpoints_and_the_best_on_fresh_starts(trained: Path) -> None:
+    report = ok_json("eval", trained / "lift/tiny", "--last", 2, "-n", 1, "--workers", 1, "--inference-steps", 1)
+    steps = [r["step"] for r in report["checkpoints"]]
+    assert steps == [3, 4]
+    assert report["mean"] == report["best"] == 0.0
+    assert (report["fresh"]["first_seed"], report["fresh"]["step"]) == (300_000, 4)
+    assert "takes the folder of a run" in refused(ddp("eval", trained, "--last", 2))
 
 
 def test_export_prints_the_largest_difference(trained: Path, lift_zarr: Path) -> None:
@@ -228,6 +248,8 @@ def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
 
     content = torch.load(state, weights_only=True)
     torch.save(content | {"total": saved["step"] + 2}, state)
+    saved["sha256"][state.name] = file_hash(state)
+    state.with_name("config.json").write_text(json.dumps(saved))
     result = ok_json("train", "--task", "lift", "--name", "long", "--resume")
     assert result["steps"] == saved["step"] + 2
 

@@ -49,6 +49,22 @@ def test_episodes_are_run_and_filmed_along_the_way(lift_zarr: Path) -> None:
     assert Path("runs/lift/x/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_video_that_fails_does_not_cost_the_score(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr("ddp_cli.sim.evaluation.record_apart", broken)
+    result = ddp(*command(lift_zarr, "--steps", 1, "--eval-every", 1, "--set", "eval_episodes=1"))
+    ok(result)
+    assert "step-00000001 was not filmed: RuntimeError: no encoder" in result.stderr
+    assert metrics("success_rate") == [0.0]
+
+
+def test_a_part_of_torchruns_environment_is_no_torchrun(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    ok(ddp(*command(lift_zarr, "--steps", 1)))
+
+
 def test_a_broken_simulator_does_not_stop_training(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise SimulatorError("no display here.")
@@ -105,6 +121,9 @@ def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(lift_zarr: Path, tr
         (["--resume", "--keep", "3"], ["--keep", "--resume"]),
         (["--resume", "--init-from", "x"], ["--init-from", "--resume"]),
         (["--init-from", "nowhere", "--task", "lift"], ["'nowhere'"]),
+        (["--resume", "--obs", "state"], ["--obs", "--resume"]),
+        (["--set", "minutes=0"], ["length above 0", "steps, epochs or minutes"]),
+        (["--set", "seed=20000000000"], ["seed", "20000000000"]),
         (["--set", "accumulate=65"], ["accumulate 65", "batch_size 64"]),
         (["--set", "checkpoint_every=3", "--eval-every", "4"], ["eval_every 4", "multiple", "3"]),
     ],

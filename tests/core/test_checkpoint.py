@@ -80,6 +80,9 @@ def test_train_state_never_executes_what_it_carries(checkpoint: Path, tmp_path: 
             return Path.touch, (tmp_path / "exploded",)
 
     torch.save({"step": Bomb()}, checkpoint / ck.TRAIN_STATE)
+    meta = json.loads((checkpoint / ck.CONFIG).read_text())
+    meta["sha256"][ck.TRAIN_STATE] = ck.file_hash(checkpoint / ck.TRAIN_STATE)
+    (checkpoint / ck.CONFIG).write_text(json.dumps(meta))
     with pytest.raises(CheckpointError, match="damaged"):
         ck.load_train_state(checkpoint)
     assert not (tmp_path / "exploded").exists()

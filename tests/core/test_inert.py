@@ -69,10 +69,10 @@ def test_a_published_checkpoint_predicts_the_same_actions(tmp_path: Path, monkey
     path = save_ckpt(tmp_path / "model.ckpt", published_cfg(), weights, monkeypatch)
     ok(ddp("export", path, "--format", "ddp", "--out", tmp_path / "native"))
     policy, meta = load_policy(tmp_path / "native")
-    assert policy.config == config
+    assert policy.config == config.model_copy(update={"timestep_spacing": "leading"})
     assert meta["published"] == "model.ckpt"
     obs, _ = inputs(2)
-    expected = import_published(weights, config).predict_action(obs, torch.Generator().manual_seed(1))
+    expected = import_published(weights, policy.config).predict_action(obs, torch.Generator().manual_seed(1))
     found = policy.predict_action(obs, torch.Generator().manual_seed(1))
     assert torch.equal(found["action_pred"], expected["action_pred"])
 
@@ -94,7 +94,7 @@ def test_absolute_actions_are_recognised(tmp_path: Path, monkeypatch: pytest.Mon
     config = PolicyConfig(task="square", actions="absolute", n_layer=2, n_emb=32, num_inference_steps=5)
     cfg = published_cfg(shape_meta={"action": {"shape": [10]}})
     policy, meta = load_published(save_ckpt(tmp_path / "m.ckpt", cfg, state_dict(config), monkeypatch))
-    assert policy.config == config
+    assert policy.config == config.model_copy(update={"timestep_spacing": "leading"})
     assert meta["action"]["frame"] == "world"
 
 

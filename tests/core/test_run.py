@@ -100,7 +100,7 @@ def killing(function):
 if place == "step":
     trainer.Trainer.step = killing(trainer.Trainer.step)
 elif place == "sync":
-    checkpoint._sync = killing(checkpoint._sync)
+    checkpoint.sync = killing(checkpoint.sync)
 elif place == "rename":
     Path.rename = killing(Path.rename)
 app()
@@ -111,7 +111,7 @@ app()
     ("place", "number", "left"),
     [
         ("step", 6, [4]),  # in an epoch, behind a checkpoint
-        ("sync", 6, [4]),  # the second checkpoint is half on the disk (five files and folders each)
+        ("sync", 8, [4]),  # the second checkpoint is half on the disk (two for the run, five for each checkpoint)
         ("rename", 2, [4]),  # ... written, and not yet named
     ],
 )
@@ -173,6 +173,79 @@ def test_resume_passes_over_a_damaged_checkpoint(lift_store: Store, tmp_path: Pa
     assert load_train_state(newest.parent)["step"] == 4  # and writes it anew
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("name", [TRAIN_STATE, "model.safetensors"])
+def test_a_checkpoint_with_a_wrong_byte_is_passed_over(lift_store: Store, tmp_path: Path, name: str) -> None:
+    run_of(lift_store, tmp_path / "run", tiny_config(steps=4, checkpoint_every=2))
+    path = checkpoints(tmp_path / "run")[-1] / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    warnings: list[str] = []
+    assert reopen(tmp_path / "run", warnings.append).trainer.step_number == 2
+    assert f"{name}' is not what was written" in warnings[0]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(lift_store: Store, tmp_path: Path) -> None:
+    run_of(lift_store, tmp_path / "run", tiny_config(steps=4, checkpoint_every=2))
+    for path in checkpoints(tmp_path / "run"):
+        (path / TRAIN_STATE).unlink()
+
+    def files() -> list[tuple[Path, int]]:
+        return sorted((p, p.stat().st_size) for p in (tmp_path / "run").rglob("*") if p.is_file())
+
+    before = files()
+    with pytest.raises(CheckpointError, match="left as they are.*--init-from .*step-00000004"):
+        reopen(tmp_path / "run", lambda _: None)
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("total_steps", "abc"), ("total_steps", -3), ("train", "x"), ("format", 9), ("store", {})]
+)
+def test_a_damaged_description_of_a_run_is_named(lift_store: Store, tmp_path: Path, key: str, value: object) -> None:
+    run_of(lift_store, tmp_path / "run", tiny_config(steps=1))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(DdpError, match="not the store" if key == "store" else "is damaged"):
+        reopen(tmp_path / "run")
+
+
+def test_damaged_numbers_do_not_stop_a_run(lift_store: Store, tmp_path: Path) -> None:
+    run_of(lift_store, tmp_path / "run", tiny_config(steps=4), stop_at=2)
+    with (tmp_path / "run/metrics.jsonl").open("ab") as metrics:
+        metrics.write(b'\xff\xfe\n{"step": "2"}\n[1]\n{"step": 2, "loss": "x"}\n{"step": 1, "lo')
+    go(reopen(tmp_path / "run"), Watchers())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_what_an_interruption_left_of_a_run_that_never_began_is_in_nobodys_way(
+    lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ddp_cli.core.run.sync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            create(tmp_path / "run", tiny_config(), lift_store)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)  # as after SIGKILL
+    create(tmp_path / "run", tiny_config(), lift_store)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    with pytest.raises(DdpError, match="exists"):
+        create(tmp_path / "other", tiny_config(), lift_store)
+
+
+def test_episodes_that_were_interrupted_are_run_on_going_on(lift_store: Store, tmp_path: Path) -> None:
+    run = create(tmp_path / "run", tiny_config(steps=6, eval_every=3), lift_store)
+    asked: list[int] = []
+    go(run, Watchers(rollouts=lambda _: asked.append(1), should_stop=lambda: bool(asked)))
+    assert steps_of(tmp_path / "run") == [3]  # not one step further
+    close(run)
+    again, seen = reopen(tmp_path / "run"), []
+    go(again, Watchers(rollouts=lambda path: seen.append(path.name) or 0.5))
+    assert seen == ["step-00000003", "step-00000006"]
 
 
 def test_a_run_is_trained_by_one_process(lift_store: Store, tmp_path: Path) -> None:
@@ -257,6 +330,8 @@ def test_another_policys_weights_to_begin_with(lift_store: Store, tmp_path: Path
     ):
         create(tmp_path / "other", tiny_config(n_emb=8), lift_store, init_from=checkpoint)
     assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match="2 differ: n_head is 2, here 4; prediction_type is epsilon, here sample"):
+        create(tmp_path / "x", tiny_config(n_head=4, prediction_type="sample"), lift_store, init_from=checkpoint)
 
 
 def test_stopping_before_the_first_step_saves_nothing(lift_store: Store, tmp_path: Path) -> None:

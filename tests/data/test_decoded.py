@@ -52,6 +52,14 @@ def test_a_folder_of_another_store_is_decoded_again(store: Store) -> None:
     np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
 
 
+def test_a_file_that_was_cut_off_is_decoded_again(store: Store) -> None:
+    decode(store, KEYS, 0, lambda _: None)
+    path = decoded_folder(store) / "agentview_image.npy"
+    path.write_bytes(path.read_bytes()[:5000])
+    again = decode(store, KEYS, 0, lambda _: None)
+    np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
+
+
 def test_an_interruption_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Store.read
 
@@ -63,7 +71,7 @@ def test_an_interruption_leaves_nothing(store: Store, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Store, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode(store, KEYS, 0, lambda _: None)
-    assert sorted(p.name for p in store.path.parent.iterdir()) == ["lift.zarr"]
+    assert sorted(p.name for p in store.path.parent.iterdir()) == [".lift.zarr.decoded.lock", "lift.zarr"]
 
 
 def test_too_little_room_is_said_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

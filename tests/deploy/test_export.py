@@ -41,8 +41,9 @@ def test_graphs_sample_the_same_actions_as_torch(checkpoint: Path, lift_store: S
     assert features.shape == (3, 2, spec["features"])
     x = torch.randn(3, 10, 7, generator=torch.Generator().manual_seed(4)).numpy()
     alphas = np.array(spec["alphas_cumprod"])
-    steps = [50, 0]  # 2 of 100, evenly spaced
-    for k, before in zip(steps, [0, None], strict=True):
+    steps = spec["timesteps"]
+    assert steps == [99, 49]
+    for k, before in zip(steps, [49, None], strict=True):
         (epsilon,) = denoiser.run(None, {"trajectory": x, "timesteps": np.full(3, k), "features": features})
         clean = np.clip((x - np.sqrt(1 - alphas[k]) * epsilon) / np.sqrt(alphas[k]), -1, 1)
         a = alphas[before] if before is not None else 1.0

@@ -14,7 +14,6 @@ from ddp_cli.data.store import Store
 from ddp_cli.errors import SimulatorError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
 from ddp_cli.sim import simulator
-from ddp_cli.sim.rollout import checked
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import TASKS
 
@@ -77,11 +76,6 @@ def test_an_environment_that_ignores_the_convention_is_found_out(monkeypatch: py
     sim.close()
 
 
-def test_absolute_positions_are_not_clipped() -> None:
-    action = np.array([[1.5, -2.0, 0.9, *np.eye(3)[0], *np.eye(3)[1], 3.0]])
-    assert checked(action, 0, "absolute")[0].tolist() == [1.5, -2.0, 0.9, 1, 0, 0, 0, 1, 0, 1.0]
-
-
 def test_convert_train_and_eval_follow_the_store(
     lift_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +92,7 @@ def test_convert_train_and_eval_follow_the_store(
     report = ok_json("rollout", "--inference-steps", 1, "--seed", 5)
     assert report["episodes"][0]["steps"] > 0
 
+    from ddp_cli.core.agent import PolicyAgent
     from ddp_cli.core.checkpoint import load_policy
 
     policy, meta = load_policy(Path("runs/lift/a/checkpoints/best").resolve())
@@ -105,4 +100,8 @@ def test_convert_train_and_eval_follow_the_store(
     scaled = policy.normalizer.normalize("action", torch.from_numpy(actions))
     torch.testing.assert_close(scaled[:, :3].abs().amax(0), torch.ones(3))
     torch.testing.assert_close(scaled[:, 3:], torch.from_numpy(actions[:, 3:]))
+    safety = PolicyAgent(policy).safety
+    assert safety.actions == "absolute"
+    np.testing.assert_allclose(safety.low, actions[:, :3].min(0) - 0.05, atol=1e-5)
+    np.testing.assert_allclose(safety.high, actions[:, :3].max(0) + 0.05, atol=1e-5)
     assert "absolut" in refused(ddp("convert", lift_demos, "--out", "x.zarr", "--actions", "absolut"))

@@ -18,6 +18,7 @@ from ddp_cli.sim.filming import Film, record
 from ddp_cli.sim.grid import Grid, parse_grid, record_grid
 from ddp_cli.sim.overlay import DARK, GREEN, RED
 from ddp_cli.sim.rollout import EpisodeResult, Moment, run_episode
+from ddp_cli.sim.safety import Safety
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.video import VideoWriter, read_video
 from ddp_cli.tasks import get_task
@@ -26,7 +27,7 @@ SHORT = dataclasses.replace(get_task("lift"), horizon=11)
 
 
 class Wander:
-    obs, actions, n_obs_steps = "image", "delta", 2
+    obs, actions, n_obs_steps, safety = "image", "delta", 2, Safety("delta")
 
     def reset(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

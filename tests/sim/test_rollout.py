@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddp_cli.core.agent import load_agent
 from ddp_cli.errors import DdpError
-from ddp_cli.sim.evaluation import Evaluation, evaluate, wilson
-from ddp_cli.sim.rollout import EpisodeResult, checked, run_episode
+from ddp_cli.sim.evaluation import Evaluation, evaluate
+from ddp_cli.sim.rollout import EpisodeResult, run_episode
+from ddp_cli.sim.safety import Safety
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.statistics import paired, wilson
 from ddp_cli.sim.video import VideoWriter, read_video
 from ddp_cli.tasks import get_task
 
@@ -22,6 +28,7 @@ class Drift:
     obs = "state"
     actions = "delta"
     n_obs_steps = 2
+    safety = Safety("delta")
 
     def __init__(self) -> None:
         self.seen: list[list[dict]] = []
@@ -90,10 +97,15 @@ def test_a_dead_process_is_an_error_not_a_hang() -> None:
         evaluate(functools.partial(_dies), SHORT, "fast", range(3), 2, lambda _: None)
 
 
-def test_actions_are_kept_inside_what_the_controller_takes() -> None:
-    assert checked(np.array([[2.0, -3.0, 0.5]]), 0, "delta").tolist() == [[1.0, -1.0, 0.5]]
+def test_an_episode_ends_when_actions_are_not_finite() -> None:
+    class Lost(Drift):
+        def act(self, history: Sequence) -> np.ndarray:
+            return super().act(history) * (np.nan if len(self.seen) == 2 else 1.0)
+
+    sim = Simulator(SHORT)
     with pytest.raises(DdpError, match="not finite.*start 12"):
-        checked(np.array([[np.nan]]), 12, "delta")
+        run_episode(sim, Lost(), 12)
+    sim.close()
 
 
 @pytest.mark.parametrize(
@@ -136,3 +148,55 @@ def test_an_interrupted_video_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DdpError, match=r"\.mp4"):
         VideoWriter(tmp_path / "v.txt")
+
+
+def test_killing_a_worker_in_the_middle_changes_nothing(trained: Path) -> None:
+    make_agent = functools.partial(load_agent, trained / "lift/tiny/checkpoints/best", "cpu", None, 1)
+    task = dataclasses.replace(get_task("lift"), horizon=16)
+    seeds = range(100_000, 100_005)
+
+    def results(workers: int, progress: Callable[[EpisodeResult], None]) -> list[EpisodeResult]:
+        done = evaluate(make_agent, task, "fast", seeds, workers, progress)
+        assert done.lost == []
+        return [dataclasses.replace(e, chunk_ms=0.0) for e in done.episodes]
+
+    killed = []
+
+    def kill(_result: EpisodeResult) -> None:
+        if not killed:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    one = results(1, lambda _: None)
+    assert [e.seed for e in one] == list(seeds)
+    assert results(2, kill) == one
+    assert killed
+    assert results(4, lambda _: None) == one
+
+
+def test_an_evaluation_ends_when_its_interval_is_tight() -> None:
+    class Fixed:
+        obs, actions, n_obs_steps, safety = "state", "delta", 1, Safety("delta")
+
+        def reset(self, seed: int) -> None:
+            pass
+
+        def act(self, history: object) -> np.ndarray:
+            return np.zeros((8, 7))
+
+    task = dataclasses.replace(get_task("lift"), horizon=2)
+    done = evaluate(Fixed, task, "fast", range(1, 100), 1, lambda _: None, half_width=0.1)
+    assert len(done.episodes) == 16  # none of 16: 0% to 19.4%; none of 15: 0% to 20.4%
+    assert (done.interval[1] - done.interval[0]) / 2 <= 0.1
+
+
+def test_two_policies_are_compared_start_by_start() -> None:
+    """McNemar, exact: the table and p of a worked example; equal policies never differ."""
+    first = {i: i < 15 for i in range(30)}
+    second = {i: i >= 13 for i in range(100)}  # more starts than the first: left out
+    found = paired(first, second)
+    assert (found.both, found.only_first, found.only_second, found.neither) == (2, 13, 15, 0)
+    assert found.p_value == pytest.approx(0.8506, abs=1e-4)
+    assert paired(first, first).p_value == 1.0
+    lopsided = paired(dict.fromkeys(range(12), True), {i: i < 4 for i in range(12)})
+    assert lopsided.p_value == pytest.approx(2 * 0.5**8)
