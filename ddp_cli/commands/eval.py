@@ -73,7 +73,7 @@ def evaluate(
     """Measure the success rate over fixed starts, with its 95% interval."""
     from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.core.distributed import processes
-    from ddp_cli.sim.evaluation import write_report
+    from ddp_cli.sim.report import write_report
 
     if len(checkpoints or []) > 2 or (last and len(checkpoints or []) > 1):
         raise DdpError("too many checkpoints.", "Give one, two to compare, or one run with --last.")
@@ -122,8 +122,9 @@ def _measure(folder: Path, asked: Asked, together: Processes) -> dict[str, Any]:
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.core.run import choose_device
     from ddp_cli.parallel import default_workers
-    from ddp_cli.sim.evaluation import Evaluation, write_report
+    from ddp_cli.sim.evaluation import Evaluation
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
+    from ddp_cli.sim.report import write_report
 
     meta = load_meta(folder)
     used = PolicyConfig(**meta["policy"]).with_sampler(asked.sampler, asked.inference_steps)  # type: ignore[arg-type]

@@ -55,12 +55,12 @@ def rollout(
     json: options.Json = False,
 ) -> None:
     """Run a policy in the simulator and say how it went."""
-    _check_together(video, seed, attempts, grid, failures)
     from ddp_cli.core.checkpoint import resolve_checkpoint
-    from ddp_cli.sim.evaluation import read_report
     from ddp_cli.sim.grid import parse_grid
+    from ddp_cli.sim.report import read_report
     from ddp_cli.sim.video import check_format
 
+    _check_together(video, seed, attempts, grid, failures)
     if video:
         check_format(video)
     tiles = parse_grid(grid) if grid else None
@@ -69,6 +69,9 @@ def rollout(
     if report:
         report.check_of(folder)
         sampler, inference_steps = sampler or report.sampler, inference_steps or report.inference_steps
+        if engine == "auto":
+            engine = report.engine or engine
+            device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was measured
     first, count = FIRST_SEED["eval"] if seed is None else seed, tiles.tiles if tiles else attempts
     seeds = report.failures if report else list(range(first, first + count))
     if tiles and len(seeds) > tiles.tiles:
@@ -76,16 +79,13 @@ def rollout(
         seeds = seeds[: tiles.tiles]
     # One video for all, but of failures without a grid each has its own.
     places = {s: video.with_stem(f"{video.stem}-{s}") if video and report and not tiles else video for s in seeds}
-    videos = sorted({place for place in places.values() if place})
+    videos = [place for place in dict.fromkeys(places.values()) if place]
     for place in videos:
         options.check_output(place, overwrite)
     results: list[EpisodeResult] = []
     if places:
         with _robot(folder, device, sampler, inference_steps, engine) as (sim, agent):
-            if tiles and video:
-                results = _tiled(sim, agent, seeds, tiles, video)
-            else:
-                results = _one_by_one(sim, agent, places, until_success=report is None)
+            results = _play(sim, agent, places, tiles, until_success=report is None)
     if not json:
         _say(results, videos, failures)
         return
@@ -97,6 +97,20 @@ def rollout(
             "episodes": [asdict(r) for r in results],
         }
     )
+
+
+def _check_together(
+    video: Path | None, seed: int | None, attempts: int, grid: str | None, failures: Path | None
+) -> None:
+    for name, given in (("--grid", grid), ("--failures", failures)):
+        if given is None:
+            continue
+        if video is None:
+            raise DdpError(f"{name} needs a video.", "Add --video out.mp4.")
+        if attempts > 1:
+            raise DdpError(f"{name} does not go with --attempts.", "Leave one of them out.")
+    if failures is not None and seed is not None:
+        raise DdpError("--failures says which starts: it does not go with --seed.", "Leave one of them out.")
 
 
 @contextmanager
@@ -115,45 +129,30 @@ def _robot(
         yield sim, agent
 
 
-def _check_together(
-    video: Path | None, seed: int | None, attempts: int, grid: str | None, failures: Path | None
-) -> None:
-    for name, given in (("--grid", grid), ("--failures", failures)):
-        if given is None:
-            continue
-        if video is None:
-            raise DdpError(f"{name} needs a video.", "Add --video out.mp4.")
-        if attempts > 1:
-            raise DdpError(f"{name} does not go with --attempts.", "Leave one of them out.")
-    if failures is not None and seed is not None:
-        raise DdpError("--failures says which starts: it does not go with --seed.", "Leave one of them out.")
-
-
-def _one_by_one(
-    sim: Simulator, agent: Agent, places: dict[int, Path | None], until_success: bool
+def _play(
+    sim: Simulator, agent: Agent, places: dict[int, Path | None], tiles: Grid | None, until_success: bool
 ) -> list[EpisodeResult]:
+    """Runs the start of each seed in `places`, into the video that it names."""
     from ddp_cli.sim.filming import record
+    from ddp_cli.sim.grid import record_grid
     from ddp_cli.sim.rollout import run_episode
 
-    results = []
-    for seed, place in places.items():
-        results.append(record(sim, agent, seed, place) if place else run_episode(sim, agent, seed))
-        if until_success and results[-1].success:
-            break
+    results: list[EpisodeResult] = []
+    with console.progress(f"rollout {sim.task.name}") as update:
+
+        def done(result: EpisodeResult) -> None:
+            results.append(result)
+            update(len(results), len(places), f"{sum(r.success for r in results)} succeeded")
+
+        video = next(iter(places.values()))
+        if tiles and video:
+            record_grid(sim, agent, list(places), tiles, video, done)
+            return results
+        for seed, place in places.items():
+            done(record(sim, agent, seed, place) if place else run_episode(sim, agent, seed))
+            if until_success and results[-1].success:
+                break
     return results
-
-
-def _tiled(sim: Simulator, agent: Agent, seeds: list[int], grid: Grid, video: Path) -> list[EpisodeResult]:
-    from ddp_cli.sim.grid import record_grid
-
-    with console.progress(f"film {sim.task.name}") as update:
-        done: list[EpisodeResult] = []
-
-        def progress(result: EpisodeResult) -> None:
-            done.append(result)
-            update(len(done), len(seeds), f"{sum(r.success for r in done)} succeeded")
-
-        return record_grid(sim, agent, seeds, grid, video, progress)
 
 
 def _say(results: list[EpisodeResult], videos: list[Path], failures: Path | None) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ddp_cli.errors import DataError, WorkerError
+from ddp_cli.errors import WorkerError
 from ddp_cli.parallel import Lost, ordered_map, surviving_map
 from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.statistics import wilson
 from ddp_cli.tasks import Task
-
-Value = TypeVar("Value", int, str)
 
 
 @dataclass(frozen=True)
@@ -126,62 +123,3 @@ def _recorder(make_agent: Callable[[], Agent], task: Task, render: str, path: Pa
     agent = make_agent()
     sim = Simulator(task, render, agent.actions)
     return lambda seed: record(sim, agent, seed, path, FRAME_SIZE // 2)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `ddp eval` wrote about a checkpoint."""
-
-    path: Path
-    checkpoint: str
-    failures: list[int]
-    """Seeds of the episodes that did not succeed."""
-    sampler: str | None
-    """None where the report does not say: the checkpoint's own, as for `inference_steps`."""
-    inference_steps: int | None
-
-    def place(self) -> Path:
-        """Its checkpoint: as it was called, or, if the run has moved since, in the run that the report is in."""
-        beside = self.path.absolute().parent.parent / "checkpoints" / Path(self.checkpoint).name
-        return beside if beside.exists() and not Path(self.checkpoint).exists() else Path(self.checkpoint)
-
-    def check_of(self, folder: Path) -> None:
-        """DataError unless it is about the checkpoint `folder`."""
-        if folder.resolve() != self.place().resolve():
-            raise DataError(
-                f"'{self.path}' is about the checkpoint '{self.checkpoint}', not '{folder}'.",
-                "Name that checkpoint, or evaluate this one: `ddp eval`.",
-            )
-
-
-def read_report(path: Path) -> Report:
-    """The report in a JSON file; DataError if it is none."""
-    hint = "Name a file that `ddp eval` wrote: --out, or eval/ in the run."
-    try:
-        value = json.loads(path.read_text())
-        episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in value["episodes"]]
-        return Report(
-            path,
-            _typed(value["checkpoint"], str),
-            [seed for seed, success in episodes if not success],
-            None if value.get("sampler") is None else _typed(value["sampler"], str),
-            None if value.get("inference_steps") is None else _typed(value["inference_steps"], int),
-        )
-    except FileNotFoundError:
-        raise DataError(f"no file '{path}'.", hint) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"'{path}' is no report of an evaluation.", hint) from None
-
-
-def _typed(value: Any, kind: type[Value]) -> Value:
-    if type(value) is not kind or (isinstance(value, int) and value < 0):
-        raise TypeError
-    return value
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes a JSON report in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(path)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +67,7 @@ def test_the_failures_of_an_evaluation_are_filmed_as_they_were_measured(trained:
     assert "'v/out-3.gif' exists" in refused(ddp("rollout", run, "--video", "v/out.gif", "--failures", "r.json"))
 
 
-def test_sampler_and_steps_are_the_report_s_unless_others_are_asked_for(
+def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ddp_cli.core import agent
@@ -71,16 +76,19 @@ def test_sampler_and_steps_are_the_report_s_unless_others_are_asked_for(
     asked: list[tuple] = []
 
     def note(*args: object) -> None:
-        asked.append(args[2:])
+        asked.append(args[1:])
         raise DdpError("enough")
 
     monkeypatch.setattr(agent, "load_agent", note)
+    monkeypatch.setattr("ddp_cli.core.run.choose_device", lambda name: name)
     run = trained / "lift" / "tiny"
-    path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7)
+    path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
     command = ["rollout", run, "--video", "out.mp4", "--failures", path]
-    for more in ([], ["--sampler", "ddim"], ["--inference-steps", 3]):
+    for more in ([], ["--sampler", "ddim"], ["--inference-steps", 3], ["--engine", "torch"]):
         assert "enough" in refused(ddp(*command, *more))
-    assert asked == [("ddpm", 7), ("ddim", 7), ("ddpm", 3)]
+    assert asked == [
+        ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddim", 7, "onnx"), ("cpu", "ddpm", 3, "onnx"), ("auto", "ddpm", 7, "torch")
+    ]  # fmt: skip
 
 
 def test_failures_fill_a_grid_as_far_as_they_go(trained: Path) -> None:
@@ -119,6 +127,21 @@ def test_a_report_about_another_checkpoint_is_refused(trained: Path, checkpoint:
     assert names() == ["checkpoint", "r.json"]
 
 
+def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
+    command = [sys.executable, "-m", "ddp_cli.cli", "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while names() == [] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert names() == [".out.mp4.partial.mp4"]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the encoder hears it, too
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    assert names() == []
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -133,12 +156,14 @@ def test_a_report_about_another_checkpoint_is_refused(trained: Path, checkpoint:
         (["--video", "out.mp4", "--failures", "r.json", "--seed", "2"], ["--failures", "--seed"]),
         (["--video", "out.mp4", "--failures", "none.json"], ["no file 'none.json'", "ddp eval"]),
         (["--video", "out.mp4", "--failures", "bad.json"], ["'bad.json' is no report"]),
+        (["--video", "out.mp4", "--failures", "two.json"], ["'two.json' is no report of an evaluation of one"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(args: list[str], words: list[str], trained: Path) -> None:
     report(trained / "lift" / "tiny", "r.json", {1: False})
     Path("bad.json").write_text("{}")
+    Path("two.json").write_text('{"first": {"checkpoint": "c", "episodes": []}, "second": {}, "paired": {}}')
     line = refused(ddp("rollout", trained / "lift" / "tiny", *args))
     for word in words:
         assert word in line
-    assert names() == ["bad.json", "r.json"]
+    assert names() == ["bad.json", "r.json", "two.json"]
