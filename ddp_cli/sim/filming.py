@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.sim.motion import hand_path
-from ddp_cli.sim.overlay import DARK, GREEN, Colour, Picture, draw_path, draw_text
+from ddp_cli.sim.overlay import DARK, GREEN, RED, Colour, Picture, draw_path, draw_text
 from ddp_cli.sim.rollout import Agent, EpisodeResult, Moment, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.video import VideoWriter, is_gif
 from ddp_cli.tasks import CONTROL_HZ
 
 FRAME_SIZE, GIF_SIZE = 512, 224  # [pixels], height and width of each camera
+ROOMY = 160  # [pixels], what the longest line takes at the smallest letters
 
 
 class Film:
@@ -45,11 +46,11 @@ class Film:
         return np.hstack(views)
 
     def _text(self, now: Moment) -> list[tuple[str, Colour]]:
-        lines = [
-            (f"seed {self._seed}", DARK),
-            (f"step {now.step}/{self._sim.task.horizon}, chunk {now.chunk_ms:.0f} ms", DARK),
-        ]
-        return lines if now.first_success is None else [(f"success at step {now.first_success}", GREEN), *lines]
+        horizon, what = self._sim.task.horizon, "chunk " if self._size >= ROOMY else ""
+        lines = [(f"seed {self._seed}", DARK), (f"step {now.step}/{horizon}, {what}{now.chunk_ms:.0f} ms", DARK)]
+        if now.first_success is not None:
+            return [(f"success at step {now.first_success}", GREEN), *lines]
+        return [("no success", RED), *lines] if now.step == horizon else lines
 
 
 def record(sim: Simulator, agent: Agent, seed: int, path: Path, size: int | None = None) -> EpisodeResult:

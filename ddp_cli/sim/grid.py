@@ -54,14 +54,14 @@ def record_grid(
     seeds: Sequence[int],
     grid: Grid,
     path: Path,
-    progress: Callable[[EpisodeResult], None],
-) -> list[EpisodeResult]:
+    done: Callable[[EpisodeResult], None],
+) -> None:
     """Runs the episodes `seeds` one after another and writes them to `path` as if they had run together.
 
     A tile shows the task's first camera. Once its episode has ended it holds the last picture, in a green frame
-    after a success and a red one otherwise; tiles without an episode stay dark.
+    after a success and a red one otherwise; tiles without an episode stay dark. `done` is told of every episode.
     """
-    size, results = grid.tile_size(is_gif(path)), []
+    size = grid.tile_size(is_gif(path))
     with VideoWriter(path) as video, closing(_Reel(path.parent, size)) as reel:
         for seed in seeds:
             film = Film(sim, seed, size, list(sim.task.cameras)[:1])
@@ -72,8 +72,7 @@ def record_grid(
 
             result = run_episode(sim, agent, seed, keep)
             reel.end(GREEN if result.success else RED)
-            results.append(result)
-            progress(result)
+            done(result)
         canvas = np.full((grid.rows * size, grid.columns * size, 3), DARK, np.uint8)
         for at in range(reel.longest):
             for i in range(len(seeds)):
@@ -82,7 +81,6 @@ def record_grid(
                     y, x = i // grid.columns * size, i % grid.columns * size
                     canvas[y : y + size, x : x + size] = tile
             video.add(canvas)
-    return results
 
 
 class _Reel:

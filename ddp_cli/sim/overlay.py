@@ -72,7 +72,7 @@ def draw_text(picture: Picture, lines: Sequence[tuple[str, Colour]]) -> Picture:
     image = Image.blend(image, over, 0.85)
     draw = ImageDraw.Draw(image)
     for y, (line, _) in zip(tops, lines, strict=True):
-        draw.text((margin + pad, y + pad), line, fill=WHITE, font=font)
+        draw.text((margin + pad, y + height / 2), line, fill=WHITE, font=font, anchor="lm")
     return np.asarray(image)
 
 

@@ -22,12 +22,12 @@ H264: dict[str, Any] = {
     "output_params": ["-crf", "23", "-movflags", "+faststart"],
 }  # fmt: skip
 # One palette for the whole GIF, half as large with 64 colours as with 256; without dithering much of a picture does
-# not change from frame to frame.
+# not change from frame to frame. ffmpeg keeps all frames (4 bytes a pixel) until it knows the palette.
 GIF: dict[str, Any] = {
     "fps": CONTROL_HZ / GIF_EVERY, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
     "output_params": [
         "-filter_complex", "split[a][b];[a]palettegen=max_colors=64[p];[b][p]paletteuse=dither=none",
-        "-loop", "0", "-f", "gif",
+        "-loop", "0", "-final_delay", "100", "-f", "gif",  # 1 s, so that the end is seen before it begins again
     ],
 }  # fmt: skip
 
@@ -52,10 +52,11 @@ class VideoWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         # imageio does not let ffmpeg write to a name that ends in .gif.
         suffix = ".mp4" if is_gif(path) else path.suffix
-        self.path, self._partial = path, path.with_name(f".{path.stem}.partial{suffix}")
+        self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._last: NDArray[np.uint8] | None = None  # a frame that the GIF leaves out unless it is the last
-        self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", **(GIF if is_gif(path) else H264))
+        settings = GIF if is_gif(path) else H264
+        self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Appends a frame (H, W, 3)."""

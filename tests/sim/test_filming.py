@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import pytest
 
 from ddp_cli.errors import DdpError
 from ddp_cli.sim import grid as grids
-from ddp_cli.sim.evaluation import read_report
+from ddp_cli.sim.evaluation import evaluate
 from ddp_cli.sim.filming import Film, record
 from ddp_cli.sim.grid import Grid, parse_grid, record_grid
-from ddp_cli.sim.overlay import DARK, GREEN, RED
+from ddp_cli.sim.overlay import DARK, GREEN, RED, draw_text
 from ddp_cli.sim.rollout import EpisodeResult, Moment, run_episode
 from ddp_cli.sim.safety import Safety
 from ddp_cli.sim.simulator import Simulator
@@ -38,17 +37,30 @@ class Wander:
         return self.rng.uniform(-1, 1, (8, 7))
 
 
-def test_an_episode_is_the_same_on_film(tmp_path: Path) -> None:
-    sim, agent, ends = Simulator(SHORT), Wander(), []
-    results = []
-    for filmed in (False, True):
-        results.append(record(sim, agent, 3, tmp_path / "v.mp4", 128) if filmed else run_episode(sim, agent, 3))
-        ends.append([sim.state(), *agent.seen])
-    sim.close()
-    assert dataclasses.replace(results[0], chunk_ms=0) == dataclasses.replace(results[1], chunk_ms=0)
-    for one, other in zip(*ends, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert read_video(tmp_path / "v.mp4").shape == (12, 128, 256, 3)
+def test_an_episode_of_an_evaluation_is_the_same_alone_on_film_and_in_a_grid(tmp_path: Path) -> None:
+    """Results, everything that the policy saw, and where the episode ended."""
+    task = dataclasses.replace(SHORT, horizon=19)
+    measured = Wander()
+    expected = evaluate(lambda: measured, task, "fast", [2, 3], 1, lambda _: None).episodes[1]
+    tiled: list[EpisodeResult] = []
+    ways: list[Callable[[Simulator, Wander], EpisodeResult]] = [
+        lambda sim, agent: run_episode(sim, agent, 3),
+        lambda sim, agent: record(sim, agent, 3, tmp_path / "v.mp4", 128),
+        lambda sim, agent: record_grid(sim, agent, [2, 3], Grid(1, 2), tmp_path / "g.gif", tiled.append) or tiled[1],
+    ]
+    ends = []
+    for play in ways:
+        sim, agent = Simulator(task), Wander()
+        result = play(sim, agent)
+        ends.append(sim.state())
+        sim.close()
+        assert dataclasses.replace(result, chunk_ms=0) == dataclasses.replace(expected, chunk_ms=0)
+        assert len(agent.seen) == len(measured.seen) > 0
+        for one, other in zip(agent.seen, measured.seen, strict=True):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(ends[0], ends[1])
+    np.testing.assert_array_equal(ends[0], ends[2])
+    assert read_video(tmp_path / "v.mp4").shape == (20, 128, 256, 3)
 
 
 def test_moments_tell_of_the_chunk_that_is_under_way() -> None:
@@ -86,6 +98,22 @@ def test_film_shows_text_and_the_way_ahead_of_the_hand_and_nothing_else() -> Non
     assert not (np.abs(frame.astype(int) - np.array(GREEN)).max(2) < 40)[190:, :150].any()
 
 
+class Stage:
+    task = get_task("lift")
+
+
+@pytest.mark.parametrize("size", [128, 160, 512])
+def test_film_says_how_it_went_in_every_size(size: int) -> None:
+    film, chunk = Film(Stage(), 100_000, size), np.zeros((8, 7))  # type: ignore[arg-type]
+    moments = [Moment(399, None, chunk, 7, 88.0), Moment(400, 389, chunk, 8, 88.0), Moment(400, None, chunk, 8, 88.0)]
+    said = [film._text(m) for m in moments]
+    assert [lines[0] for lines in said] == [("seed 100000", DARK), ("success at step 389", GREEN), ("no success", RED)]
+    assert all(lines[-1][0].endswith("88 ms") for lines in said)
+    for lines in said:
+        changed = draw_text(np.zeros((size, size, 3), np.uint8), lines).any(2).any(0)
+        assert np.nonzero(changed)[0].max() < size - 2
+
+
 class Shades:
     """Instead of a film: plain frames, lighter with every step."""
 
@@ -109,23 +137,14 @@ def played(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(grids, "Film", Shades)
     monkeypatch.setattr(grids, "run_episode", _episode)
 
-    class Stage:
-        task = SHORT
-
     return Stage()
 
 
 def test_a_grid_holds_the_last_pictures_until_the_last_episode_ends(tmp_path: Path, played: object) -> None:
     told: list[int] = []
-    results = record_grid(
-        played,
-        Wander(),
-        [2, 5, 9],
-        Grid(2, 2),
-        tmp_path / "g.mp4",
-        lambda r: told.append(r.seed),  # type: ignore[arg-type]
-    )
-    assert [r.seed for r in results] == told == [2, 5, 9]
+    seeds = [2, 5, 9]
+    record_grid(played, Wander(), seeds, Grid(2, 2), tmp_path / "g.mp4", lambda r: told.append(r.seed))  # type: ignore[arg-type]
+    assert told == seeds
     video = read_video(tmp_path / "g.mp4").astype(int)
     assert video.shape == (10, 2 * 512, 2 * 512, 3)
     tiles = [video[:, :512, :512], video[:, :512, 512:], video[:, 512:, :512], video[:, 512:, 512:]]
@@ -182,8 +201,17 @@ def test_a_gif_repeats_every_second_frame_and_the_last(tmp_path: Path) -> None:
         assert frames.shape == (len(expected), 64, 96, 3)
         assert np.abs(frames[:, 30, 30, 0].astype(int) - 40 * np.array(expected)).max() < 6
         info = imageio.get_reader(path).get_meta_data()
-        assert (info["loop"], info["duration"]) == (0, 100)  # for ever; [ms]
+        assert (info["loop"], info["duration"]) == (0, 100 if n > 1 else 1000)  # for ever; [ms]
+        assert imageio.get_reader(path).get_meta_data(len(expected) - 1)["duration"] == 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.gif", "5.gif", "6.gif"]
+
+
+def test_two_videos_of_one_name_can_be_written_at_a_time(tmp_path: Path) -> None:
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with VideoWriter(tmp_path / "v.gif") as one, VideoWriter(tmp_path / "v.mp4") as other:
+        for video in (one, other, other):
+            video.add(frame)
+    assert [len(read_video(tmp_path / name)) for name in ("v.gif", "v.mp4")] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["v.gif", "v.mp4"])
@@ -210,65 +238,3 @@ def test_a_gif_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
-
-
-# -- reports --------------------------------------------------------------------------------------
-
-
-def report(folder: Path, **changes: object) -> Path:
-    path = folder / "r.json"
-    content = {
-        "checkpoint": "c", "sampler": "ddim", "inference_steps": 5,
-        "episodes": [{"seed": s, "success": s % 3 == 0} for s in range(6)],
-    }  # fmt: skip
-    path.write_text(json.dumps({k: v for k, v in (content | changes).items() if v != "absent"}))
-    return path
-
-
-def test_failures_are_the_episodes_without_success(tmp_path: Path) -> None:
-    found = read_report(report(tmp_path))
-    assert (found.failures, found.sampler, found.inference_steps) == ([1, 2, 4, 5], "ddim", 5)
-    older = read_report(report(tmp_path, sampler="absent", inference_steps="absent"))
-    assert (older.failures, older.sampler, older.inference_steps) == ([1, 2, 4, 5], None, None)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"episodes": "absent"},
-        {"episodes": 3},
-        {"episodes": [{"seed": 1}]},
-        {"episodes": [{"seed": "1", "success": False}]},
-        {"episodes": [{"seed": -1, "success": False}]},
-        {"episodes": [{"seed": 1, "success": 0}]},
-        {"checkpoint": None},
-        {"sampler": 4},
-        {"inference_steps": "5"},
-        {"inference_steps": -5},
-    ],
-)
-def test_what_is_no_report_is_refused(tmp_path: Path, changes: dict) -> None:
-    with pytest.raises(DdpError, match=r"r\.json' is no report of an evaluation.*ddp eval"):
-        read_report(report(tmp_path, **changes))
-
-
-def test_other_files_are_no_reports(tmp_path: Path) -> None:
-    for text in ("", "[1]", "{}", "null", "\x00"):
-        (tmp_path / "r.json").write_text(text)
-        with pytest.raises(DdpError, match="no report"):
-            read_report(tmp_path / "r.json")
-    with pytest.raises(DdpError, match="no file"):
-        read_report(tmp_path / "none.json")
-    with pytest.raises(DdpError, match="no report"):
-        read_report(tmp_path)
-
-
-def test_a_report_knows_its_checkpoint_after_the_run_has_moved(tmp_path: Path) -> None:
-    here = tmp_path / "run" / "checkpoints" / "step-00000004"
-    here.mkdir(parents=True)
-    (tmp_path / "run" / "eval").mkdir()
-    found = read_report(report(tmp_path / "run" / "eval", checkpoint="/elsewhere/run/checkpoints/step-00000004"))
-    assert found.place() == here
-    found.check_of(here)
-    with pytest.raises(DdpError, match="is about the checkpoint '/elsewhere"):
-        found.check_of(tmp_path)
