@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.sim.motion import hand_path
-from ddp_cli.sim.overlay import DARK, GREEN, RED, Colour, Picture, draw_path, draw_text
+from ddp_cli.sim.overlay import COLOURS, DARK, GREEN, RED, Colour, Picture, draw_path, draw_text
 from ddp_cli.sim.rollout import Agent, EpisodeResult, Moment, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.video import VideoWriter, is_gif
@@ -56,5 +56,5 @@ class Film:
 def record(sim: Simulator, agent: Agent, seed: int, path: Path, size: int | None = None) -> EpisodeResult:
     """Runs the episode `seed` and writes it to `path`, all cameras at `size` pixels each."""
     film = Film(sim, seed, size or (GIF_SIZE if is_gif(path) else FRAME_SIZE))
-    with VideoWriter(path) as video:
+    with VideoWriter(path, COLOURS) as video:
         return run_episode(sim, agent, seed, lambda now: video.add(film.frame(now)))

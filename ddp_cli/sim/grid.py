@@ -13,7 +13,7 @@ import numpy as np
 
 from ddp_cli.errors import DdpError
 from ddp_cli.sim.filming import FRAME_SIZE, GIF_SIZE, Film
-from ddp_cli.sim.overlay import DARK, GREEN, RED, Colour, Picture, draw_frame, frame_width
+from ddp_cli.sim.overlay import COLOURS, DARK, GREEN, RED, Colour, Picture, draw_frame, frame_width
 from ddp_cli.sim.rollout import Agent, EpisodeResult, Moment, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.video import VideoWriter, is_gif
@@ -62,7 +62,7 @@ def record_grid(
     after a success and a red one otherwise; tiles without an episode stay dark. `done` is told of every episode.
     """
     size = grid.tile_size(is_gif(path))
-    with VideoWriter(path) as video, closing(_Reel(path.parent, size)) as reel:
+    with VideoWriter(path, COLOURS) as video, closing(_Reel(path.parent, size)) as reel:
         for seed in seeds:
             film = Film(sim, seed, size, list(sim.task.cameras)[:1])
             reel.start()

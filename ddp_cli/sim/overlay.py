@@ -59,6 +59,9 @@ def _gradient(t: float) -> Colour:
     return red, green, blue
 
 
+COLOURS = (*(_gradient(i / 8) for i in range(9)), GREEN, RED)  # all that is more than black or white
+
+
 def draw_text(picture: Picture, lines: Sequence[tuple[str, Colour]]) -> Picture:
     """`picture` with `lines` in its lower left corner, each white on a plate of its colour: robots come from above."""
     image = Image.fromarray(picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -21,15 +22,22 @@ H264: dict[str, Any] = {
     "fps": CONTROL_HZ, "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
     "output_params": ["-crf", "23", "-movflags", "+faststart"],
 }  # fmt: skip
-# One palette for the whole GIF, half as large with 64 colours as with 256; without dithering much of a picture does
-# not change from frame to frame. ffmpeg keeps all frames (4 bytes a pixel) until it knows the palette.
 GIF: dict[str, Any] = {
     "fps": CONTROL_HZ / GIF_EVERY, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
-    "output_params": [
-        "-filter_complex", "split[a][b];[a]palettegen=max_colors=64[p];[b][p]paletteuse=dither=none",
-        "-loop", "0", "-final_delay", "100", "-f", "gif",  # 1 s, so that the end is seen before it begins again
-    ],
 }  # fmt: skip
+
+
+def _gif(colours: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    # One palette for the whole GIF, half as large with 64 colours as with 256; without dithering much of a picture
+    # does not change from frame to frame. ffmpeg keeps all frames (4 bytes a pixel) until it knows the palette, and
+    # makes it of pictures with a patch of each of `colours`: what few pixels have would not get into it.
+    patches = "".join(
+        f"drawbox=x={i}*iw/28:y=0:w=iw/28:h=ih/14:c=0x{r:02x}{g:02x}{b:02x}:t=fill,"
+        for i, (r, g, b) in enumerate(colours)
+    )
+    filters = f"split[a][b];[a]{patches}palettegen=max_colors=64[p];[b][p]paletteuse=dither=none"
+    # The last frame stays for 1 s, so that the end is seen before it begins again.
+    return GIF | {"output_params": ["-filter_complex", filters, "-loop", "0", "-final_delay", "100", "-f", "gif"]}
 
 
 def check_format(path: Path) -> None:
@@ -44,10 +52,10 @@ def is_gif(path: Path) -> bool:
 
 class VideoWriter:
     """An H.264 file that browsers play, at the control rate, or a GIF that repeats, of every second frame and the
-    last. It exists only once it is whole.
+    last. It exists only once it is whole. `colours` are what a GIF must not lose, however few pixels have them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> None:
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # imageio does not let ffmpeg write to a name that ends in .gif.
@@ -55,7 +63,7 @@ class VideoWriter:
         self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._last: NDArray[np.uint8] | None = None  # a frame that the GIF leaves out unless it is the last
-        settings = GIF if is_gif(path) else H264
+        settings = _gif(colours) if is_gif(path) else H264
         self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
 
     def add(self, frame: NDArray[np.uint8]) -> None:

@@ -15,7 +15,7 @@ from ddp_cli.sim import grid as grids
 from ddp_cli.sim.evaluation import evaluate
 from ddp_cli.sim.filming import Film, record
 from ddp_cli.sim.grid import Grid, parse_grid, record_grid
-from ddp_cli.sim.overlay import DARK, GREEN, RED, draw_text
+from ddp_cli.sim.overlay import COLOURS, DARK, GREEN, RED, draw_text
 from ddp_cli.sim.rollout import EpisodeResult, Moment, run_episode
 from ddp_cli.sim.safety import Safety
 from ddp_cli.sim.simulator import Simulator
@@ -204,6 +204,20 @@ def test_a_gif_repeats_every_second_frame_and_the_last(tmp_path: Path) -> None:
         assert (info["loop"], info["duration"]) == (0, 100 if n > 1 else 1000)  # for ever; [ms]
         assert imageio.get_reader(path).get_meta_data(len(expected) - 1)["duration"] == 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.gif", "5.gif", "6.gif"]
+
+
+def test_a_gif_keeps_the_colours_of_a_path(tmp_path: Path) -> None:
+    """Dots in one of many frames of 200 other shades."""
+    shades = np.random.default_rng(0).integers(0, 200, (40, 224, 448, 1), np.uint8)
+    frames = shades + np.array([50, 40, 20], np.uint8)
+    for i, colour in enumerate(COLOURS):
+        frames[4, 20 * i + 4 : 20 * i + 6, 100:103] = colour
+    with VideoWriter(tmp_path / "v.gif", COLOURS) as video:
+        for frame in frames:
+            video.add(frame)
+    found = read_video(tmp_path / "v.gif")[2].astype(int)
+    for i, colour in enumerate(COLOURS):
+        assert np.abs(found[20 * i + 4 : 20 * i + 6, 100:103] - colour).max() < 30
 
 
 def test_two_videos_of_one_name_can_be_written_at_a_time(tmp_path: Path) -> None:
