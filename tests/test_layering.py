@@ -30,8 +30,8 @@ FLOORS = [
 """From the top. A file imports from its own room (a folder) or from floors below."""
 
 OWNERS = {
-    "robosuite": ["sim/simulator.py"],
-    "mujoco": ["sim/renderer.py", "sim/simulator.py"],
+    "robosuite": ["sim/simulator.py", "sim/stepping.py"],
+    "mujoco": ["sim/renderer.py", "sim/simulator.py", "sim/stepping.py"],
     "h5py": ["data/demos.py"],
     "zarr": ["data/store.py"],
     "imageio": ["sim/video.py"],

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError, close_match
+from ddp_cli.sim.culling import in_view
 
 Image = NDArray[np.uint8]
 
@@ -24,6 +25,8 @@ multisampling. The pixels of a name are frozen; other pixels get another name.""
 
 
 MAX_PICTURE = 640  # [pixels], the largest picture a renderer draws
+
+HIDDEN_GROUP = 0  # of geoms: collision geometry in robosuite, not drawn
 
 
 def choose_gl_backend() -> str:
@@ -101,7 +104,7 @@ class Renderer:
         # A GL context that outlives mujoco's own clean-up at the end of the process complains there.
         atexit.register(_close_at_exit, weakref.ref(self))
         self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision geometry is not drawn
+        self._option.geomgroup[HIDDEN_GROUP] = 0
         self._scene_of: Any = None
 
     def fits(self, model: Any) -> bool:
@@ -115,7 +118,11 @@ class Renderer:
         cam = mujoco.MjvCamera()
         cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
         cam.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        groups = model.geom_group.copy()
+        if self._profile == "fast":  # with shadows and reflections, what is out of view shows as well
+            model.geom_group[~in_view(model, data, cam.fixedcamid)] = HIDDEN_GROUP
         mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        model.geom_group[:] = groups
         if self._profile == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0

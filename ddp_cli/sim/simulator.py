@@ -1,4 +1,4 @@
-"""The simulated robot; the only user of robosuite (and, with renderer.py, of mujoco).
+"""The simulated robot; with stepping.py the only user of robosuite (and, with renderer.py, of mujoco).
 
 What robosuite 1.5.2 leaves to its caller is done here once:
 
@@ -16,7 +16,7 @@ import importlib.metadata
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Simulator:
         self.actions = actions
         self._obeys = actions == "delta"
         self._renderer: Renderer | None = None
+        self._step: Callable[[Array], Any] | None = None
         kwargs = env_args(task, actions)["env_kwargs"]
         check_environment(task.env_name, robosuite.ALL_ENVIRONMENTS)
         try:
@@ -119,7 +120,11 @@ class Simulator:
         if not self._obeys:
             self._check_absolute()
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._reset()
+
+    def _reset(self) -> None:
         self._env.reset()
+        self._step = None  # the controllers are new ones, and perhaps the model
         self.set_state(self.state())
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
@@ -128,9 +133,16 @@ class Simulator:
         if self.actions == "absolute":
             turn = matrix_to_rotvec(matrix_from_6d(action[3:9]))
             action = np.concatenate([action[:3], turn, action[9:]])
-        self._env.step(action)
+        if self._step is None:
+            self._step = self._stepper()
+        self._step(action)
         self._refresh()
         return self.success()
+
+    def _stepper(self) -> Callable[[Array], Any]:
+        from ddp_cli.sim.stepping import Stepper, can_step
+
+        return Stepper(self._env).step if can_step(self._env) else self._env.step
 
     def success(self) -> bool:
         """The task's own check, on the present state."""
@@ -148,8 +160,7 @@ class Simulator:
         between versions would score 0% and say nothing.
         """
         self._obeys = True
-        self._env.reset()
-        self.set_state(self.state())
+        self._reset()
         here, rotation = self.hand()
         there = here + np.array([0.03, 0.0, -0.04])
         for _ in range(15):
@@ -213,6 +224,7 @@ class Simulator:
     def load_xml(self, xml: str) -> None:
         """Replaces the model by a recorded one (files are looked up in the installed robosuite)."""
         try:
+            self._step = None
             self._env.reset_from_xml_string(self._env.edit_model_xml(xml))
         except (ValueError, KeyError, AttributeError, SyntaxError) as e:  # ElementTree's errors are SyntaxErrors
             raise SimulatorError(f"the recorded model does not load: {str(e).splitlines()[0]}.") from e
