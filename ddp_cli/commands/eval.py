@@ -67,7 +67,7 @@ def evaluate(
     """Measure the success rate over fixed starts, with its 95% interval."""
     from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.core.distributed import processes
-    from ddp_cli.sim.evaluation import write_report
+    from ddp_cli.sim.report import write_report
 
     folders, swept = split_sweep(checkpoints or [], sweeps)
     if len(folders) > (1 if last or swept else 2) or (last and swept):

@@ -38,8 +38,9 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.core.run import choose_device
     from ddp_cli.parallel import default_workers
-    from ddp_cli.sim.evaluation import Evaluation, write_report
+    from ddp_cli.sim.evaluation import Evaluation
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
+    from ddp_cli.sim.report import write_report
 
     meta = load_meta(folder)
     used = PolicyConfig(**meta["policy"]).with_sampler(asked.sampler, asked.inference_steps)  # type: ignore[arg-type]

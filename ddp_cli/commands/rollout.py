@@ -1,25 +1,50 @@
-"""`ddp rollout`: one episode, recorded."""
+"""`ddp rollout`: episodes, recorded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.errors import DdpError
 from ddp_cli.tasks import FIRST_SEED
+
+if TYPE_CHECKING:
+    from ddp_cli.sim.grid import Grid
+    from ddp_cli.sim.rollout import Agent, EpisodeResult
+    from ddp_cli.sim.simulator import Simulator
 
 
 def rollout(
     checkpoint: options.Checkpoint = None,
     video: Annotated[
-        Path | None, typer.Option("--video", help="Write an mp4 of the cameras.", show_default=False)
+        Path | None,
+        typer.Option("--video", help="Write a video of the cameras: .mp4, .mov, .mkv or .gif.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which start; the same as in `ddp eval`.")] = FIRST_SEED[
-        "eval"
-    ],
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", min=0, help="Which start; the same as in `ddp eval`.", show_default=str(FIRST_SEED["eval"])
+        ),
+    ] = None,
     attempts: Annotated[int, typer.Option("--attempts", min=1, help="Try the next starts until one succeeds.")] = 1,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", help="Rows x columns of starts in one video, like 3x3.", show_default=False),
+    ] = None,
+    failures: Annotated[
+        Path | None,
+        typer.Option(
+            "--failures",
+            help="A report of `ddp eval`: film the starts that failed, in one video each (NAME-SEED.mp4) or in a grid.",
+            show_default=False,
+        ),
+    ] = None,
     task: options.AnyTask = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
@@ -30,39 +55,113 @@ def rollout(
     json: options.Json = False,
 ) -> None:
     """Run a policy in the simulator and say how it went."""
-    from dataclasses import asdict
+    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.sim.grid import parse_grid
+    from ddp_cli.sim.report import read_report
+    from ddp_cli.sim.video import check_format
 
-    from ddp_cli.core.agent import load_agent
-    from ddp_cli.core.checkpoint import load_meta, resolve_checkpoint
-    from ddp_cli.core.run import choose_device
-    from ddp_cli.sim.rollout import run_episode
-    from ddp_cli.sim.simulator import Simulator
-    from ddp_cli.sim.video import record
-
-    folder = resolve_checkpoint(checkpoint, runs, task)
+    _check_together(video, seed, attempts, grid, failures)
     if video:
-        options.check_output(video, overwrite)
+        check_format(video)
+    tiles = parse_grid(grid) if grid else None
+    report = read_report(failures) if failures else None
+    folder = resolve_checkpoint(report.place() if report and not (checkpoint or task) else checkpoint, runs, task)
+    if report:
+        report.check_of(folder)
+        sampler, inference_steps = sampler or report.sampler, inference_steps or report.inference_steps
+        if engine == "auto":
+            engine = report.engine or engine
+            device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was measured
+    first, count = FIRST_SEED["eval"] if seed is None else seed, tiles.tiles if tiles else attempts
+    seeds = report.failures if report else list(range(first, first + count))
+    if tiles and len(seeds) > tiles.tiles:
+        console.note(f"the first {tiles.tiles} of {len(seeds)} failures; a larger --grid shows more")
+        seeds = seeds[: tiles.tiles]
+    # One video for all, but of failures without a grid each has its own.
+    places = {s: video.with_stem(f"{video.stem}-{s}") if video and report and not tiles else video for s in seeds}
+    videos = [place for place in dict.fromkeys(places.values()) if place]
+    for place in videos:
+        options.check_output(place, overwrite)
+    results: list[EpisodeResult] = []
+    if places:
+        with _robot(folder, device, sampler, inference_steps, engine) as (sim, agent):
+            results = _play(sim, agent, places, tiles, until_success=report is None)
+    if not json:
+        _say(results, videos, failures)
+        return
+    console.print_json(
+        {
+            "checkpoint": str(folder),
+            "video": str(videos[0]) if len(videos) == 1 else None,
+            "videos": [str(place) for place in videos],
+            "episodes": [asdict(r) for r in results],
+        }
+    )
+
+
+def _check_together(
+    video: Path | None, seed: int | None, attempts: int, grid: str | None, failures: Path | None
+) -> None:
+    for name, given in (("--grid", grid), ("--failures", failures)):
+        if given is None:
+            continue
+        if video is None:
+            raise DdpError(f"{name} needs a video.", "Add --video out.mp4.")
+        if attempts > 1:
+            raise DdpError(f"{name} does not go with --attempts.", "Leave one of them out.")
+    if failures is not None and seed is not None:
+        raise DdpError("--failures says which starts: it does not go with --seed.", "Leave one of them out.")
+
+
+@contextmanager
+def _robot(
+    folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
+) -> Iterator[tuple[Simulator, Agent]]:
+    from ddp_cli.core.agent import load_agent
+    from ddp_cli.core.checkpoint import load_meta
+    from ddp_cli.core.run import choose_device
+    from ddp_cli.sim.simulator import Simulator
+
     agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps, engine)
     sim = Simulator(agent.policy.config.task, str(load_meta(folder)["render"]), agent.actions)
     console.note(f"policy {folder}, engine {agent.engine}")
-    results = []
-    for start in range(seed, seed + attempts):
-        result = record(sim, agent, start, video) if video else run_episode(sim, agent, start)
-        results.append(result)
-        if result.success:
-            break
-    sim.close()
-    if json:
-        console.print_json(
-            {
-                "checkpoint": str(folder),
-                "video": str(video) if video else None,
-                "episodes": [asdict(r) for r in results],
-            }
-        )
-        return
+    with closing(sim):
+        yield sim, agent
+
+
+def _play(
+    sim: Simulator, agent: Agent, places: dict[int, Path | None], tiles: Grid | None, until_success: bool
+) -> list[EpisodeResult]:
+    """Runs the start of each seed in `places`, into the video that it names."""
+    from ddp_cli.sim.filming import record
+    from ddp_cli.sim.grid import record_grid
+    from ddp_cli.sim.rollout import run_episode
+
+    results: list[EpisodeResult] = []
+    with console.progress(f"rollout {sim.task.name}") as update:
+
+        def done(result: EpisodeResult) -> None:
+            results.append(result)
+            update(len(results), len(places), f"{sum(r.success for r in results)} succeeded")
+
+        video = next(iter(places.values()))
+        if tiles and video:
+            record_grid(sim, agent, list(places), tiles, video, done)
+            return results
+        for seed, place in places.items():
+            done(record(sim, agent, seed, place) if place else run_episode(sim, agent, seed))
+            if until_success and results[-1].success:
+                break
+    return results
+
+
+def _say(results: list[EpisodeResult], videos: list[Path], failures: Path | None) -> None:
+    if failures and not results:
+        console.result(f"no failures in '{failures}': nothing to film")
     for r in results:
         outcome = "success" if r.success else "no success"
         console.result(f"start {r.seed}: {outcome} after {r.steps} steps, {r.chunk_ms:.0f} ms per action chunk")
-    if video:
+    if len(results) > 1:
+        console.result(f"{sum(r.success for r in results)} of {len(results)} starts succeeded")
+    for video in videos:
         console.result(f"video: {video}")

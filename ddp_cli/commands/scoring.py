@@ -29,7 +29,8 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
     """
     from ddp_cli.core.agent import load_agent
     from ddp_cli.parallel import default_workers
-    from ddp_cli.sim.evaluation import evaluate, record_apart, write_report
+    from ddp_cli.sim.evaluation import evaluate, record_apart
+    from ddp_cli.sim.report import write_report
     from ddp_cli.tasks import FIRST_SEED
 
     # On a GPU every process takes memory beside the training.

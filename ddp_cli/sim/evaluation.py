@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -119,16 +118,8 @@ def record_apart(make_agent: Callable[[], Agent], task: Task, render: str, seed:
 
 
 def _recorder(make_agent: Callable[[], Agent], task: Task, render: str, path: Path) -> Callable[[int], EpisodeResult]:
-    from ddp_cli.sim.video import FRAME_SIZE, record
+    from ddp_cli.sim.filming import FRAME_SIZE, record
 
     agent = make_agent()
     sim = Simulator(task, render, agent.actions)
     return lambda seed: record(sim, agent, seed, path, FRAME_SIZE // 2)
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes a JSON report in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(path)

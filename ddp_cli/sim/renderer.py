@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,33 @@ def check_profile(name: str) -> None:
     if name not in RENDER_PROFILES:
         close = close_match(name, RENDER_PROFILES)
         raise SimulatorError(f"unknown render profile '{name}'{close}", f"Valid: {', '.join(RENDER_PROFILES)}.")
+
+
+@dataclass(frozen=True)
+class View:
+    """A pinhole camera that draws square pictures."""
+
+    position: NDArray[np.float64]  # [m] (3,), world frame
+    axes: NDArray[np.float64]  # (3, 3), columns: to the right, up, backward
+    fovy: float  # [rad], over the whole height
+
+    def project(self, points: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+        """Places [m] (n, 3) of the world -> (n, 2) across and down in a picture of `size` pixels, from its upper
+        left corner (the first pixel reaches from 0 to 1); nan for what is behind the camera or outside.
+        """
+        x, y, z = ((points - self.position) @ self.axes).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels = np.stack([x, -y], 1) / -z[:, None] * (size / 2 / np.tan(self.fovy / 2)) + size / 2
+        seen = (z < 0) & ((pixels >= 0) & (pixels <= size)).all(1)
+        return np.where(seen[:, None], pixels, np.nan)
+
+
+def camera_view(model: Any, data: Any, camera: str) -> View:
+    """The view of a model's camera, after mj_camlight."""
+    at = model.camera(camera).id
+    return View(
+        np.array(data.cam_xpos[at]), np.array(data.cam_xmat[at]).reshape(3, 3), float(np.deg2rad(model.cam_fovy[at]))
+    )
 
 
 class Renderer:

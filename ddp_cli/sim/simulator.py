@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
 from ddp_cli.sim.fit import check_environment, check_fit
-from ddp_cli.sim.renderer import Image, Renderer, check_profile, choose_gl_backend
+from ddp_cli.sim.renderer import Image, Renderer, View, camera_view, check_profile, choose_gl_backend
 from ddp_cli.tasks import ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task
 
 Array = NDArray[np.float64]
@@ -152,9 +152,8 @@ class Simulator:
         """The goal (10,) that the delta `action` (7,) sets in the present state, in the world frame."""
         controller = self._env.robots[0].part_controllers["right"]
         controller.set_goal(action[:6])
-        position = controller.origin_pos + controller.origin_ori @ controller.goal_pos
-        rotation = controller.origin_ori @ controller.goal_ori
-        return np.concatenate([position, matrix_to_6d(rotation), action[6:]])
+        position = controller.origin_pos + self.base() @ controller.goal_pos
+        return np.concatenate([position, matrix_to_6d(self.base() @ controller.goal_ori), action[6:]])
 
     def _check_absolute(self) -> None:
         """Asks for a place 5 cm away and looks if the hand goes there. A silent mismatch of conventions
@@ -257,8 +256,7 @@ class Simulator:
     def _observables(self) -> dict[str, NDArray[Any]]:
         # The relative poses are computed from the object's pose of the update before: update twice.
         self._env._update_observables(force=True)
-        found = self._env._get_observations(force_update=True)
-        return {key: np.atleast_1d(value) for key, value in found.items()}
+        return {k: np.atleast_1d(v) for k, v in self._env._get_observations(force_update=True).items()}
 
     def image(self, key: str, size: int = IMAGE_SIZE) -> Image:
         """The picture of the camera behind `key`, upright, uint8 (size, size, 3)."""
@@ -267,6 +265,10 @@ class Simulator:
             self._close_renderer()
             self._renderer = Renderer(model, self.profile)
         return self._renderer.draw(model, data, self.task.cameras[key], size)
+
+    def view(self, key: str) -> View:
+        """Where the camera behind `key` now is, and what it sees."""
+        return camera_view(self._env.sim.model._model, self._env.sim.data._data, self.task.cameras[key])
 
     def observe(self, obs: str = "image") -> dict[str, NDArray[Any]]:
         """Everything an `image` or `state` policy sees: uint8 (84, 84, 3) and float32 (width,)."""
@@ -278,6 +280,10 @@ class Simulator:
         site = self._env.robots[0].eef_site_id["right"]
         data = self._env.sim.data
         return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
+
+    def base(self) -> Array:
+        """Orientation (3, 3) of the arm's base in the world: the frame of delta actions."""
+        return np.array(self._env.robots[0].part_controllers["right"].origin_ori)
 
     def object(self) -> tuple[Array, Array]:
         """Position [m] (3,) and orientation (3, 3) of a built-in task's object, world frame."""

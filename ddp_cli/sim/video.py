@@ -1,7 +1,9 @@
-"""Videos of episodes; the only user of imageio."""
+"""Video files; the only user of imageio."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,50 +13,97 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import DdpError
-from ddp_cli.sim.rollout import Agent, EpisodeResult, run_episode
-from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CONTROL_HZ
 
-FRAME_SIZE = 512  # [pixels], height and width of each camera in a video
+FORMATS = (".mp4", ".mov", ".mkv", ".gif")
+GIF_EVERY = 2  # frames: a GIF plays at half the control rate, in real time like all others
+
+H264: dict[str, Any] = {
+    "fps": CONTROL_HZ, "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
+    "output_params": ["-crf", "23", "-movflags", "+faststart"],
+}  # fmt: skip
+GIF: dict[str, Any] = {
+    "fps": CONTROL_HZ / GIF_EVERY, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
+}  # fmt: skip
+
+
+def _gif(colours: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    # One palette for the whole GIF, half as large with 64 colours as with 256; without dithering much of a picture
+    # does not change from frame to frame. ffmpeg keeps all frames (4 bytes a pixel) until it knows the palette, and
+    # makes it of pictures with a patch of each of `colours`: what few pixels have would not get into it.
+    patches = "".join(
+        f"drawbox=x={i}*iw/28:y=0:w=iw/28:h=ih/14:c=0x{r:02x}{g:02x}{b:02x}:t=fill,"
+        for i, (r, g, b) in enumerate(colours)
+    )
+    filters = f"split[a][b];[a]{patches}palettegen=max_colors=64[p];[b][p]paletteuse=dither=none"
+    # The last frame stays for 1 s, so that the end is seen before it begins again.
+    return GIF | {"output_params": ["-filter_complex", filters, "-loop", "0", "-final_delay", "100", "-f", "gif"]}
+
+
+def check_format(path: Path) -> None:
+    """DdpError unless the name of `path` ends like a video that can be written."""
+    if path.suffix.lower() not in FORMATS:
+        raise DdpError(f"cannot write a video to '{path}'.", f"Name a file that ends in {', '.join(FORMATS)}.")
+
+
+def is_gif(path: Path) -> bool:
+    return path.suffix.lower() == ".gif"
 
 
 class VideoWriter:
-    """An H.264 file that browsers play, at the control rate. It exists only once it is whole."""
+    """An H.264 file that browsers play, at the control rate, or a GIF that repeats, of every second frame and the
+    last. It exists only once it is whole. `colours` are what a GIF must not lose, however few pixels have them.
+    """
 
-    def __init__(self, path: Path) -> None:
-        if path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
-            raise DdpError(f"cannot write a video to '{path}'.", "Name a file that ends in .mp4.")
+    def __init__(self, path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> None:
+        check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
-        self._frames = 0
-        self._writer: Any = imageio.get_writer(
-            self._partial, fps=CONTROL_HZ, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=16
-        )
+        # imageio does not let ffmpeg write to a name that ends in .gif.
+        suffix = ".mp4" if is_gif(path) else path.suffix
+        self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
+        self._frames = self._written = 0
+        self._last: NDArray[np.uint8] | None = None  # a frame that the GIF leaves out unless it is the last
+        settings = _gif(colours) if is_gif(path) else H264
+        self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Appends a frame (H, W, 3)."""
+        skipped = is_gif(self.path) and self._frames % GIF_EVERY > 0
+        self._frames += 1
+        self._last = frame if skipped else None
+        if not skipped:
+            self._write(frame)
+
+    def _write(self, frame: NDArray[np.uint8]) -> None:
         try:
             self._writer.append_data(frame)
         except OSError as e:  # the encoder is a process of its own: all we see is that it has gone
             raise self._stopped() from e
-        self._frames += 1
+        self._written += 1
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._writer.close()
-        if kind is not None:
-            self._partial.unlink(missing_ok=True)
-            return
         try:
-            whole = sum(1 for _ in imageio.get_reader(self._partial).iter_data()) == self._frames
-        except (OSError, ValueError, IndexError):
-            whole = False
-        if not whole:  # the index is written last: it is what a full disk cuts off
+            try:
+                if kind is None and self._last is not None:
+                    self._write(self._last)
+            finally:
+                self._writer.close()
+            if kind is None:
+                if not self._whole():  # the index is written last: it is what a full disk cuts off
+                    raise self._stopped()
+                self._partial.replace(self.path)
+        finally:
             self._partial.unlink(missing_ok=True)
-            raise self._stopped()
-        self._partial.replace(self.path)
+
+    def _whole(self) -> bool:
+        try:
+            with closing(imageio.get_reader(self._partial, "GIF-PIL" if is_gif(self.path) else None)) as reader:
+                return sum(1 for _ in reader.iter_data()) == self._written
+        except (OSError, ValueError, IndexError):
+            return False
 
     def _stopped(self) -> DdpError:
         return DdpError(
@@ -63,20 +112,6 @@ class VideoWriter:
         )
 
 
-def picture(sim: Simulator, success: bool = False, size: int = FRAME_SIZE) -> NDArray[np.uint8]:
-    """The task's cameras side by side (size, n size, 3); a green bar below once the task has succeeded."""
-    frame = np.hstack([sim.image(key, size) for key in sim.task.cameras])
-    if success:
-        frame[-8:] = (40, 180, 70)
-    return frame
-
-
 def read_video(path: Path) -> NDArray[np.uint8]:
     """All frames of a video (n, H, W, 3)."""
-    return np.stack([np.asarray(frame) for frame in imageio.mimread(path, memtest=False)])
-
-
-def record(sim: Simulator, agent: Agent, seed: int, path: Path, size: int = FRAME_SIZE) -> EpisodeResult:
-    """Runs the episode `seed` and writes it to `path`."""
-    with VideoWriter(path) as video:
-        return run_episode(sim, agent, seed, lambda _step, success: video.add(picture(sim, success, size)))
+    return np.stack([np.asarray(frame)[..., :3] for frame in imageio.mimread(path, memtest=False)])

@@ -47,12 +47,11 @@ def test_eval_reports_and_writes(trained: Path) -> None:
 
 def test_rollout_replays_the_episode_of_an_evaluation_and_films_it(trained: Path) -> None:
     run = trained / "lift" / "tiny"
-    evaluated = ok_json("eval", run, "--episodes", 1, "--seed", 100003, "--workers", 1, "--out", "r.json")["episodes"][
-        0
-    ]
+    evaluated = ok_json("eval", run, "--episodes", 2, "--seed", 100002, "--workers", 1)["episodes"][1]
     rolled = ok_json("rollout", run, "--seed", 100003, "--video", "v.mp4")["episodes"][0]
+    unfilmed = ok_json("rollout", run, "--seed", 100003)["episodes"][0]
     for key in ("seed", "success", "held", "steps"):
-        assert rolled[key] == evaluated[key]
+        assert rolled[key] == unfilmed[key] == evaluated[key]
     frames = read_video(Path("v.mp4"))
     assert frames.shape == (rolled["steps"] + 1, 512, 1024, 3)
     assert "exists" in refused(ddp("rollout", run, "--video", "v.mp4"))
@@ -219,7 +218,7 @@ def test_missing_weights_are_named(checkpoint: Path) -> None:
         assert "no model.safetensors" in refused(ddp(command, checkpoint))
 
 
-@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout"])
+@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout", "rollout --grid 1x2"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     command: str, lift_demos: Path, lift_zarr: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -229,14 +228,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         "convert": [lift_demos, "--out", "out.zarr", "--workers", "1"],
         "train": ["--task", "lift", "--data", lift_zarr, "--steps", "1", "--name", "x", *SETTINGS],
         "rollout": [trained / "lift/tiny", "--video", "out.mp4", "--inference-steps", "1"],
-    }[command]
+    }[command.split(maxsplit=1)[0]]
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "import ddp_cli.cli; ddp_cli.cli.app()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, command, *map(str, arguments)],
+        [sys.executable, "-c", code, *command.split(), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

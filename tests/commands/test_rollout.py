@@ -1,0 +1,169 @@
+"""`ddp rollout` as a user runs it: grids, failures of an evaluation, GIFs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ddp, ok, ok_json, refused
+
+from ddp_cli.sim.rollout import EpisodeResult
+from ddp_cli.sim.video import read_video
+from ddp_cli.tasks import TASKS
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=5))
+
+
+def report(run: Path, name: str, successes: dict[int, bool], **more: object) -> Path:
+    folder = (run / "checkpoints" / "best").resolve()
+    path = Path(name)
+    episodes = [{"seed": seed, "success": success} for seed, success in successes.items()]
+    path.write_text(json.dumps({"checkpoint": str(folder), "episodes": episodes, **more}))
+    return path
+
+
+def names() -> list[str]:
+    return sorted(p.name for p in Path().iterdir())
+
+
+def test_a_grid_is_one_video_of_consecutive_starts(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    result = ddp("rollout", run, "--video", "g.gif", "--grid", "1x2", "--seed", 7)
+    assert "0 of 2 starts succeeded\nvideo: g.gif\n" in ok(result).stdout
+    frames = read_video(Path("g.gif"))
+    assert frames.shape == (4, 224, 448, 3)  # steps 0, 2, 4 and 5
+    red = (frames[-1, 100, [2, 226]].astype(int) - (205, 45, 45)).max()
+    assert red < 40
+    found = ok_json("rollout", run, "--video", "g.mp4", "--grid", "2x1", "--seed", 7)
+    assert [e["seed"] for e in found["episodes"]] == [7, 8]
+    assert (found["video"], found["videos"]) == ("g.mp4", ["g.mp4"])
+    assert read_video(Path("g.mp4")).shape == (6, 1024, 512, 3)
+
+
+def test_the_failures_of_an_evaluation_are_filmed_as_they_were_measured(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    ok_json(
+        "eval", run, "--episodes", 2, "--seed", 3, "--workers", 1, "--sampler", "ddim", "--inference-steps", 1,
+        "--out", "r.json",
+    )  # fmt: skip
+    evaluated = json.loads(Path("r.json").read_text())
+    found = ok_json("rollout", "--video", "v/out.gif", "--failures", "r.json")  # the report's checkpoint
+    assert found["checkpoint"] == evaluated["checkpoint"]
+    assert (found["video"], found["videos"]) == (None, ["v/out-3.gif", "v/out-4.gif"])
+    assert [(e["seed"], e["steps"]) for e in found["episodes"]] == [(3, 5), (4, 5)]
+    for name in ("v/out-3.gif", "v/out-4.gif"):
+        assert read_video(Path(name)).shape == (4, 224, 448, 3)
+    assert "'v/out-3.gif' exists" in refused(ddp("rollout", run, "--video", "v/out.gif", "--failures", "r.json"))
+
+
+def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddp_cli.core import agent
+    from ddp_cli.errors import DdpError
+
+    asked: list[tuple] = []
+
+    def note(*args: object) -> None:
+        asked.append(args[1:])
+        raise DdpError("enough")
+
+    monkeypatch.setattr(agent, "load_agent", note)
+    monkeypatch.setattr("ddp_cli.core.run.choose_device", lambda name: name)
+    run = trained / "lift" / "tiny"
+    path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
+    command = ["rollout", run, "--video", "out.mp4", "--failures", path]
+    for more in ([], ["--sampler", "ddim"], ["--inference-steps", 3], ["--engine", "torch"]):
+        assert "enough" in refused(ddp(*command, *more))
+    assert asked == [
+        ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddim", 7, "onnx"), ("cpu", "ddpm", 3, "onnx"), ("auto", "ddpm", 7, "torch")
+    ]  # fmt: skip
+
+
+def test_failures_fill_a_grid_as_far_as_they_go(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    path = report(run, "r.json", {1: True, 2: False, 3: False, 4: False})
+    result = ddp("rollout", run, "--video", "g.mp4", "--grid", "1x2", "--failures", path, "--json")
+    assert "the first 2 of 3 failures" in ok(result).stderr
+    assert [e["seed"] for e in json.loads(result.stdout)["episodes"]] == [2, 3]
+    assert names() == ["g.mp4", "r.json"]
+
+
+def test_a_failure_that_now_succeeds_does_not_end_the_filming(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(_sim: object, _agent: object, seed: int, _path: Path) -> EpisodeResult:
+        return EpisodeResult(seed, True, True, 3, 1.0)
+
+    monkeypatch.setattr("ddp_cli.sim.filming.record", record)
+    run = trained / "lift" / "tiny"
+    found = ok_json("rollout", run, "--video", "o.mp4", "--failures", report(run, "r.json", {1: False, 2: False}))
+    assert [e["seed"] for e in found["episodes"]] == [1, 2]
+
+
+def test_without_failures_nothing_is_written(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    command = ["rollout", run, "--video", "v/out.mp4", "--failures", report(run, "r.json", {1: True, 2: True})]
+    assert ok(ddp(*command)).stdout == "no failures in 'r.json': nothing to film\n"
+    found = ok_json(*command, "--grid", "3x3")
+    assert (found["episodes"], found["video"], found["videos"]) == ([], None, [])
+    assert names() == ["r.json"]
+
+
+def test_a_report_about_another_checkpoint_is_refused(trained: Path, checkpoint: Path) -> None:
+    path = report(trained / "lift" / "tiny", "r.json", {1: False})
+    said = refused(ddp("rollout", checkpoint, "--video", "out.mp4", "--failures", path))
+    assert "'r.json' is about the checkpoint" in said
+    assert f"not '{checkpoint}'" in said
+    assert names() == ["checkpoint", "r.json"]
+
+
+def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
+    command = [sys.executable, "-m", "ddp_cli.cli", "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while names() == [] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert names() == [".out.mp4.partial.mp4"]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the encoder hears it, too
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    assert names() == []
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--video", "out.avi"], ["'out.avi'", ".mp4, .mov, .mkv, .gif"]),
+        (["--video", "out"], ["'out'", ".gif"]),
+        (["--grid", "3x3"], ["--grid needs a video", "--video"]),
+        (["--failures", "r.json"], ["--failures needs a video"]),
+        (["--video", "out.mp4", "--grid", "3by3"], ["'3by3'", "3x3"]),
+        (["--video", "out.mp4", "--grid", "3x9"], ["'3x9'", "at most 8x8"]),
+        (["--video", "out.mp4", "--grid", "3x3", "--attempts", "2"], ["--grid does not go with --attempts"]),
+        (["--video", "out.mp4", "--failures", "r.json", "--attempts", "2"], ["--failures does not go with --attempts"]),
+        (["--video", "out.mp4", "--failures", "r.json", "--seed", "2"], ["--failures", "--seed"]),
+        (["--video", "out.mp4", "--failures", "none.json"], ["no file 'none.json'", "ddp eval"]),
+        (["--video", "out.mp4", "--failures", "bad.json"], ["'bad.json' is no report"]),
+        (["--video", "out.mp4", "--failures", "two.json"], ["'two.json' is no report of an evaluation of one"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(args: list[str], words: list[str], trained: Path) -> None:
+    report(trained / "lift" / "tiny", "r.json", {1: False})
+    Path("bad.json").write_text("{}")
+    Path("two.json").write_text('{"first": {"checkpoint": "c", "episodes": []}, "second": {}, "paired": {}}')
+    line = refused(ddp("rollout", trained / "lift" / "tiny", *args))
+    for word in words:
+        assert word in line
+    assert names() == ["bad.json", "r.json", "two.json"]
