@@ -128,7 +128,9 @@ def test_a_report_about_another_checkpoint_is_refused(trained: Path, checkpoint:
 
 
 def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
-    command = [sys.executable, "-m", "ddp_cli.cli", "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
+    # Where the tests run in the background, Ctrl-C is ignored: by their children, too.
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); import ddp_cli.cli; ddp_cli.cli.app()"
+    command = [sys.executable, "-c", code, "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while names() == [] and time.monotonic() < deadline:
