@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import BaseContext
 from typing import Any, Generic, TypeVar
 
 from ddp_cli.errors import WorkerError
@@ -27,6 +29,24 @@ _function: Callable[[Any], Any] | None = None
 def default_workers() -> int:
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(*modules: str) -> None:
+    """Begins to import `modules` in a process of its own, from which workers are then forked: they start with what
+    takes seconds to load, and it is loaded while this process goes on. Name nothing that holds threads or devices.
+    """
+    if _can_fork():
+        forkserver.set_forkserver_preload([*modules])
+        with _interrupts_held():
+            forkserver.ensure_running()
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux"  # on macOS, system libraries do not survive a fork
+
+
+def _context() -> BaseContext:
+    return get_context("forkserver" if _can_fork() else "spawn")
 
 
 class Lost(Generic[Item]):
@@ -96,7 +116,7 @@ class _Pool:
     """Processes, and what they are doing: results are asked for in the order of the items."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]], workers: int) -> None:
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(make,))
+        self._pool = ProcessPoolExecutor(workers, _context(), initializer=_start, initargs=(make,))
         self._futures: deque[Future[Any]] = deque()
 
     def first_of(self, items: Sequence[Any], alone: bool) -> Any:
@@ -136,7 +156,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _make  # noqa: PLW0603 - set once per process
-    os.environ["LP_NUM_THREADS"] = "1"  # Mesa draws with one thread per process
+    os.environ["LP_NUM_THREADS"] = "0"  # Mesa draws in the thread that asks
     _make = make
 
 

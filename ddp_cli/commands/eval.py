@@ -12,6 +12,7 @@ from ddp_cli import console, options
 from ddp_cli.commands.measuring import Asked, measure
 from ddp_cli.commands.sweep import split_sweep, sweep
 from ddp_cli.errors import DdpError
+from ddp_cli.parallel import prepare
 from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
+    if workers != 1:
+        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
     from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.core.distributed import processes
     from ddp_cli.sim.report import write_report
