@@ -119,8 +119,10 @@ class Renderer:
         cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
         cam.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         groups = model.geom_group.copy()
-        if self._profile == "fast":  # with shadows and reflections, what is out of view shows as well
-            model.geom_group[~in_view(model, data, cam.fixedcamid)] = HIDDEN_GROUP
+        full = self._profile == "full"
+        if not (full and model.light_castshadow.any()):  # a shadow comes into view from anywhere
+            seen = in_view(model, data, cam.fixedcamid, groups != HIDDEN_GROUP, reflections=full)
+            model.geom_group[~seen] = HIDDEN_GROUP
         mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         model.geom_group[:] = groups
         if self._profile == "fast":
