@@ -1,7 +1,7 @@
-"""Which geoms a camera can see: what is out of its view, or below a table that fills it, need not be drawn.
+"""Which geoms a camera can see: what is out of its view, or behind a table, need not be drawn.
 
 All tests are on the safe side: they may keep a geom that is not seen, and never drop one that is. What casts
-shadows is another matter.
+shadows is another matter. A geom is known by the box around it: corners (ngeom, 8, 3) in the world [m].
 """
 
 from __future__ import annotations
@@ -12,68 +12,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLANE, BOX = 0, 6  # mujoco's mjtGeom
+TINY = 1e-6  # [m]
 
 _CORNERS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
-_EDGES = np.array([(x, y) for x in (-1, 1) for y in (-1, 1)], dtype=np.float64)
+_PICTURE = np.array([(x, y, -1) for x in (-1, 1) for y in (-1, 1)], dtype=np.float64)  # it looks along -z
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
-def in_view(model: Any, data: Any, camera: int, drawn: NDArray[np.bool_], reflections: bool) -> NDArray[np.bool_]:
+def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) -> Mask:
     """Of every geom, whether it may be seen in the square picture of `camera` (its number); bool (ngeom,).
 
     `drawn` (ngeom,) says what is drawn at all. With `reflections` a geom is kept for its mirror image as well.
     """
-    corners = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]  # (ngeom, 8, 3)
-    world = corners @ _axes(data.geom_xmat).transpose(0, 2, 1) + data.geom_xpos[:, None]
-    unbounded = model.geom_rbound == 0  # planes
-    floor = _floor(model, data, camera, drawn) - 1e-6  # the table itself stays
-    above = np.where(unbounded, data.geom_xpos[:, 2] > floor, (world[..., 2] > floor).any(1))
-    level = _axes(data.geom_xmat)[:, 2, 2] == 1.0
-    above |= unbounded & ~level
-    seen = _reach(model, data, camera, world) | unbounded
+    axes, positions = data.geom_xmat.reshape(-1, 3, 3), data.geom_xpos
+    corners = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]
+    corners = corners @ axes.transpose(0, 2, 1) + positions[:, None]
+    planes = model.geom_rbound == 0  # without bounds; a level one is below a table if its height is
+    corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], np.inf)[:, None]
+    eye = _Eye(model, data, camera, drawn)
+    seen = (eye.reach(corners) | planes) & ~eye.hidden(corners)
     if reflections:
-        for mirror in np.flatnonzero(_mirrors(model) & drawn & seen & above):
-            normal = _axes(data.geom_xmat)[mirror, :, 2]
-            surface = data.geom_xpos[mirror] + (model.geom_type[mirror] == BOX) * model.geom_size[mirror, 2] * normal
-            height = (world - surface) @ normal
-            image = world - 2 * height[..., None] * normal
-            shown = _reach(model, data, camera, image)
-            seen, above = seen | shown, above | shown
-    return seen & above
+        for mirror in np.flatnonzero(_mirrors(model) & drawn & seen):
+            normal = axes[mirror, :, 2]
+            surface = positions[mirror] + (model.geom_type[mirror] == BOX) * model.geom_size[mirror, 2] * normal
+            image = corners - 2 * ((corners - surface) @ normal)[..., None] * normal
+            seen |= eye.reach(image) & ~eye.hidden(image) & ~planes
+    return seen
 
 
-def _axes(matrices: Array) -> Array:
-    return matrices.reshape(-1, 3, 3)
+class _Eye:
+    """A camera, and the opaque level boxes below it: what is below the top of one may be hidden by it."""
+
+    def __init__(self, model: Any, data: Any, camera: int, drawn: Mask) -> None:
+        self.position, self.axes = data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3)
+        self.half = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+        self.near = model.vis.map.znear * model.stat.extent  # what is nearer is cut open
+        axes, tops = data.geom_xmat.reshape(-1, 3, 3), data.geom_xpos[:, 2] + model.geom_size[:, 2]
+        opaque = np.append(model.mat_rgba[:, 3], 1.0)[model.geom_matid] * model.geom_rgba[:, 3] == 1
+        level = (np.abs(axes[:, 2, 2] - 1.0) < 1e-9) & (tops < self.position[2])
+        boxes = np.flatnonzero(drawn & opaque & level & (model.geom_type == BOX))
+        self.tables = [(tops[i], data.geom_xpos[i], axes[i], model.geom_size[i, :2] * 0.999) for i in boxes]
+
+    def reach(self, corners: Array) -> Mask:
+        """Which boxes lie beyond none of the four planes that bound the picture."""
+        seen = (corners - self.position) @ self.axes
+        edge, x, y = -seen[..., 2] * self.half, seen[..., 0], seen[..., 1]
+        return ~((x > edge).all(1) | (-x > edge).all(1) | (y > edge).all(1) | (-y > edge).all(1))
+
+    def hidden(self, corners: Array) -> Mask:
+        """Which boxes are below a table that fills the picture, or that all lines of sight to them meet first."""
+        found = np.zeros(len(corners), np.bool_)
+        picture = (_PICTURE * (self.half, self.half, 1.0)) @ self.axes.T  # lines of sight to its corners
+        sights = corners - self.position
+        for top, *table in self.tables:
+            drop = top - self.position[2]
+            below = (corners[..., 2] < top - TINY).all(1)
+            if (picture[:, 2] < 0).all() and self._meets(picture * (drop / picture[:, 2:]), *table).all():
+                found |= below
+            elif below.any():
+                found[below] |= self._meets(sights[below] * (drop / sights[below][..., 2:]), *table).all(1)
+        return found
+
+    def _meets(self, points: Array, position: Array, axes: Array, half: Array) -> Mask:
+        """Which `points` [m] (..., 3), relative to the eye, lie on a table, and not so near that it is cut open."""
+        on_table = (points + self.position - position) @ axes
+        return (np.abs(on_table[..., :2]) < half).all(-1) & (points @ self.axes[:, 2] < -self.near)
 
 
-def _reach(model: Any, data: Any, camera: int, corners: Array) -> NDArray[np.bool_]:
-    """Whether boxes with these corners (n, 8, 3) lie beyond none of the four planes that bound the picture."""
-    seen = (corners - data.cam_xpos[camera]) @ _axes(data.cam_xmat)[camera]  # the camera looks along -z
-    edge = -seen[..., 2] * np.tan(np.radians(model.cam_fovy[camera]) / 2)
-    x, y = seen[..., 0], seen[..., 1]
-    return ~((x > edge).all(1) | (-x > edge).all(1) | (y > edge).all(1) | (-y > edge).all(1))
-
-
-def _floor(model: Any, data: Any, camera: int, drawn: NDArray[np.bool_]) -> float:
-    """The height [m] below which nothing is seen: the top of an opaque level box that fills the picture."""
-    half = np.tan(np.radians(model.cam_fovy[camera]) / 2)
-    rays = np.c_[_EDGES * half, -np.ones(4)] @ _axes(data.cam_xmat)[camera].T  # the picture's corners
-    position, lowest = data.cam_xpos[camera], -np.inf
-    if (rays[:, 2] >= 0).any():
-        return lowest
-    opaque = np.append(model.mat_rgba[:, 3], 1.0)[model.geom_matid] * model.geom_rgba[:, 3] == 1
-    level = np.abs(_axes(data.geom_xmat)[:, 2, 2] - 1.0) < 1e-9
-    for box in np.flatnonzero(drawn & opaque & level & (model.geom_type == BOX)):
-        top = data.geom_xpos[box, 2] + model.geom_size[box, 2]
-        depth = (top - position[2]) / rays[:, 2]  # also the distance along the axis of view
-        hits = (position + depth[:, None] * rays - data.geom_xpos[box]) @ _axes(data.geom_xmat)[box]
-        inside = (np.abs(hits[:, :2]) < model.geom_size[box, :2] * 0.999).all()
-        if inside and depth.min() > model.vis.map.znear * model.stat.extent:  # nearer, it is cut open
-            lowest = max(lowest, top)
-    return lowest
-
-
-def _mirrors(model: Any) -> NDArray[np.bool_]:
+def _mirrors(model: Any) -> Mask:
     shiny = np.append(model.mat_reflectance, 0.0)[model.geom_matid] > 0  # without a material the number is -1
     return shiny & np.isin(model.geom_type, (PLANE, BOX))
