@@ -30,7 +30,7 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
     corners = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]
     corners = corners @ axes.transpose(0, 2, 1) + positions[:, None]
     planes = model.geom_rbound == 0  # without bounds; a level one is below a table if its height is
-    corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], np.inf)[:, None]
+    corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], 1e3)[:, None]
     eye = _Eye(model, data, camera, drawn)
     seen = (eye.reach(corners) | planes) & ~eye.hidden(corners)
     if reflections:
@@ -38,7 +38,7 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
             normal = axes[mirror, :, 2]
             surface = positions[mirror] + (model.geom_type[mirror] == BOX) * model.geom_size[mirror, 2] * normal
             image = corners - 2 * ((corners - surface) @ normal)[..., None] * normal
-            seen |= eye.reach(image) & ~eye.hidden(image) & ~planes
+            seen |= planes | (eye.reach(image) & ~eye.hidden(image))
     return seen
 
 
