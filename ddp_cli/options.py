@@ -43,7 +43,7 @@ InferenceSteps = Annotated[
     ),
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="torch or onnx; auto: onnx on a CPU where it can, otherwise torch.")
+    str, typer.Option("--engine", help="torch, compile or onnx; auto: onnx on a CPU where it can, otherwise torch.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]

@@ -12,21 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.chain import Chain, has_chain
+from ddp_cli.core.chain import Chain, compiled_network, has_chain
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.onnx_network import onnx_network
 from ddp_cli.core.policy import BeginChain, DiffusionPolicy
 from ddp_cli.errors import ConfigError, close_match
 from ddp_cli.sim.safety import Safety
 
-ENGINES = ("auto", "torch", "onnx")
+ENGINES = ("auto", "torch", "compile", "onnx")
 
 
 class PolicyAgent:
     """Runs `policy` for one episode at a time, with noise that depends on the episode's seed alone.
 
-    `engine` is what goes through the denoiser: torch or onnx (ONNX Runtime, on a CPU). auto takes onnx on a
-    CPU, where it was measured to be the fastest, if the denoiser is one that it knows.
+    `engine` is what goes through the denoiser: torch, compile (torch.compile, with CUDA graphs on a GPU) or onnx
+    (ONNX Runtime, on a CPU). auto takes onnx on a CPU, where it was measured to be the fastest, if the denoiser
+    is one that it knows, and torch elsewhere.
     """
 
     def __init__(self, policy: DiffusionPolicy, engine: str = "auto") -> None:
@@ -58,9 +59,11 @@ def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine '{engine}'{close_match(engine, ENGINES)}", f"Valid: {', '.join(ENGINES)}.")
     able = device == "cpu" and has_chain(config)
-    if engine == "onnx" and not able:
-        why = f"the policy is on {device}" if device != "cpu" else "its memory is an encoder of its own, or inpainting"
-        raise ConfigError(f"the engine onnx cannot run this policy: {why}.", "Use --engine torch.")
+    if (engine == "onnx" and not able) or (engine == "compile" and not has_chain(config)):
+        why = (
+            f"the policy is on {device}" if has_chain(config) else "its memory is an encoder of its own, or inpainting"
+        )
+        raise ConfigError(f"the engine {engine} cannot run this policy: {why}.", "Use --engine torch.")
     return ("onnx" if able else "torch") if engine == "auto" else engine
 
 
@@ -70,6 +73,8 @@ def begin_chain(policy: DiffusionPolicy, engine: str) -> BeginChain | None:
         return None
     if engine == "torch":
         return Chain(policy).begin
+    if engine == "compile":
+        return Chain(policy, compiled_network(policy.denoiser)).begin
     network = onnx_network(policy.denoiser, policy.config.trajectory_steps, torch.get_num_threads())
     return Chain(policy, network).begin
 

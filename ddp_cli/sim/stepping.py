@@ -2,8 +2,8 @@
 
 In every one of the 25 physics steps that an action lasts, robosuite looks names up, computes each Jacobian
 several times and brings observables up to date that are read once, if at all: three quarters of the time.
-Here the first physics step is robosuite's own (it sets the goal); in the others the torques are computed by
-its arithmetic, operation by operation in its order, so that the states are equal bit for bit.
+Here its controllers set the goal and close the gripper once; the torques of the arm are computed by its
+arithmetic, operation by operation in its order, so that the states are equal bit for bit.
 
 Source of the arithmetic: `OperationalSpaceController.run_controller` of robosuite 1.5.2.
 """
@@ -20,16 +20,19 @@ from robosuite.environments.robot_env import RobotEnv
 from robosuite.robots.fixed_base_robot import FixedBaseRobot
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
+ARM, GRIPPER = "right", "right_gripper"  # robosuite's names of the parts
+
 
 def can_step(env: Any) -> bool:
     """Whether `env` is of the kind that `Stepper` knows: one Panda-like arm on a fixed base, OSC with fixed gains."""
     if len(env.robots) != 1 or type(env.robots[0]) is not FixedBaseRobot:
         return False
     parts = env.robots[0].part_controllers
-    arm = parts.get("right")
+    arm = parts.get(ARM)
     return (
         type(env)._pre_action is RobotEnv._pre_action
-        and set(parts) == {"right", "right_gripper"}
+        and set(parts) == {ARM, GRIPPER}
+        and all(env.robots[0]._enabled_parts[part] for part in parts)
         and type(arm) is OperationalSpaceController
         and (arm.impedance_mode, arm.uncoupling, arm.num_ref_sites) == ("fixed", True, 1)
         and arm.interpolator_pos is None
@@ -42,13 +45,14 @@ class Stepper:
     """Steps one model of one environment; a model that is loaded anew needs a new one."""
 
     def __init__(self, env: Any) -> None:
-        self.sim, self._env = env.sim, env
-        self._model, self._data = env.sim.model._model, env.sim.data._data
+        self._env, self._model, self._data = env, env.sim.model._model, env.sim.data._data
         robot = env.robots[0]
-        self._arm = robot.part_controllers["right"]
+        self._controllers = robot.composite_controller
+        self._arm, self._gripper = robot.part_controllers[ARM], robot.part_controllers[GRIPPER]
         self._site = env.sim.model.site_name2id(self._arm.ref_name)
-        self._actuators = robot._ref_actuators_indexes_dict["right"]
-        self._low, self._high = np.array(self._model.actuator_ctrlrange[self._actuators]).T.copy()
+        indexes = robot._ref_actuators_indexes_dict
+        self._joints, self._fingers = indexes[ARM], indexes[GRIPPER]
+        self._low, self._high = np.array(self._model.actuator_ctrlrange).T.copy()
         self._jacobian = np.zeros((6, self._model.nv))
         self._mass = np.zeros((self._model.nv, self._model.nv))
         self._substeps = int(env.control_timestep / env.model_timestep)
@@ -58,16 +62,21 @@ class Stepper:
         model, data, env = self._model, self._data, self._env
         env.timestep += 1
         mujoco.mj_step1(model, data)
-        env._pre_action(action, True)
-        mujoco.mj_step2(model, data)
+        self._controllers.update_state()
+        self._controllers.set_goal(action)
+        self._actuate(self._fingers, self._gripper.run_controller())
         goal = self._goal()
-        for _ in range(self._substeps - 1):
-            mujoco.mj_step1(model, data)
-            data.ctrl[self._actuators] = np.clip(self._torques(*goal), self._low, self._high)
+        for i in range(self._substeps):
+            if i > 0:
+                mujoco.mj_step1(model, data)
+            self._actuate(self._joints, self._torques(*goal))
             mujoco.mj_step2(model, data)
         self._arm.new_update = True
         env.cur_time += env.control_timestep
         env._post_action(action)
+
+    def _actuate(self, which: Any, values: Any) -> None:
+        self._data.ctrl[which] = np.clip(values, self._low[which], self._high[which])
 
     def _goal(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Position (3,) and orientation (3, 3) in the world; they stay for the period, as the base does."""

@@ -47,6 +47,14 @@ def test_the_folded_chain_equals_the_network(engine: str, b: int, settings: dict
         torch.testing.assert_close(folded["action_pred"], plain["action_pred"], atol=1e-5, rtol=0)
 
 
+def test_the_compiled_chain_equals_the_network() -> None:
+    p = policy()
+    obs = observations(p, 1)
+    ways = (None, begin_chain(p, "compile"))
+    plain, compiled = (p.predict_action(obs, torch.Generator().manual_seed(0), way) for way in ways)
+    torch.testing.assert_close(compiled["action_pred"], plain["action_pred"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("settings", UNFOLDED)
 def test_other_denoisers_run_as_they_are(settings: dict) -> None:
     p = policy(**settings)
@@ -55,6 +63,8 @@ def test_other_denoisers_run_as_they_are(settings: dict) -> None:
     assert begin_chain(p, "torch") is None
     with pytest.raises(ConfigError, match="cannot run this policy.*--engine torch"):
         PolicyAgent(p, "onnx")
+    with pytest.raises(ConfigError, match="compile cannot run this policy"):
+        PolicyAgent(p, "compile")
 
 
 def test_the_engine_is_chosen_by_device_and_named() -> None:
