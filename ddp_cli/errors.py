@@ -43,6 +43,6 @@ class WorkerError(DdpError, RuntimeError):
 
 
 def close_match(value: str, valid: Iterable[str]) -> str:
-    """`, did you mean 'x'?` when `value` looks like one of `valid`, otherwise nothing."""
+    """The end of a sentence: `, did you mean 'x'?` when `value` looks like one of `valid`, otherwise a full stop."""
     match = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
-    return f", did you mean '{match[0]}'?" if match else ""
+    return f", did you mean '{match[0]}'?" if match else "."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, TypeVar
 
@@ -122,8 +122,11 @@ class _Pool:
     def first_of(self, items: Sequence[Any], alone: bool) -> Any:
         """The result of the first of `items`; meanwhile the others are worked on, unless it goes alone."""
         for item in itertools.islice(items, len(self._futures), 1 if alone else None):
-            with _interrupts_held():
-                self._futures.append(self._pool.submit(_call, item))
+            try:
+                with _interrupts_held():
+                    self._futures.append(self._pool.submit(_call, item))
+            except (EOFError, ConnectionError) as e:  # the process that they are forked from has died
+                raise BrokenProcessPool(str(e)) from e
         result = self._futures[0].result()
         self._futures.popleft()
         return result
@@ -156,8 +159,16 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _make  # noqa: PLW0603 - set once per process
-    os.environ["LP_NUM_THREADS"] = "0"  # Mesa draws in the thread that asks
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the thread that asks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _make = make
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody is left to want a result
 
 
 def _call(item: Any) -> Any:

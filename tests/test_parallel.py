@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +21,8 @@ def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
     """Squares; an item in `deadly` kills its process so many times."""
 
     def square(item: int) -> int:
-        for time in range(deadly.get(item, 0)):
-            mark = folder / f"{item}-{time}"
+        for death in range(deadly.get(item, 0)):
+            mark = folder / f"{item}-{death}"
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -46,3 +49,35 @@ def test_an_item_that_always_kills_is_given_up_and_no_other(tmp_path: Path) -> N
 def test_strict_maps_stop_at_the_first_death(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="worker process died"):
         list(ordered_map(functools.partial(make, tmp_path, {1: 1}), range(4), 2))
+
+
+def forked(folder: Path) -> Callable[[int], int]:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+    return abs
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import functools, pathlib; from test_parallel import forked; from ddp_cli.parallel import surviving_map; "
+        f"list(surviving_map(functools.partial(forked, pathlib.Path({str(tmp_path)!r})), range(4), 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 2
+    while any(alive(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that has ended and that nobody has asked about does not."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

@@ -12,7 +12,7 @@ from ddp_cli import console, options
 from ddp_cli.commands.measuring import Asked, measure
 from ddp_cli.commands.sweep import split_sweep, sweep
 from ddp_cli.errors import DdpError
-from ddp_cli.parallel import prepare
+from ddp_cli.parallel import default_workers, prepare
 from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
@@ -66,25 +66,27 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
-    if workers != 1:
-        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
-    from ddp_cli.core.checkpoint import resolve_checkpoint
-    from ddp_cli.core.distributed import processes
-    from ddp_cli.sim.report import write_report
-
     folders, swept = split_sweep(checkpoints or [], sweeps)
     if len(folders) > (1 if last or swept else 2) or (last and swept):
         raise DdpError(
             "too many things at once.", "Give one checkpoint, two to compare, one with --sweep, or a run with --last."
         )
     count = episodes or (MOST_EPISODES if until_ci else EPISODES)
+    if out:
+        picture = _picture(out, overwrite) if swept else None
+        options.check_output(out, overwrite)
+    else:
+        picture = None
+    if min(count, workers or default_workers()) > 1:
+        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
+    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.core.distributed import processes
+    from ddp_cli.sim.report import write_report
+
     asked = Asked(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
     with processes() as together, console.without_results(json):
         if not together.first:
             console.mute()
-        picture = _picture(out, overwrite) if out and swept else None
-        if out:
-            options.check_output(out, overwrite)
         if last:
             report = _last(folders[0] if folders else None, runs, task, last, asked, together)
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
 from ddp_cli.commands.measuring import Asked, measure
-from ddp_cli.errors import DdpError, close_match
+from ddp_cli.errors import ConfigError, DdpError, close_match
 
 if TYPE_CHECKING:
     from ddp_cli.core.distributed import Processes
@@ -34,9 +34,10 @@ def split_sweep(arguments: list[Path], sweeps: list[str] | None) -> tuple[list[P
         name = name.replace("_", "-")
         if name not in SWEPT:
             raise DdpError(f"--sweep: '{name}' cannot be swept{close_match(name, SWEPT)}", EXAMPLE)
-        found[name] = list(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
-        if not found[name]:
+        given = [value.strip() for value in values.split(",") if value.strip()]
+        if not given:
             raise DdpError(f"--sweep: '{part}' has no values.", EXAMPLE)
+        found[name] = [*found.get(name, []), *given]
     return checkpoints, found
 
 
@@ -45,17 +46,23 @@ def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> lis
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
 
+    for name, given in (("sampler", asked.sampler), ("inference-steps", asked.inference_steps)):
+        if name in swept and given is not None:
+            raise DdpError(f"--{name} {given} contradicts --sweep {name}=...", "Leave one of them out.")
     steps: list[int | None] = [asked.inference_steps]
     if "inference-steps" in swept:
         wrong = [value for value in swept["inference-steps"] if not value.isdecimal()]
         if wrong:
             raise DdpError(f"--sweep: inference-steps '{wrong[0]}' is not a whole number.", EXAMPLE)
-        steps = [int(value) for value in swept["inference-steps"]]
+        steps = list(dict.fromkeys(int(value) for value in swept["inference-steps"]))
     policy = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
     combined = []
-    for sampler in swept.get("sampler", [asked.sampler]):
+    for sampler in dict.fromkeys(swept.get("sampler", [asked.sampler])):
         for count in steps:
-            used = policy.with_sampler(sampler, count)
+            try:
+                used = policy.with_sampler(sampler, count)
+            except ConfigError as e:
+                raise DdpError(f"--sweep: {e.message}", EXAMPLE) from None
             combined.append(replace(asked, sampler=used.sampler, inference_steps=used.num_inference_steps))
     return combined
 
@@ -63,9 +70,11 @@ def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> lis
 def sweep(
     checkpoint: Path, asked: Asked, swept: dict[str, list[str]], picture: Path | None, together: Processes
 ) -> dict[str, Any]:
-    """Measures every setting over the same starts, shows a table, and draws it (PNG, in the run's eval/ unless
-    `picture` says where).
+    """Measures every setting over the same starts, shows a table, and draws it (PNG, in the run's eval/, or here
+    for a checkpoint of no run, unless `picture` says where).
     """
+    from ddp_cli.core.curves import draw_sweep
+
     reports = [measure(checkpoint, one, together, quiet=True) for one in settings(checkpoint, asked, swept)]
     if together.first:
         rows = []
@@ -78,12 +87,13 @@ def sweep(
             )  # fmt: skip
         header = ("sampler", "steps", "action chunk", "success", "", "95% interval")
         console.table(f"{reports[0]['task']} from {reports[0]['obs']}: {checkpoint}", rows, header)
-        if picture is None and checkpoint.parent.name == "checkpoints":
-            name = f"sweep-{checkpoint.name}-{asked.seed}x{asked.episodes}.png"
-            picture = checkpoint.parents[1] / "eval" / name
-        if picture:
-            from ddp_cli.core.curves import draw_sweep
-
-            draw_sweep(reports, picture)
-            console.note(f"drawn to {picture}")
+        if picture is None:
+            what = "-".join(
+                "+".join(dict.fromkeys(str(r[key]) for r in reports)) for key in ("sampler", "inference_steps")
+            )
+            picture = Path(f"sweep-{checkpoint.name}-{what}-{asked.seed}x{asked.episodes}.png")
+            if checkpoint.parent.name == "checkpoints":
+                picture = checkpoint.parents[1] / "eval" / picture
+        draw_sweep(reports, picture)
+        console.note(f"drawn to {picture}")
     return {"sweep": reports}

@@ -26,6 +26,8 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
 
     `drawn` (ngeom,) says what is drawn at all. With `reflections` a geom is kept for its mirror image as well.
     """
+    if model.cam_sensorsize[camera].any():  # no camera of robosuite's: one with a lens of its own
+        return np.ones(model.ngeom, np.bool_)
     axes, positions = data.geom_xmat.reshape(-1, 3, 3), data.geom_xpos
     corners = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]
     corners = corners @ axes.transpose(0, 2, 1) + positions[:, None]
@@ -33,12 +35,16 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
     corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], 1e3)[:, None]
     eye = _Eye(model, data, camera, drawn)
     seen = (eye.reach(corners) | planes) & ~eye.hidden(corners)
-    if reflections:
-        for mirror in np.flatnonzero(_mirrors(model) & drawn & seen):
-            normal = axes[mirror, :, 2]
-            surface = positions[mirror] + (model.geom_type[mirror] == BOX) * model.geom_size[mirror, 2] * normal
-            image = corners - 2 * ((corners - surface) @ normal)[..., None] * normal
-            seen |= planes | (eye.reach(image) & ~eye.hidden(image))
+    if not reflections:
+        return seen
+    mirrors = _mirrors(model) & drawn
+    for mirror in np.flatnonzero(mirrors & seen):
+        # MuJoCo takes the first mirror that it draws, so one that is seen keeps them all, and the planes in them.
+        box, normal = model.geom_type[mirror] == BOX, axes[mirror, :, 2]
+        surface = positions[mirror] + box * model.geom_size[mirror, 2] * normal
+        image = corners - 2 * ((corners - surface) @ normal)[..., None] * normal
+        below = not box and eye.is_below_tables(surface)
+        seen |= planes | mirrors | (eye.reach(image) & ~(eye.hidden(image) & below))
     return seen
 
 
@@ -54,6 +60,9 @@ class _Eye:
         level = (np.abs(axes[:, 2, 2] - 1.0) < 1e-9) & (tops < self.position[2])
         boxes = np.flatnonzero(drawn & opaque & level & (model.geom_type == BOX))
         self.tables = [(tops[i], data.geom_xpos[i], axes[i], model.geom_size[i, :2] * 0.999) for i in boxes]
+
+    def is_below_tables(self, point: Array) -> bool:
+        return all(point[2] < top for top, *_ in self.tables)
 
     def reach(self, corners: Array) -> Mask:
         """Which boxes lie beyond none of the four planes that bound the picture."""

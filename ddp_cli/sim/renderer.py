@@ -121,7 +121,8 @@ class Renderer:
         groups = model.geom_group.copy()
         full = self._profile == "full"
         if not (full and model.light_castshadow.any()):  # a shadow comes into view from anywhere
-            seen = in_view(model, data, cam.fixedcamid, groups != HIDDEN_GROUP, reflections=full)
+            drawn = np.array(self._option.geomgroup)[np.clip(groups, 0, 5)] > 0
+            seen = in_view(model, data, cam.fixedcamid, drawn, reflections=full)
             model.geom_group[~seen] = HIDDEN_GROUP
         mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         model.geom_group[:] = groups

@@ -152,6 +152,7 @@ class Simulator:
         """The goal (10,) that the delta `action` (7,) sets in the present state, in the world frame."""
         controller = self._env.robots[0].part_controllers["right"]
         controller.set_goal(action[:6])
+        controller.new_update = True  # otherwise the next step would start from what was computed here
         position = controller.origin_pos + self.base() @ controller.goal_pos
         return np.concatenate([position, matrix_to_6d(self.base() @ controller.goal_ori), action[6:]])
 

@@ -83,7 +83,7 @@ def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained:
     assert [line.split()[:2] for line in text.splitlines()[2:]] == [
         ["ddim", "1"], ["ddim", "2"], ["dpm", "1"], ["dpm", "2"],
     ]  # fmt: skip
-    (picture,) = (run / "eval").glob("sweep-step-*-100000x1.png")
+    (picture,) = (run / "eval").glob("sweep-step-*-ddim+dpm-1+2-100000x1.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     reports = ok_json(*asked, "--seed", 100007, "--out", "s.json")["sweep"]
     assert [(r["sampler"], r["inference_steps"]) for r in reports] == [
@@ -98,6 +98,7 @@ def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained:
         ("inference-steps=1,101", "101"), ("sampler=ddmi", "ddmi"),
     ):  # fmt: skip
         assert word in refused(ddp("eval", run, "--sweep", sweep))
+    assert "contradicts --sweep sampler=" in refused(ddp("eval", run, "--sweep", "sampler=dpm", "--sampler", "ddim"))
     assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))
 
 
