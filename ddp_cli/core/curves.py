@@ -59,6 +59,8 @@ def draw_sweep(reports: list[dict[str, Any]], out: Path) -> None:
             at = (r["chunk_ms"], r["success_rate"])
             axes.annotate(str(r["inference_steps"]), at, textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel("time per action chunk [ms]")
     axes.set_ylabel("success rate")

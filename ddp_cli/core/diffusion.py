@@ -40,7 +40,7 @@ def make_noising(config: PolicyConfig) -> DDPMScheduler:
 
 def make_scheduler(config: PolicyConfig) -> Scheduler:
     """The noise schedule of `config` with its sampler and its timesteps: DDPM (section 3.2), DDIM (Song et al.
-    2021, eta 0) or DPM-Solver++ (Lu et al. 2022, 2M). The last does not clip.
+    2021, eta 0) or DPM-Solver++ (Lu et al. 2022, 2M). All clip the clean trajectory if `clip_sample`.
     """
     common: dict[str, Any] = {
         "num_train_timesteps": config.num_train_timesteps,
@@ -52,7 +52,8 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
     }
     scheduler: Scheduler
     if config.sampler == "dpm":
-        scheduler = DPMSolverMultistepScheduler(**common)
+        # Its "thresholding" with a largest value of 1 is the clipping of the others.
+        scheduler = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
     elif config.sampler == "ddim":
         scheduler = DDIMScheduler(**common, clip_sample=config.clip_sample, set_alpha_to_one=True, steps_offset=0)
     else:
@@ -134,7 +135,7 @@ def _dpm_steps(scheduler: DPMSolverMultistepScheduler) -> list[Step]:
             before = -0.5 * clean / ratio
             clean -= before
         keep = float(sigmas[i + 1] / sigmas[i])
-        steps.append(Step(k, x_from, out_from, keep, 0.0, float(clean), float(before), 0.0, clip=False))
+        steps.append(Step(k, x_from, out_from, keep, 0.0, float(clean), float(before), 0.0, config.thresholding))
     return steps
 
 
