@@ -23,7 +23,7 @@ FLOORS = [
     ["presets"],
     ["config"],
     ["tasks"],
-    ["rotation", "console", "options", "parallel"],
+    ["rotation", "console", "options", "parallel", "disk"],
     ["errors"],
     ["__init__"],
 ]

@@ -72,11 +72,9 @@ def evaluate(
             "too many things at once.", "Give one checkpoint, two to compare, one with --sweep, or a run with --last."
         )
     count = episodes or (MOST_EPISODES if until_ci else EPISODES)
+    picture = _picture(out, overwrite) if out and swept else None
     if out:
-        picture = _picture(out, overwrite) if swept else None
         options.check_output(out, overwrite)
-    else:
-        picture = None
     if min(count, workers or default_workers()) > 1:
         prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
     from ddp_cli.core.checkpoint import resolve_checkpoint

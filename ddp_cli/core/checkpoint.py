@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.disk import sync
 from ddp_cli.errors import CheckpointError, ConfigError
 from ddp_cli.tasks import check_described, task_from_json, task_name
 
@@ -206,12 +206,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

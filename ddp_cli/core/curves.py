@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.core.metrics import read_metrics
+from ddp_cli.disk import replacing
 from ddp_cli.errors import DdpError
 
 PANELS = {
@@ -80,7 +81,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(out)
+    with replacing(out) as partial:
+        figure.savefig(partial, dpi=120, format="png")

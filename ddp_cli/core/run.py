@@ -27,7 +27,6 @@ from ddp_cli.core.checkpoint import (
     load_train_state,
     load_weights,
     save_checkpoint,
-    sync,
 )
 from ddp_cli.core.distributed import Processes
 from ddp_cli.core.loading import load_data, memory_budget
@@ -35,6 +34,7 @@ from ddp_cli.core.metrics import Metrics
 from ddp_cli.core.trainer import Trainer, keep_freed_memory
 from ddp_cli.core.training import Watchers, checkpoint_path, planned_steps, train
 from ddp_cli.data.store import Store
+from ddp_cli.disk import replacing, sync
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.tasks import task_name
 
@@ -109,10 +109,9 @@ def _begin_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, init
             "data": str(store.path.absolute()),
             "store": store_identity(store),
         }
-        partial = folder / ".config.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        sync(partial)
-        partial.replace(folder / "config.json")
+        with replacing(folder / "config.json") as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
+            sync(partial)
         sync(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.store import FRAMES_PER_CHUNK, Store
+from ddp_cli.disk import sync
 from ddp_cli.errors import DataError
 
 Note = Callable[[str], None]
@@ -120,20 +121,12 @@ def _decode_to(folder: Path, store: Store, keys: Sequence[str]) -> None:
                     file.write(store.read(key, rows=slice(first, first + FRAMES_PER_CHUNK)).tobytes())
         (partial / "identity").write_text(_identity(store))
         for path in (*partial.iterdir(), partial):  # a folder with its final name is whole, even after a power loss
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def available_memory() -> int:

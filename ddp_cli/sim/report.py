@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddp_cli.disk import replacing
 from ddp_cli.errors import DataError
 
 Value = TypeVar("Value", int, str)
@@ -70,10 +71,5 @@ def _maybe(value: Any, kind: type[Value]) -> Value | None:
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Writes a JSON report in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(report, indent=2) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
