@@ -53,6 +53,10 @@ class PolicyConfig(_Config):
     encoder: Literal["resnet18", "small"] = "resnet18"
     crop_shape: tuple[int, int] = (76, 76)
 
+    fusion: int = Field(0, ge=0, le=4096)
+    """Hidden width of a network that sees all features of a step together, and adds its own to them. It runs once
+    per observation, not once per action and diffusion step as the transformer does. 0: none, as published."""
+
     # how observations reach the transformer
     obs_as_cond: bool = True
     """True: tokens of the memory. False: inpainting, the trajectory is [action, features]."""

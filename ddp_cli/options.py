@@ -49,6 +49,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
+def new_store(task: str, obs: str) -> Path:
+    """Where the store of `task` is made when nothing is said: one without pictures stands beside."""
+    return DATA / (f"{task}-state.zarr" if obs == "state" else f"{task}.zarr")
+
+
+def known_store(task: str, obs: str) -> Path:
+    """The store of `task` when nothing is said; one with pictures also serves state policies."""
+    pictures = new_store(task, "image")
+    return pictures if pictures.exists() else new_store(task, obs)
+
+
 def check_output(path: Path, overwrite: bool, marks: tuple[str, ...] = ()) -> None:
     """DdpError if `path` exists and may not be replaced, or cannot be created.
 

@@ -33,8 +33,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 encoder that is told early what to look for (auxiliary losses) and pictures that are not cropped, since a
 random crop hides where things are and half an hour is too short to over-fit."""
 
-STATE_PRESETS: dict[str, dict[str, Any]] = {"paper": {"batch_size": 256, "epochs": 5000.0}}
-"""What differs for state policies: the published numbers of the low-dimensional ones."""
+STATE_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"batch_size": 256, "epochs": 5000.0},
+    "laptop": {
+        "batch_size": 512,
+        "noise_samples": 1,
+        "lr": 1.5e-3,
+        "precision": "fp32",
+        "policy": {"fusion": 512, "n_layer": 2, "n_emb": 64, "prediction_type": "sample"},
+    },
+}
+"""What differs for state policies. paper: the published numbers of the low-dimensional ones. laptop: what is there to
+learn is the way from poses to actions, so it gets most of the arithmetic (fusion), once per observation."""
 
 LENGTHS = ("steps", "epochs", "minutes")
 

@@ -27,7 +27,15 @@ from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import Task, get_task, task_from_file
 
-TINY = {"n_layer": 1, "n_emb": 16, "n_head": 2, "batch_size": 4, "noise_samples": 2, "num_inference_steps": 2}
+TINY = {
+    "n_layer": 1,
+    "n_emb": 16,
+    "n_head": 2,
+    "batch_size": 4,
+    "noise_samples": 2,
+    "num_inference_steps": 2,
+    "fusion": 0,
+}
 
 
 DOOR: dict[str, Any] = {

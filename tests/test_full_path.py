@@ -67,9 +67,12 @@ def test_train_without_data_converts_the_sample_demos(
     monkeypatch.chdir(tmp_path)
     Path("sample_data").mkdir()
     shutil.copy(lift_demos, "sample_data/lift.hdf5")
-    result = ok(run("train", "--task", "lift", "--steps", 1, "--obs", "state", *SETTINGS))
-    assert "converting the sample demos sample_data/lift.hdf5 first" in result.stderr
-    assert Store(Path("data/lift.zarr")).task.name == "lift"
+    again = ["train", "--task", "lift", "--steps", 1, "--obs", "state", *SETTINGS]
+    assert "converting the sample demos sample_data/lift.hdf5 first" in ok(run(*again)).stderr
+    assert Store(Path("data/lift-state.zarr")).task.name == "lift"  # nothing was drawn for it
+    assert "converting" not in ok(run(*again, "--name", "b")).stderr
+    ok(run("train", "--task", "lift", "--steps", 1, "--name", "c", *SETTINGS))
+    assert Store(Path("data/lift.zarr")).is_picture("agentview_image")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.errors import DdpError, close_match
+
+OBS = ("image", "state")
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
@@ -18,9 +21,13 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[Path, typer.Argument(help="HDF5 file of raw demonstrations.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Store to write; default data/TASK.zarr.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Store to write; data/TASK.zarr, or data/TASK-state.zarr.", show_default=False
+        ),
     ] = None,
     task: options.DemosTask = None,
+    obs: Annotated[str, typer.Option("--obs", help="image; state: draw nothing, for state policies only.")] = "image",
     render: Annotated[
         str,
         typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
@@ -43,17 +50,20 @@ def convert(
 
     with DemoFile(source, read_task(task) if task else None) as demos:
         spec = demos.task
-    out = out or options.DATA / f"{spec.name}.zarr"
+    if obs not in OBS:
+        raise DdpError(f"unknown observations '{obs}'{close_match(obs, OBS)}", f"Valid: {', '.join(OBS)}.")
+    out = out or options.new_store(spec.name, obs)
     options.check_output(out, overwrite, ("zarr.json", ".zgroup"))
     started = time.perf_counter()
-    done = run_conversion(source, out, render, workers, zarr_format, actions, spec)
+    done = run_conversion(source, out, render, workers, zarr_format, actions, spec, obs)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
         return
+    rate = f" ({len(spec.images(obs)) * done.frames / seconds:.0f} images/s)" if spec.images(obs) else ""
     console.result(
         f"{out}: {done.episodes} episodes, {done.frames} steps, {done.megabytes:.1f} MB, "
-        f"in {console.duration(seconds)} ({len(spec.cameras) * done.frames / seconds:.0f} images/s)"
+        f"in {console.duration(seconds)}{rate}"
     )
 
 
@@ -65,6 +75,7 @@ def run_conversion(
     zarr_format: int = 3,
     actions: str = "delta",
     task: Task | None = None,
+    obs: str = "image",
 ) -> Converted:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
@@ -80,4 +91,6 @@ def run_conversion(
             rate = (done - first) / (time.perf_counter() - started)
             update(done, total, f"steps, {rate:.0f}/s")
 
-        return convert_demos(source, out, render, workers or default_workers(), progress, zarr_format, actions, task)
+        return convert_demos(
+            source, out, render, workers or default_workers(), progress, zarr_format, actions, task, obs
+        )

@@ -47,7 +47,7 @@ def export(
         policy, meta = load_policy(folder)
     config = policy.config
     keys = [*config.image_keys, *config.low_dim]
-    found = data or store_of(folder) or options.DATA / f"{config.task.name}.zarr"
+    found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
     done = write_export(policy, meta, kind, out, lambda: stored_observations(keys, Store(found), config.n_obs_steps))
     if json:
         console.print_json({"checkpoint": str(folder), "out": str(out), **asdict(done)})

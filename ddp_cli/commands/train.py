@@ -164,10 +164,10 @@ def _begin(
     values = parse_settings(settings or []) | {k: v for k, v in given.items() if v is not None}
     preset = preset or ("paper" if device.type == "cuda" else "laptop")
     file = read_json(config) if config else None
-    spec = find_task(task, data or options.DATA / f"{task}.zarr")
+    spec = find_task(task, data or options.known_store(task, obs))
     train_config(spec, obs, preset, file, values)  # refuse what is wrong before a store is made
     weights = resolve_checkpoint(init_from, runs) if init_from else None
-    store = Store(data or together.from_first(lambda: _default_store(spec)))
+    store = Store(data or together.from_first(lambda: _default_store(spec, obs)))
     values.setdefault("actions", store.attrs["action"]["convention"])
     wanted = train_config(spec, obs, preset, file, values)
     folder = together.from_first(lambda: runs / spec.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S")))
@@ -222,10 +222,10 @@ def _refuse_with_resume(**given: object) -> None:
         )
 
 
-def _default_store(task: Task) -> Path:
+def _default_store(task: Task, obs: str) -> Path:
     from ddp_cli.commands.convert import run_conversion
 
-    store = options.DATA / f"{task.name}.zarr"
+    store = options.known_store(task.name, obs)
     if not store.exists():
         source = options.sample_data() / f"{task.name}.hdf5"
         if not source.is_file():
@@ -234,6 +234,6 @@ def _default_store(task: Task) -> Path:
                 "Name a store with --data, or make one with `ddp convert`.",
             )
         console.note(f"no {store}: converting the sample demos {source} first")
-        done = run_conversion(source, store, "fast", None, task=task)
+        done = run_conversion(source, store, "fast", None, task=task, obs=obs)
         console.note(f"{store}: {done.episodes} episodes, {done.frames} steps")
     return store

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.policy import DiffusionPolicy, Draws
+from ddp_cli.core.policy import FUSED, DiffusionPolicy, Draws
 from ddp_cli.core.windows import Batch
 
 
@@ -30,7 +30,10 @@ class Objective(nn.Module):
         self.weights = {"action": config.action_loss, "object": config.object_weight}
         self.heads = nn.ModuleDict()
         if config.action_loss:
-            self.heads["action"] = _head(policy.frames * features, policy.horizon * policy.action_dim)
+            chunk = policy.horizon * policy.action_dim
+            # Fused features are made to be read at a glance, by the denoiser as by this head.
+            fused = nn.Linear(policy.frames * FUSED, chunk)
+            self.heads["action"] = fused if policy.fusion else _head(policy.frames * features, chunk)
         if config.object_weight:
             self.heads["object"] = _head(features, object_dim)
             self.object_scale = Normalizer({"object": object_dim})
@@ -42,7 +45,8 @@ class Objective(nn.Module):
         actions = policy.normalizer.normalize("action", batch["action"])
         losses = {"noise": policy.loss_given(features, actions, draws)}
         if "action" in self.heads:
-            chunk = self.heads["action"](features.flatten(1)).unflatten(1, self.chunk)
+            told = features[..., -FUSED:] if policy.fusion is not None else features
+            chunk = self.heads["action"](told.flatten(1)).unflatten(1, self.chunk)
             losses["action"] = F.mse_loss(chunk.float(), actions)
         if "object" in self.heads:
             target = self.object_scale.normalize("object", batch["object"])

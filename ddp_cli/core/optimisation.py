@@ -14,8 +14,10 @@ from ddp_cli.core.objective import Objective
 
 def make_optimizer(config: TrainConfig, objective: Objective) -> torch.optim.AdamW:
     """AdamW with the published groups of weight decay."""
-    decayed, plain = objective.policy.denoiser.decayed()
-    encoder = [*objective.policy.encoders.parameters(), *objective.heads.parameters()]
+    policy = objective.policy
+    decayed, plain = policy.denoiser.decayed()
+    fusion = policy.fusion.parameters() if policy.fusion is not None else []
+    encoder = [*policy.encoders.parameters(), *fusion, *objective.heads.parameters()]
     groups = [
         {"params": decayed, "weight_decay": config.transformer_weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -29,6 +29,10 @@ BeginChain = Callable[[Tensor], Callable[[Tensor, int], Tensor]]
 """From the features of a batch to the network's output for a trajectory in step i of the chain."""
 
 
+FUSED = 128
+"""How many features `fusion` adds."""
+
+
 @dataclass(frozen=True)
 class Draws:
     """What is random in the loss of a batch. It is drawn for a whole batch and then divided, so a sample
@@ -53,7 +57,9 @@ class DiffusionPolicy(nn.Module):
         self.config = config
         self.encoders = nn.ModuleDict({key: ImageEncoder(config.encoder) for key in config.image_keys})
         self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
-        self.feature_dim = FEATURES * len(self.encoders) + sum(config.low_dim.values())
+        seen = FEATURES * len(self.encoders) + sum(config.low_dim.values())
+        self.fusion = _fusion(seen, config.fusion) if config.fusion else None
+        self.feature_dim = seen + (FUSED if config.fusion else 0)
         self.denoiser = Denoiser(config, self.feature_dim)
         self.noising = make_noising(config)
         self.steps = chain_steps(config)
@@ -70,7 +76,7 @@ class DiffusionPolicy(nn.Module):
     def encode_obs(
         self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, frames: int | None = None
     ) -> Tensor:
-        """Features (B, To, Do), cameras first, then low-dimensional keys.
+        """Features (B, To, Do): cameras first, then low-dimensional keys, then what `fusion` makes of these.
 
         `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d); of more steps the first To are
         taken, or the first `frames`. Crops begin at `corners` {key: (B, To, 2)}, or are central.
@@ -83,7 +89,8 @@ class DiffusionPolicy(nn.Module):
             pictures = crop(x.flatten(0, 1), self.config.crop_shape, corners[key].flatten(0, 1) if corners else None)
             features.append(encoder(self.normalizer.image(pictures)).unflatten(0, x.shape[:2]))
         features += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
-        return torch.cat(features, dim=-1)
+        seen = torch.cat(features, dim=-1)
+        return seen if self.fusion is None else torch.cat([seen, self.fusion(seen).to(seen.dtype)], dim=-1)
 
     def draw(self, b: int, generator: torch.Generator, noise_samples: int = 1, crops: bool = True) -> Draws:
         """Everything random for a batch of `b`: crops (central without), noise, diffusion steps."""
@@ -165,3 +172,8 @@ class DiffusionPolicy(nn.Module):
         mask = torch.zeros_like(trajectory, dtype=torch.bool)
         mask[:, : self.config.n_obs_steps, self.config.action_dim :] = True
         return mask
+
+
+def _fusion(seen: int, width: int) -> nn.Module:
+    """From all features of a step (..., seen) to FUSED more."""
+    return nn.Sequential(nn.Linear(seen, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, FUSED))

@@ -177,7 +177,7 @@ def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Pat
 
 def checkpoint_every(config: TrainConfig, total: int) -> int:
     """Steps between the checkpoints that are kept: as told, as often as episodes are run, or ten in a run."""
-    return config.checkpoint_every or config.eval_every or max(1, total // 10)
+    return config.checkpoint_every or config.eval_every or math.ceil(total / 10)
 
 
 def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers, validating: bool) -> None:

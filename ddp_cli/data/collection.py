@@ -14,7 +14,7 @@ import numpy as np
 from ddp_cli.data.demos import Demo, DemoWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.experts import check_demonstrator, demonstrator
+from ddp_cli.sim.experts import VERSION, check_demonstrator, demonstrations
 from ddp_cli.sim.rollout import HOLD_STEPS
 from ddp_cli.sim.simulator import Simulator, env_args, versions
 from ddp_cli.tasks import Task
@@ -34,20 +34,21 @@ class Collected:
 
 
 def record(sim: Simulator, seed: int) -> Demo | None:
-    """One episode from `seed`: states before each action, actions. None if it did not succeed.
+    """One episode from `seed`: states before each action, actions, what was intended. None if it did not succeed.
 
     Replaying the actions from the first state gives the same states bit for bit.
     """
     sim.reset(seed)
     xml = sim.model_xml()
     rng = np.random.default_rng([seed, EXPERT_STREAM])
-    states, actions, held = [], [], 0
-    for action in itertools.islice(demonstrator(sim, rng), sim.task.horizon):
+    states, actions, intentions, held = [], [], [], 0
+    for intended, action in itertools.islice(demonstrations(sim, rng), sim.task.horizon):
         states.append(sim.state())
         actions.append(action)
+        intentions.append(intended)
         held = held + 1 if sim.step(action) else 0
         if held == HOLD_STEPS:
-            return Demo(np.stack(states), np.stack(actions), xml, seed)
+            return Demo(np.stack(states), np.stack(actions), xml, seed, np.stack(intentions))
     return None
 
 
@@ -60,7 +61,9 @@ def collect(
     `progress(demos, attempts, failures)` is called after every attempt.
     """
     check_demonstrator(task)
-    identity = {"task": task.name, "episodes": episodes, "seed": seed, "versions": versions()}
+    identity = {
+        "task": task.name, "episodes": episodes, "seed": seed, "demonstrator": VERSION, "versions": versions(),
+    }  # fmt: skip
     with DemoWriter(out, env_args(task), identity) as writer:
         counts = writer.counts
         progress(counts["demos"], counts["attempts"], counts["failures"])

@@ -41,9 +41,10 @@ def convert(
     zarr_format: int = 3,
     actions: str = "delta",
     task: Task | None = None,
+    obs: str = "image",
 ) -> Converted:
     """Converts the raw demos in `source` to the store `out`, replacing what is there. `task` is by default
-    the built-in one of their environment.
+    the built-in one of their environment. With `obs` "state" nothing is drawn.
 
     `actions` "absolute" stores the goals that the recorded delta actions set, each computed at the
     recorded state, not along a replay that drifts.
@@ -59,6 +60,7 @@ def convert(
             del demo
         attributes = {
             "render": render,
+            "obs": obs,
             "env_args": demos.env_args,
             "versions": versions(),
             "action": ACTIONS[actions],
@@ -70,7 +72,7 @@ def convert(
             progress(done, sum(lengths))
             rest = (demos.read(name) for name in demos.names[writer.episodes :])
             with closing(
-                ordered_map(functools.partial(_looker, demos.task, render, actions), rest, workers)
+                ordered_map(functools.partial(_looker, demos.task, render, actions, obs), rest, workers)
             ) as episodes:
                 for episode in episodes:
                     writer.append(episode)
@@ -86,11 +88,11 @@ def convert(
     return Converted(len(lengths), sum(lengths), size / 1e6)
 
 
-def _looker(task: Task, render: str, actions: str) -> Callable[[Demo], Episode]:
+def _looker(task: Task, render: str, actions: str, obs: str) -> Callable[[Demo], Episode]:
     sim = Simulator(task, render)
     if not task.built_in:
         check_recalled(sim)
-    return functools.partial(look, sim, actions == "absolute")
+    return functools.partial(look, sim, actions == "absolute", obs)
 
 
 def check_recalled(sim: Simulator) -> None:
@@ -114,17 +116,17 @@ def check_recalled(sim: Simulator) -> None:
         )
 
 
-def look(sim: Simulator, absolute: bool, demo: Demo) -> Episode:
-    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions (n, 7 or 10)."""
+def look(sim: Simulator, absolute: bool, obs: str, demo: Demo) -> Episode:
+    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions to learn (n, 7 or 10)."""
     if sim.task.model_varies and demo.xml:
         sim.load_xml(demo.xml)
     frames: list[Episode] = []
-    for state, action in zip(demo.states, demo.actions, strict=True):
+    for state, action in zip(demo.states, demo.lesson, strict=True):
         if absolute:
             sim.set_state(state)  # the goal is made by controllers that know where the arm is
         else:
             sim.show_state(state)
         stored = sim.goal(action) if absolute else action
-        pictures = {key: sim.image(key) for key in sim.task.cameras}
+        pictures = {key: sim.image(key) for key in sim.task.images(obs)}
         frames.append(pictures | sim.low_dim() | {"action": stored.astype(np.float32)})
     return {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}

@@ -2,7 +2,8 @@
 
 data                    attrs: env_args (JSON), total [steps], task, attempts, failures, ...
 data/demo_i/states      (n, S) float64  state *before* action i: time, qpos, qvel
-data/demo_i/actions     (n, 7) float64
+data/demo_i/actions     (n, 7) float64, as executed: replaying them gives the states
+data/demo_i/intended    (n, 7) float64, optional: what the demonstrator asked for where it was disturbed
 data/demo_i             attrs: num_samples, seed, model (name below `models`)
 models/<hash>           zlib-compressed XML of the model; one where all demos share it
 """
@@ -32,12 +33,21 @@ SLACK = 1 << 16  # [bytes] of HDF5's own around a demo
 
 @dataclass(frozen=True)
 class Demo:
-    """One recorded episode: `states` (n, S) and `actions` (n, 7), float64; `xml` may be empty."""
+    """One recorded episode: `states` (n, S) and executed `actions` (n, 7), float64; `xml` may be empty.
+
+    `intended` (n, 7): what a disturbed demonstrator wanted to do, which is what a policy should learn.
+    """
 
     states: NDArray[np.float64]
     actions: NDArray[np.float64]
     xml: str = ""
     seed: int = -1
+    intended: NDArray[np.float64] | None = None
+
+    @property
+    def lesson(self) -> NDArray[np.float64]:
+        """The actions (n, 7) to learn: as intended, where that is known, otherwise as executed."""
+        return self.actions if self.intended is None else self.intended
 
 
 class DemoWriter:
@@ -92,9 +102,12 @@ class DemoWriter:
         """Counts one attempt; adds its demo, or notes a failure for None."""
         data, counts = self._data, self.counts
         if demo is not None:
-            self._reserve(demo.states.nbytes + demo.actions.nbytes + len(demo.xml) + SLACK)
+            arrays = {"states": demo.states, "actions": demo.actions}
+            if demo.intended is not None:
+                arrays["intended"] = demo.intended
+            self._reserve(sum(array.nbytes for array in arrays.values()) + len(demo.xml) + SLACK)
             group = data.create_group(f"demo_{counts['demos']}")
-            for name, array in (("states", demo.states), ("actions", demo.actions)):
+            for name, array in arrays.items():
                 group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
             group.attrs["num_samples"] = len(demo.actions)
             group.attrs["seed"] = demo.seed
@@ -223,21 +236,27 @@ class DemoFile:
                 f"{where}: actions have shape {actions.shape}, expected (n, {ACTION_DIM}).",
                 "Only single-arm delta actions are read.",
             )
-        for key, array in (("states", states), ("actions", actions)):
+        group = self._data[name]
+        intended = self._read(name, "intended") if "intended" in group else None
+        if intended is not None and intended.shape != actions.shape:
+            raise DataError(
+                f"{where}: intended has shape {intended.shape}, actions {actions.shape}.", "Record this demo again."
+            )
+        arrays = {"states": states, "actions": actions} | ({} if intended is None else {"intended": intended})
+        for key, array in arrays.items():
             bad = np.argwhere(~np.isfinite(array))
             if len(bad):
                 raise DataError(
                     f"{where}: {key}[{bad[0][0]}, {bad[0][1]}] is {array[tuple(bad[0])]}.",
                     "Remove this demo or record it again.",
                 )
-        group = self._data[name]
         xml = self._xml(group)
         if self.task.model_varies and not self.task.built_in and not xml:
             raise DataError(
                 f"{where} has no recorded model (model_file), and the model of '{self.task.name}' varies.",
                 'If only states differ between episodes, say "model_varies": false in the task.',
             )
-        return Demo(states, actions, xml, int(group.attrs.get("seed", -1)))
+        return Demo(states, actions, xml, int(group.attrs.get("seed", -1)), intended)
 
     def _array(self, name: str, key: str) -> h5py.Dataset:
         array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None

@@ -1,6 +1,6 @@
 """The store: a zarr folder in the field's replay-buffer layout; the only user of zarr.
 
-    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames
+    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames; not in a store for state policies
     data/<other key>   (N, width) float32
     data/action        (N, 7) float32, or (N, 10) for absolute actions
     meta/episode_ends  (E,) int64, index one past each episode's last step
@@ -76,7 +76,7 @@ class StoreWriter:
                 name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors
             )
 
-        for key in task.images("image"):
+        for key in task.images(attributes["obs"]):
             array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
         for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
             array(f"data/{key}", (total, width), "float32", 8192)
@@ -169,7 +169,8 @@ class Store:
         try:
             return self._root[f"{group}/{key}"]
         except KeyError as e:
-            raise DataError(f"'{self.path}' has no array {group}/{key}.", "Convert the demos again.") from e
+            state = ", without --obs state" if self.attrs.get("obs") == "state" else ""
+            raise DataError(f"'{self.path}' has no array {group}/{key}.", f"Convert the demos again{state}.") from e
 
     def check_task(self, task: Task) -> None:
         """ConfigError unless it was converted for `task`. How long episodes may be is no matter of recordings."""

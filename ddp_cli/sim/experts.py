@@ -1,9 +1,12 @@
 """Scripted demonstrators for lift, can and square.
 
-Each is a generator that looks at the simulator and yields actions, written as the sequence a person
-would describe: go above, go down, close, lift, carry, let go. Way-points, speeds and heights are drawn
-per episode and correlated noise is added to every action, so that demonstrations differ as people's do
-and show how to come back from small errors.
+A demonstrator here is a function of what can be seen: from where the hand, the fingers and the object are it
+follows what to do next, with no plan, clock or mood of its own. Heights and speeds follow smoothly from
+distances (the hand comes down as it gets above the object), so that there is little to guess for who imitates it.
+
+What makes demonstrations differ, and show how to come back from errors, are disturbances: correlated noise
+and, now and then, a push. They are added to the actions that are executed; recorded beside these is what
+the demonstrator intended (Laskey et al. 2017, "DART: noise injection for robust imitation learning").
 
 Angles [rad], lengths [m], world frame. The yaw of the hand is 0 when its fingers open along world y.
 """
@@ -11,112 +14,170 @@ Angles [rad], lengths [m], world frame. The yaw of the hand is 0 when its finger
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import Task
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
 
+VERSION = 2  # of what they do: an interrupted recording is continued by the same only
 OPEN, CLOSED = -1.0, 1.0
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # hand pointing at the table, yaw 0
 BASE_X = -0.56  # the arm's vertical axis stands at (BASE_X, 0)
 YAW_RANGE = (-1.85, 3.35)  # what joint 7 allows a downward hand
 UP = np.array([0.0, 0.0, 1.0])
+WIDE = 0.076  # gap between open fingers, a little less
 
-Actions = Iterator[Array]
+
+@dataclass(frozen=True)
+class Scene:
+    """What a demonstrator looks at; positions (3,), rotations (3, 3)."""
+
+    hand: Array
+    rotation: Array
+    yaw: float
+    gap: float
+    """Between the fingers [m]."""
+    opening: float
+    """How fast it grows [m/s]."""
+    object: Array
+    object_rotation: Array
+    target: Array
+
+    def holds(self, point: Array, within: float = 0.035) -> bool:
+        """Whether the fingers rest on something, and `point` of the object is between them."""
+        resting = 0.004 < self.gap < 0.072 and abs(self.opening) < 0.03
+        return resting and bool(np.linalg.norm(point - self.hand) < within)
 
 
-class Arm:
-    """Proportional control of the hand with speed limits, slew limits and correlated noise."""
+@dataclass(frozen=True)
+class Aim:
+    """What to do: `move` the hand [m], turn it to `yaw` (unwrapped), fingers OPEN or CLOSED."""
 
-    def __init__(self, sim: Simulator, rng: np.random.Generator) -> None:
-        self.sim, self.rng = sim, rng
-        self.grip = OPEN
-        self.yaw = self.measured_yaw()
-        self._gain = 1.3 * rng.uniform(0.85, 1.15)
-        self._fast, self._slow = rng.uniform(0.65, 1.0), rng.uniform(0.3, 0.5)
-        self._turn, self._slew = rng.uniform(0.25, 0.5), rng.uniform(0.12, 0.25)
-        self._tilt = rng.normal(0.0, 0.04, 2)
-        self._noise, self._last = np.zeros(6), np.zeros(6)
+    move: Array
+    yaw: float
+    grip: float
+    delicate: bool = False
+    """Close to contact: disturbances are small."""
+    speed: float = 1.0
+    """Limit, of the controller's fastest."""
 
-    def measured_yaw(self) -> float:
-        """The hand's yaw, in (-pi, pi]."""
-        x_axis = self.sim.hand()[1][:, 0]
-        return float(np.arctan2(-x_axis[0], x_axis[1]))
 
-    def position(self) -> Array:
-        """Where the hand is (3,)."""
-        return self.sim.hand()[0]
+def scene(sim: Simulator) -> Scene:
+    """The present state of a built-in task."""
+    hand, rotation = sim.hand()
+    middle = sum(YAW_RANGE) / 2
+    yaw = middle + _wrap(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
+    gap, opening = sim.fingers()
+    return Scene(hand, rotation, yaw, gap, opening, *sim.object(), sim.target())
 
-    def command(self, position: Array, yaw: float, near: bool, extra: Array | None = None) -> Array:
-        """The action (7,) that moves the hand towards `position` and `yaw` (unwrapped)."""
-        here, rotation = self.sim.hand()
-        self.yaw += _wrap(self.measured_yaw() - self.yaw)
-        aim = self.yaw + np.clip(yaw - self.yaw, -1.0, 1.0)
-        error = position - here + (0.0 if extra is None else extra)
-        move = _cap(self._gain * error / 0.05, self._slow if near else self._fast)
-        turn = _cap(1.2 * matrix_to_rotvec(self._orientation(position, aim) @ rotation.T) / 0.5, self._turn)
 
-        sigma = 0.025 if near else 0.06
-        self._noise = 0.8 * self._noise + 0.6 * sigma * self.rng.normal(size=6) * [1, 1, 1, 0.35, 0.35, 0.35]
-        slew = np.array([self._slew] * 3 + [0.12] * 3)
-        self._last = self._last + np.clip(np.concatenate([move, turn]) - self._last, -slew, slew)
-        return np.append(np.clip(self._last + self._noise, -1.0, 1.0), self.grip)
+# -- skills ---------------------------------------------------------------------------------------
 
-    def _orientation(self, position: Array, yaw: float) -> Array:
-        # Far out a vertical hand is out of reach: lean the fingers outward.
-        radius = np.array([position[0] - BASE_X, position[1], 0.0])
-        distance = float(np.linalg.norm(radius))
-        lean = 0.3 * np.clip((distance - 0.76) / 0.05, 0.0, 1.0)
-        outward = -lean * np.cross(UP, radius / distance) + np.array([*self._tilt, 0.0])
-        return rotvec_to_matrix(outward) @ rotvec_to_matrix(yaw * UP) @ DOWN
 
-    def go(
-        self,
-        position: Array,
-        yaw: float,
-        near: bool = False,
-        tolerance: float = 0.012,
-        turn_tolerance: float = 0.12,
-        steps: int = 80,
-    ) -> Actions:
-        """Until the hand is within the tolerances of a fixed pose, `steps` at most."""
-        for _ in range(steps):
-            yield self.command(position, yaw, near)
-            off = abs(_wrap(yaw - self.measured_yaw()))
-            if np.linalg.norm(position - self.position()) < tolerance and off < turn_tolerance:
-                return
+def _grasp(s: Scene, point: Array, yaw: float, tolerance: float = 0.012) -> Aim:
+    """For an empty hand: above `point`, down, close."""
+    off = point - s.hand
+    aside, twist = float(np.linalg.norm(off[:2])), abs(yaw - s.yaw)
+    closing = 0.004 < s.gap < WIDE and s.opening < 0.03
+    if closing and np.linalg.norm(off) < 0.03:
+        return Aim(off, yaw, CLOSED, delicate=True)
+    height = float(np.clip(3.0 * (aside - 0.006) + 0.3 * (twist - 0.08), 0.0, 0.09))
+    move = off + UP * height
+    if -off[2] < height - 0.04:  # too low for so far aside: up before sideways
+        move[:2] *= 0.3
+    there = np.linalg.norm(off) < tolerance and twist < 0.12
+    return Aim(move, yaw, CLOSED if there else OPEN, delicate=-off[2] < 0.05 and aside < 0.04)
 
-    def hold(self, steps: int, yaw: float) -> Actions:
-        """Stays where it is, opening or closing the fingers."""
-        position = self.position()
-        for _ in range(steps):
-            yield self.command(position, yaw, near=True)
 
-    def servo(
-        self,
-        error: Callable[[], tuple[Array, float]],
-        near: bool,
-        tolerance: float,
-        turn_tolerance: float,
-        steps: int,
-        lost: Callable[[], bool],
-    ) -> Actions:
-        """Moves what is in the hand: `error()` is how far it is off, (3,) and yaw.
+def _let_go(s: Scene, top: float) -> Aim:
+    """Opens, and rises to `top` as the fingers come free."""
+    free = _ramp(s.gap, 0.06, 0.075)
+    return Aim(UP * free * np.clip(top - s.hand[2], 0.0, 0.1), s.yaw, OPEN, delicate=free < 1.0)
 
-        An integral term overcomes the stall of pure proportional control at the edge of the reach.
-        """
-        integral = np.zeros(3)
-        for _ in range(steps):
-            offset, turn = error()
-            if np.linalg.norm(offset) < 0.025:  # no wind-up on the way there
-                integral = np.clip(integral + 0.06 * offset, -0.02, 0.02)
-            yield self.command(self.position() + offset, self.yaw + turn, near, extra=integral)
-            offset, turn = error()
-            if lost() or (np.linalg.norm(offset) < tolerance and abs(turn) < turn_tolerance):
-                return
+
+# -- tasks ----------------------------------------------------------------------------------------
+
+
+def _lift(s: Scene) -> Aim:
+    if s.holds(s.object):
+        return Aim(UP * np.clip(0.95 - s.object[2], -0.05, 0.1), s.yaw, CLOSED)
+    return _grasp(s, s.object, s.yaw + _wrap(_yaw(s.object_rotation) - s.yaw, np.pi / 2))
+
+
+def _can(s: Scene) -> Aim:
+    off = s.target[:2] - [0.04, 0.055] - s.object[:2]  # the compartment's exact centre is out of reach
+    inside = bool(np.all(np.abs(off) < 0.06))
+    if inside and s.object[2] < 0.915:
+        return _let_go(s, 1.1)
+    point = s.object + 0.015 * UP
+    if not s.holds(point, 0.045):
+        return _grasp(s, point, 0.0, tolerance=0.014)
+    low = np.linalg.norm(off) < 0.02 or (inside and s.object[2] < 0.96)
+    travel = off * (1.0 if low else _ramp(s.object[2], 0.92, 0.98))
+    return Aim(np.array([*travel, (0.90 if low else 1.0) - s.object[2]]), 0.0, CLOSED)
+
+
+def _square(s: Scene) -> Aim:
+    nut, off = s.object, s.target[:2] - s.object[:2]
+    aside = float(np.linalg.norm(off))
+    if nut[2] < 0.92 and aside < 0.02:
+        return _let_go(s, 1.05)
+    handle = nut + s.object_rotation[:, 0] * 0.06
+    if not s.holds(handle):
+        return _grasp(s, handle, _grasp_yaw(s))
+    final = _final_yaw(s)
+    twist = abs(final - s.yaw)
+    on = nut[2] < 0.955 and aside < 0.015  # lower than the peg's top, and around it
+    aligned = on or (aside < 0.006 and twist < 0.07)
+    height = 0.895 if aligned else 0.975 + 0.03 * max(_ramp(aside, 0.01, 0.06), _ramp(twist, 0.1, 0.5))
+    clear = 0.965 if aside < 0.12 else 0.94
+    travel = off * (1.0 if on else _ramp(nut[2], clear - 0.03, clear))
+    return Aim(
+        np.array([*travel, height - nut[2]]), final if nut[2] > 0.9 else s.yaw, CLOSED,
+        delicate=aside < 0.05, speed=0.6 if aligned else 1.0,
+    )  # fmt: skip
+
+
+SIDES = ((np.pi, 0.0), (-np.pi / 2, 0.9), (np.pi / 2, 1.5))
+"""Where the nut's handle may point on the peg, and how unwelcome that is: -x; -y and +y are harder to reach."""
+
+
+def _grasp_yaw(s: Scene) -> float:
+    """Of the hand on the nut's handle, with the least turning now and at the peg."""
+    nut, best = _yaw(s.object_rotation), (np.inf, s.yaw)
+    for half_turns in range(-3, 4):
+        grasp = nut + half_turns * np.pi
+        for side, penalty in SIDES:
+            for turns in range(-2, 3):
+                final = side + half_turns * np.pi + turns * 2 * np.pi
+                if _reachable(grasp) and _reachable(final):
+                    best = min(best, (abs(grasp - s.yaw) + abs(final - grasp) + penalty, grasp))
+    return best[1]
+
+
+def _final_yaw(s: Scene) -> float:
+    """Of the hand that holds the nut, on the peg."""
+    nut, best = _yaw(s.object_rotation), (np.inf, s.yaw)
+    for side, penalty in SIDES:
+        for turns in (-1, 0, 1):
+            turn = _wrap(side - nut) + turns * 2 * np.pi
+            if _reachable(s.yaw + turn):
+                best = min(best, (abs(turn) + penalty, s.yaw + turn))
+    return best[1]
+
+
+def _reachable(yaw: float) -> bool:
+    return YAW_RANGE[0] <= yaw <= YAW_RANGE[1]
+
+
+SCRIPTS: dict[str, Callable[[Scene], Aim]] = {"lift": _lift, "can": _can, "square": _square}
+
+
+# -- from aims to actions -------------------------------------------------------------------------
 
 
 def check_demonstrator(task: Task) -> None:
@@ -128,146 +189,78 @@ def check_demonstrator(task: Task) -> None:
         )
 
 
-def demonstrator(sim: Simulator, rng: np.random.Generator) -> Actions:
-    """Endless actions (7,) for the task of `sim`, from its present state."""
-    arm = Arm(sim, rng)
-    yield from SCRIPTS[sim.task.name](arm)
+def demonstrations(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+    """Endless pairs of actions (7,), as intended and as executed, from the present state of `sim` on."""
+    disturbances = Disturbances(rng)
+    script = SCRIPTS[sim.task.name]
     while True:
-        yield from arm.hold(10, arm.yaw)
+        seen = scene(sim)
+        aim = script(seen)
+        intended = command(seen, aim)
+        yield intended, disturbances.add(intended, aim.delicate)
 
 
-def _lift(arm: Arm) -> Actions:
-    rng, u = arm.rng, arm.rng.uniform
-    cube, rotation = arm.sim.object()
-    corner = np.arctan2(rotation[1, 0], rotation[0, 0])
-    yaw = arm.yaw + _wrap_to(corner - arm.yaw, np.pi / 2)
-    yield from arm.go(cube + UP * u(0.05, 0.09), yaw)
-    grasp = cube + UP * u(-0.005, 0.008)
-    yield from arm.go(grasp, yaw, near=True, tolerance=0.008)
-    arm.grip = CLOSED
-    yield from arm.hold(int(rng.integers(8, 13)), yaw)
-    yield from arm.go(grasp + UP * u(0.08, 0.14), yaw)
+def command(s: Scene, aim: Aim) -> Array:
+    """The action (7,) towards `aim`: proportional control with limited speeds."""
+    yaw = s.yaw + float(np.clip(aim.yaw - s.yaw, -1.0, 1.0))
+    # Far out a vertical hand is out of reach: lean the fingers outward.
+    radius = np.array([s.hand[0] - BASE_X, s.hand[1], 0.0])
+    distance = float(np.linalg.norm(radius))
+    lean = -0.3 * _ramp(distance, 0.66, 0.80) * np.cross(UP, radius / distance)
+    orientation = rotvec_to_matrix(lean) @ rotvec_to_matrix(yaw * UP) @ DOWN
+    # A stretched arm that is to draw back and to lean at once does neither: first back, and firmly.
+    inward = -float(aim.move @ radius) / distance
+    stretched = _ramp(distance, 0.77, 0.79) if inward > 0.0 else 0.0
+    move = _cap(1.5 * (aim.move - 2.0 * stretched * inward * radius / distance) / DELTA_METRES, aim.speed)
+    back = stretched * _ramp(inward, 0.002, 0.005)
+    turn = _cap(1.2 * matrix_to_rotvec(orientation @ s.rotation.T) / DELTA_RADIANS, 0.4 * (1.0 - back))
+    return np.concatenate([move, turn, [aim.grip]])
 
 
-def _can(arm: Arm) -> Actions:
-    rng, u = arm.rng, arm.rng.uniform
-    for _ in range(3):
-        can, _rotation = arm.sim.object()
-        yaw = u(-0.3, 0.3)
-        arm.grip = OPEN
-        yield from arm.go(can + UP * u(0.07, 0.12), yaw)
-        yield from arm.go(can + UP * u(0.006, 0.024), yaw, near=True, tolerance=0.008)
-        arm.grip = CLOSED
-        yield from arm.hold(int(rng.integers(9, 14)), yaw)
-        height = u(0.985, 1.03)
-        yield from arm.go(np.array([*arm.position()[:2], height + 0.01]), yaw)
-        slot = arm.sim.target()
-        # The slot's exact centre is out of reach.
-        goal = np.array([*(slot[:2] - [0.04, 0.055] + u(-0.018, 0.018, 2)), height])
-        yield from arm.servo(
-            lambda goal=goal: (goal - arm.sim.object()[0], 0.0),  # type: ignore[misc]
-            near=False, tolerance=0.03, turn_tolerance=9.0, steps=90, lost=lambda: _apart(arm, 0.06),
-        )  # fmt: skip
-        if _apart(arm, 0.06):
-            yield from arm.go(arm.position() + UP * 0.1, yaw)
-            continue
-        release = np.array([*arm.position()[:2], u(0.88, 0.95)])
-        yield from arm.go(release, yaw, near=True)
-        arm.grip = OPEN
-        yield from arm.hold(int(rng.integers(3, 7)), yaw)
-        yield from arm.go(arm.position() + UP * u(0.06, 0.12), yaw)
-        return
+class Disturbances:
+    """Noise that is correlated over about five steps, and pushes of three to eight."""
+
+    NOISE, DELICATE = 0.1, 0.4  # standard deviation, and how much of it is left close to contact
+    PUSHES = 0.01  # a step
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self._noise, self._push, self._left = np.zeros(6), np.zeros(6), 0
+
+    def add(self, action: Array, delicate: bool) -> Array:
+        """`action` (7,), disturbed; the fingers are left alone."""
+        rng = self.rng
+        kicks = self.NOISE * rng.normal(size=6) * [1, 1, 1, 0.35, 0.35, 0.35]
+        self._noise = 0.8 * self._noise + 0.6 * kicks
+        if not self._left and rng.random() < self.PUSHES:
+            self._left = int(rng.integers(3, 9))
+            self._push = np.concatenate(
+                [_direction(rng) * rng.uniform(0.2, 1.0), _direction(rng) * rng.uniform(0, 0.25)]
+            )
+        extra = self._noise + (self._push if self._left else 0.0)
+        self._left = max(0, self._left - 1)
+        disturbed = action[:6] + extra * (self.DELICATE if delicate else 1.0)
+        return np.append(np.clip(disturbed, -1.0, 1.0), action[6])
 
 
-def _square(arm: Arm) -> Actions:
-    rng, u, sim = arm.rng, arm.rng.uniform, arm.sim
-    nut = sim.object()[0]
-    via = np.array([*(0.5 * (nut[:2] + arm.position()[:2]) + u(-0.03, 0.03, 2)), u(0.95, 1.03)])
-    yield from arm.go(via, arm.yaw, tolerance=0.05, turn_tolerance=9.0)
-    for _ in range(3):
-        grasp_yaw, final_yaw = _plan_square(arm)
-        nut_from_hand = _yaw(sim.object()[1]) - grasp_yaw
-        arm.grip = OPEN
-        along = u(-0.002, 0.015)
-        handle = _handle(sim, along)
-        yield from arm.go(handle + UP * u(0.06, 0.11), grasp_yaw)
-        yield from arm.go(_handle(sim, along), grasp_yaw, near=True, tolerance=0.007)
-        arm.grip = CLOSED
-        yield from arm.hold(int(rng.integers(9, 15)), grasp_yaw)
-        yield from arm.go(np.array([*arm.position()[:2], u(0.985, 1.05)]), grasp_yaw, tolerance=0.02)
-
-        peg = sim.target()[:2]
-
-        def off(
-            height: float, peg: Array = peg, final: float = final_yaw, planned: float = nut_from_hand
-        ) -> tuple[Array, float]:
-            position, rotation = sim.object()
-            slipped = _wrap(_yaw(rotation) - arm.measured_yaw() - planned)
-            return np.array([*peg, height]) - position, final - arm.yaw - slipped
-
-        def lost() -> bool:
-            return bool(np.linalg.norm(_handle(sim, 0.0) - arm.position()) > 0.04)
-
-        carry, low = 0.95 + u(0.05, 0.085), u(0.895, 0.935)
-        for _attempt in range(3):
-            yield from arm.servo(lambda: off(carry), False, 0.02, 0.2, 120, lost)  # noqa: B023
-            yield from arm.servo(lambda: off(0.972), True, 0.005, 0.07, 60, lost)
-            yield from arm.servo(lambda: off(low), True, 0.012, 9.0, 40, lost)  # noqa: B023
-            if lost() or sim.object()[0][2] < 0.945:  # below the peg's top: it is on
-                break
-        if lost():
-            yield from arm.go(arm.position() + UP * 0.08, arm.yaw)
-            continue
-        arm.grip = OPEN
-        yield from arm.hold(int(rng.integers(3, 7)), arm.yaw)
-        yield from arm.go(arm.position() + UP * u(0.05, 0.10), arm.yaw)
-        return
-
-
-def _plan_square(arm: Arm) -> tuple[float, float]:
-    """Yaw of the hand (unwrapped) at the grasp and at the peg: the way with the least turning.
-
-    The handle may end towards -x, or, less well within reach, -y or +y of the peg.
-    """
-    nut_yaw = _yaw(arm.sim.object()[1])
-    best = (np.inf, 0.0, 0.0)
-    for j in range(-3, 4):
-        grasp = nut_yaw + j * np.pi
-        for side, penalty in ((np.pi, 0.0), (-np.pi / 2, 0.9), (np.pi / 2, 1.5)):
-            for k in range(-2, 3):
-                final = side + 2 * np.pi * k  # of the nut; the hand ends j * pi away
-                hand = final + j * np.pi
-                inside = all(YAW_RANGE[0] <= y <= YAW_RANGE[1] for y in (grasp, hand))
-                cost = abs(grasp - arm.yaw) + abs(hand - grasp) + penalty
-                if inside and cost < best[0]:
-                    best = (cost, grasp, hand)
-    return best[1], best[2]
-
-
-def _handle(sim: Simulator, along: float) -> Array:
-    position, rotation = sim.object()
-    return np.asarray(position + rotation[:, 0] * (0.054 + along))
-
-
-def _apart(arm: Arm, distance: float) -> bool:
-    return bool(np.linalg.norm(arm.sim.object()[0] - arm.position()) > distance)
+def _direction(rng: np.random.Generator) -> Array:
+    v = rng.normal(size=3)
+    return np.asarray(v / np.linalg.norm(v))
 
 
 def _yaw(rotation: Array) -> float:
     return float(np.arctan2(rotation[1, 0], rotation[0, 0]))
 
 
-def _wrap(angle: float) -> float:
-    return _wrap_to(angle, 2 * np.pi)
-
-
-def _wrap_to(angle: float, period: float) -> float:
+def _wrap(angle: float, period: float = 2 * np.pi) -> float:
     return float((angle + period / 2) % period - period / 2)
+
+
+def _ramp(x: float, low: float, high: float) -> float:
+    """0 below `low`, 1 above `high`."""
+    return float(np.clip((x - low) / (high - low), 0.0, 1.0))
 
 
 def _cap(v: Array, limit: float) -> Array:
     norm = float(np.linalg.norm(v))
     return v if norm <= limit else v * (limit / norm)
-
-
-SCRIPTS: dict[str, Callable[[Arm], Actions]] = {"lift": _lift, "can": _can, "square": _square}

@@ -282,6 +282,13 @@ class Simulator:
         data = self._env.sim.data
         return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
 
+    def fingers(self) -> tuple[float, float]:
+        """The gap between the gripper's fingers [m] and how fast it grows [m/s]."""
+        data, names = self._env.sim.data, self._env.robots[0].gripper["right"].joints
+        one, other = (data.get_joint_qpos(name) for name in names)
+        here, there = (data.get_joint_qvel(name) for name in names)
+        return float(one - other), float(here - there)
+
     def base(self) -> Array:
         """Orientation (3, 3) of the arm's base in the world: the frame of delta actions."""
         return np.array(self._env.robots[0].part_controllers["right"].origin_ori)

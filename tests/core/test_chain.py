@@ -36,6 +36,7 @@ def observations(p: DiffusionPolicy, b: int) -> dict[str, torch.Tensor]:
         {"n_obs_steps": 4, "horizon": 16, "n_head": 2, "sampler": "ddim"},
         {"n_obs_steps": 1, "prediction_type": "sample", "sampler": "dpm"},
         {"p_drop_attn": 0.3, "p_drop_emb": 0.1},
+        {"fusion": 16, "prediction_type": "sample"},
     ],
 )
 def test_the_folded_chain_equals_the_network(engine: str, b: int, settings: dict) -> None:

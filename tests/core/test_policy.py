@@ -9,7 +9,7 @@ from torch import Tensor
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.agent import PolicyAgent
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.policy import DiffusionPolicy, Draws
+from ddp_cli.core.policy import FUSED, DiffusionPolicy, Draws
 
 
 def policy(**changes: object) -> DiffusionPolicy:
@@ -30,6 +30,17 @@ def test_features_are_cameras_then_low_dim(obs: str, width: int) -> None:
     features = p.encode_obs(seen)
     assert features.shape == (2, 2, width)
     torch.testing.assert_close(features[..., -2:], seen["robot0_gripper_qpos"])
+
+
+def test_fusion_adds_features_of_one_step_alone() -> None:
+    p = policy(obs="state", fusion=16)
+    seen = observations(p)
+    features = p.encode_obs(seen)
+    assert features.shape == (2, 2, 10 + 9 + FUSED)
+    assert torch.equal(features[..., :19], policy(obs="state").encode_obs(seen))
+    seen["object"][:, 1] += 0.1
+    changed = (p.encode_obs(seen) != features).any(-1)
+    assert changed.tolist() == [[False, True]] * 2
 
 
 def test_action_is_the_part_of_the_chunk_from_the_last_observation_on() -> None:

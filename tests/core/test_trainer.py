@@ -69,7 +69,23 @@ def test_auxiliary_losses_reach_the_encoder_but_not_the_policy(lift_store: Store
     assert float(plain.step()["noise"]) != float(helped.step()["noise"])
 
 
-@pytest.mark.parametrize("settings", [{"obs_as_cond": False}, {"pred_action_steps_only": True}, {"obs": "state"}])
+def test_every_weight_learns(lift_store: Store) -> None:
+    t = trainer(lift_store, obs="image", fusion=16, action_loss=1.0)
+    before = {name: p.detach().clone() for name, p in t.policy.named_parameters()}
+    for _ in range(3):
+        t.step()
+    assert [name for name, p in t.policy.named_parameters() if torch.equal(p, before[name])] == []
+
+
+TRAINED = [
+    {"obs_as_cond": False},
+    {"pred_action_steps_only": True},
+    {"obs": "state"},
+    {"obs_as_cond": False, "fusion": 8},
+]
+
+
+@pytest.mark.parametrize("settings", TRAINED)
 def test_every_branch_trains(lift_store: Store, settings: dict) -> None:
     t = trainer(lift_store, action_loss=1.0, **settings)
     assert math.isfinite(float(t.step()["total"]))

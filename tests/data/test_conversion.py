@@ -28,9 +28,38 @@ def test_the_store_holds_what_a_rollout_would_see(lift_demos: Path, lift_store: 
             seen |= sim.observe("image")
         for key, value in seen.items():
             np.testing.assert_array_equal(value, lift_store.read(key)[start + i], err_msg=f"{key} at step {i}")
-        np.testing.assert_allclose(lift_store.read("action")[start + i], action, atol=1e-7)
         sim.step(action)
     sim.close()
+
+
+def test_the_store_teaches_what_was_intended(lift_demos: Path, lift_store: Store) -> None:
+    with DemoFile(lift_demos) as file:
+        demos = list(file)
+    np.testing.assert_allclose(lift_store.read("action"), np.concatenate([d.lesson for d in demos]), atol=1e-7)
+    assert all(np.abs(d.lesson - d.actions)[:, :6].mean() > 0.01 for d in demos)  # they were disturbed
+
+
+def test_demos_that_do_not_say_what_was_intended_teach_what_was_done(lift_demos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "d.hdf5"
+    copy.write_bytes(lift_demos.read_bytes())
+    with h5py.File(copy, "r+") as f:
+        for name in ("demo_0", "demo_1"):
+            del f[f"data/{name}/intended"]
+        executed = np.concatenate([f[f"data/{name}/actions"][:] for name in ("demo_0", "demo_1")])
+    convert(copy, tmp_path / "s.zarr", "fast", 1, lambda *_: None, obs="state")
+    np.testing.assert_allclose(Store(tmp_path / "s.zarr").read("action"), executed, atol=1e-7)
+
+
+def test_a_store_for_state_policies_has_no_pictures_and_the_same_numbers(
+    lift_demos: Path, lift_store: Store, tmp_path: Path
+) -> None:
+    convert(lift_demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, obs="state")
+    store = Store(tmp_path / "s.zarr")
+    for key in (*lift_store.task.vectors("state"), "action"):
+        np.testing.assert_array_equal(store.read(key), lift_store.read(key))
+    with pytest.raises(DataError, match="no array data/agentview_image") as caught:
+        store.read("agentview_image")
+    assert "without --obs state" in caught.value.hint
 
 
 def test_several_processes_write_the_same_store(lift_demos: Path, lift_store: Store, tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ def demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
     return Demo(rng.normal(size=(length, 32)), rng.uniform(-1, 1, (length, 7)), xml, seed)
 
 
+def disturbed(length: int = 5) -> Demo:
+    return dataclasses.replace(demo(length), intended=np.random.default_rng(9).uniform(-1, 1, (length, 7)))
+
+
 def write(path: Path, *demos: Demo) -> Path:
     with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
         for d in demos:
@@ -29,7 +33,7 @@ def write(path: Path, *demos: Demo) -> Path:
 
 
 def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
-    written = [demo(5, 1), demo(7, 2), demo(4, 3, "<other/>")]
+    written = [demo(5, 1), disturbed(7), demo(4, 3, "<other/>")]
     path = write(tmp_path / "d.hdf5", *written)
     with DemoFile(path) as file:
         assert file.lengths() == [5, 7, 4]
@@ -37,6 +41,8 @@ def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
         for a, b in zip(file, written, strict=True):
             np.testing.assert_array_equal(a.states, b.states)
             np.testing.assert_array_equal(a.actions, b.actions)
+            np.testing.assert_array_equal(a.lesson, b.lesson)
+            assert (a.intended is None) == (b.intended is None)
             assert (a.xml, a.seed) == (b.xml, b.seed)
     with h5py.File(path) as f:
         assert f["data"].attrs["total"] == 16
@@ -129,6 +135,10 @@ def broken(tmp_path: Path, kind: str) -> Path:
         elif kind == "empty":
             del data["demo_1/states"], data["demo_1/actions"]
             data["demo_1/states"], data["demo_1/actions"] = np.zeros((0, 32)), np.zeros((0, 7))
+        elif kind == "intentions of another length":
+            data["demo_1/intended"] = np.zeros((4, 7))
+        elif kind == "intention NaN":
+            data["demo_1/intended"] = np.full((5, 7), np.nan)
         elif kind == "two arms":
             del data["demo_1/actions"]
             data["demo_1/actions"] = np.zeros((5, 14))
@@ -154,6 +164,8 @@ CASES = {
     "infinite state": r"demo_1.*states\[0, 0\] is inf",
     "lengths differ": "demo_1.*4 states for 5 actions",
     "empty": "demo_1.*0 states for 0 actions",
+    "intentions of another length": r"demo_1.*\(4, 7\), actions \(5, 7\)",
+    "intention NaN": r"demo_1.*intended\[0, 0\] is nan",
     "two arms": r"demo_1.*\(5, 14\)",
     "text actions": "demo_1 has no actions",
     "no model": "demo_0.*model",

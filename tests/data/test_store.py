@@ -15,6 +15,7 @@ from ddp_cli.tasks import Task, get_task, task_from_json
 TASK = get_task("lift")
 ATTRIBUTES = {
     "render": "fast",
+    "obs": "image",
     "env_args": {},
     "versions": {},
     "action": {"dim": 7},

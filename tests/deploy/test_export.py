@@ -60,6 +60,7 @@ def test_graphs_sample_the_same_actions_as_torch(checkpoint: Path, lift_store: S
         {"pred_action_steps_only": True},
         {"n_cond_layers": 1, "causal_attn": False},
         {"obs": "state"},
+        {"fusion": 16},
     ],
 )
 def test_every_branch_exports(settings: dict, lift_store: Store, tmp_path: Path) -> None:
