@@ -48,10 +48,10 @@ def convert(
     from ddp_cli.data.demos import DemoFile
     from ddp_cli.tasks import read_task
 
-    with DemoFile(source, read_task(task) if task else None) as demos:
-        spec = demos.task
     if obs not in OBS:
         raise DdpError(f"unknown observations '{obs}'{close_match(obs, OBS)}", f"Valid: {', '.join(OBS)}.")
+    with DemoFile(source, read_task(task) if task else None) as demos:
+        spec = demos.task
     out = out or options.new_store(spec.name, obs)
     options.check_output(out, overwrite, ("zarr.json", ".zgroup"))
     started = time.perf_counter()

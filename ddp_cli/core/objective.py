@@ -30,10 +30,10 @@ class Objective(nn.Module):
         self.weights = {"action": config.action_loss, "object": config.object_weight}
         self.heads = nn.ModuleDict()
         if config.action_loss:
-            chunk = policy.horizon * policy.action_dim
+            frames, chunk = policy.frames, policy.horizon * policy.action_dim
             # Fused features are made to be read at a glance, by the denoiser as by this head.
-            fused = nn.Linear(policy.frames * FUSED, chunk)
-            self.heads["action"] = fused if policy.fusion else _head(policy.frames * features, chunk)
+            head = nn.Linear(frames * FUSED, chunk) if policy.fusion else _head(frames * features, chunk)
+            self.heads["action"] = head
         if config.object_weight:
             self.heads["object"] = _head(features, object_dim)
             self.object_scale = Normalizer({"object": object_dim})

@@ -144,6 +144,7 @@ def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
         (["eval", "--task", "none.json"], ["no file 'none.json'"]),
         (["collect", "--task", "none.json"], ["no file 'none.json'"]),
         (["convert", "none.hdf5", "--task", "none.json"], ["no file 'none.json'"]),
+        (["convert", "none.hdf5", "--obs", "stat"], ["'stat'", "did you mean 'state'", "image, state"]),
         (["convert", "none.hdf5"], ["no file 'none.hdf5'", "ddp collect"]),
         (["eval"], ["no trained run", "ddp train"]),
         (["eval", "none"], ["no checkpoint folder 'none'"]),
