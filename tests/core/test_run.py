@@ -70,11 +70,11 @@ def steps_of(folder: Path) -> list[int]:
 def test_resumed_training_equals_uninterrupted_training(lift_store: Store, tmp_path: Path) -> None:
     """Interrupted in the middle of the first epoch, in the step that ends it, and in the second."""
     windows = len(load_data(tiny_config(), lift_store, CPU, quiet).train)
-    assert 4 * 11 < windows < 4 * 12
-    config = tiny_config(steps=20, object_loss=1.0, checkpoint_every=100, p_drop_attn=0.2)
+    assert 5 * 7 < windows < 5 * 8
+    config = tiny_config(steps=20, batch_size=5, object_loss=1.0, checkpoint_every=100, p_drop_attn=0.2)
     whole = run_of(lift_store, tmp_path / "whole", config)
-    run_of(lift_store, tmp_path / "cut", config, 7)
-    for stop_at in (12, 15, 99):
+    run_of(lift_store, tmp_path / "cut", config, 4)
+    for stop_at in (8, 11, 99):
         cut = reopen(tmp_path / "cut")
         go(cut, Watchers(should_stop=lambda: cut.trainer.step_number == stop_at))  # noqa: B023
         close(cut)
@@ -403,7 +403,8 @@ def test_a_store_of_another_task_is_refused(lift_store: Store, tmp_path: Path) -
 
 def test_a_task_without_an_object_trains_on_its_own_store_only(tmp_path: Path) -> None:
     task = task_from_json(DOOR | {"object": {}})
-    attributes = {"render": "fast", "env_args": {}, "versions": {}, "action": {"convention": "delta", "dim": 7}}
+    action = {"convention": "delta", "dim": 7}
+    attributes = {"render": "fast", "obs": "image", "env_args": {}, "versions": {}, "action": action}
     writer = StoreWriter(tmp_path / "s.zarr", task, [20], attributes | {"source": {"sha256": "x", "demos": [0]}}, 3)
     arrays = {"frontview_image": np.zeros((20, 84, 84, 3), np.uint8), "action": np.zeros((20, 7), np.float32)}
     writer.append(arrays | {k: np.ones((20, w), np.float32) for k, w in task.low_dim.items()})

@@ -124,7 +124,7 @@ print(memory("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
 def test_a_store_ten_times_the_budget_is_read_within_it(lift_store: Store, tmp_path: Path) -> None:
     steps, budget_mb = 10_000, 42
-    attributes = {k: lift_store.attrs[k] for k in ("render", "env_args", "versions", "action", "source")}
+    attributes = {k: lift_store.attrs[k] for k in ("render", "obs", "env_args", "versions", "action", "source")}
     writer = StoreWriter(tmp_path / "large.zarr", lift_store.task, [1000] * 10, attributes, 3)
     for i in range(10):
         pictures = np.full((1000, 84, 84, 3), i, np.uint8)
