@@ -25,6 +25,9 @@ CAMERAS = {
 }
 """Image key -> name of the simulator's camera, where a task says nothing else."""
 
+OBS = ("image", "state")
+"""What a policy may look at: cameras, or the pose of the object."""
+
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """Low-dimensional key -> width: hand position [m], hand quaternion (x, y, z, w), finger joints [m]."""
 
@@ -116,6 +119,12 @@ def get_task(name: str) -> Task:
             f"Valid tasks: {', '.join(TASKS)}, or a file that describes another (--task file.json).",
         )
     return TASKS[name]
+
+
+def check_obs(name: str) -> None:
+    """ConfigError unless `name` is a kind of observations, as `Task.images` and `Task.vectors` take it."""
+    if name not in OBS:
+        raise ConfigError(f"unknown observations '{name}'{close_match(name, OBS)}", f"Valid: {', '.join(OBS)}.")
 
 
 def task_of_env(env_name: str) -> Task:

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
-from ddp_cli.errors import DdpError, close_match
-
-OBS = ("image", "state")
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
@@ -46,10 +43,9 @@ def convert(
     from dataclasses import asdict
 
     from ddp_cli.data.demos import DemoFile
-    from ddp_cli.tasks import read_task
+    from ddp_cli.tasks import check_obs, read_task
 
-    if obs not in OBS:
-        raise DdpError(f"unknown observations '{obs}'{close_match(obs, OBS)}", f"Valid: {', '.join(OBS)}.")
+    check_obs(obs)  # the default output is named after it
     with DemoFile(source, read_task(task) if task else None) as demos:
         spec = demos.task
     out = out or options.new_store(spec.name, obs)

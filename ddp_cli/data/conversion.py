@@ -18,7 +18,7 @@ from ddp_cli.errors import ConfigError, DdpError, WorkerError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.renderer import check_profile
 from ddp_cli.sim.simulator import Simulator, check_actions, versions
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task
+from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task, check_obs
 
 Episode = dict[str, NDArray[Any]]
 
@@ -54,6 +54,7 @@ def convert(
     """
     check_profile(render)
     check_actions(actions)
+    check_obs(obs)
     with DemoFile(source, task) as demos:
         lengths = demos.lengths()
         for demo in demos:  # find bad ones before spending an hour on the good ones

@@ -45,6 +45,12 @@ class Demo:
     intended: NDArray[np.float64] | None = None
 
     @property
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """What is recorded of every step, by the name it has in a file."""
+        found = {"states": self.states, "actions": self.actions, "intended": self.intended}
+        return {name: array for name, array in found.items() if array is not None}
+
+    @property
     def lesson(self) -> NDArray[np.float64]:
         """The actions (n, 7) to learn: as intended, where that is known, otherwise as executed."""
         return self.actions if self.intended is None else self.intended
@@ -102,12 +108,9 @@ class DemoWriter:
         """Counts one attempt; adds its demo, or notes a failure for None."""
         data, counts = self._data, self.counts
         if demo is not None:
-            arrays = {"states": demo.states, "actions": demo.actions}
-            if demo.intended is not None:
-                arrays["intended"] = demo.intended
-            self._reserve(sum(array.nbytes for array in arrays.values()) + len(demo.xml) + SLACK)
+            self._reserve(sum(array.nbytes for array in demo.arrays.values()) + len(demo.xml) + SLACK)
             group = data.create_group(f"demo_{counts['demos']}")
-            for name, array in arrays.items():
+            for name, array in demo.arrays.items():
                 group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
             group.attrs["num_samples"] = len(demo.actions)
             group.attrs["seed"] = demo.seed
@@ -242,21 +245,20 @@ class DemoFile:
             raise DataError(
                 f"{where}: intended has shape {intended.shape}, actions {actions.shape}.", "Record this demo again."
             )
-        arrays = {"states": states, "actions": actions} | ({} if intended is None else {"intended": intended})
-        for key, array in arrays.items():
+        demo = Demo(states, actions, self._xml(group), int(group.attrs.get("seed", -1)), intended)
+        for key, array in demo.arrays.items():
             bad = np.argwhere(~np.isfinite(array))
             if len(bad):
                 raise DataError(
                     f"{where}: {key}[{bad[0][0]}, {bad[0][1]}] is {array[tuple(bad[0])]}.",
                     "Remove this demo or record it again.",
                 )
-        xml = self._xml(group)
-        if self.task.model_varies and not self.task.built_in and not xml:
+        if self.task.model_varies and not self.task.built_in and not demo.xml:
             raise DataError(
                 f"{where} has no recorded model (model_file), and the model of '{self.task.name}' varies.",
                 'If only states differ between episodes, say "model_varies": false in the task.',
             )
-        return Demo(states, actions, xml, int(group.attrs.get("seed", -1)), intended)
+        return demo
 
     def _array(self, name: str, key: str) -> h5py.Dataset:
         array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None

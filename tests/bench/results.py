@@ -32,7 +32,7 @@ def add(run: Path, commands: str, machine: str) -> Path:
     """Collects what is known about `run` and its last checkpoint; SystemExit names what is missing."""
     asked = json.loads((run / "config.json").read_text())
     train, step = asked["train"], asked["total_steps"]
-    report = FIRST_SEED["report"]
+    final = f"step-{step:08d}-{{}}-{FIRST_SEED['report']}x{FINAL}.json"
     row = {
         "task": train["policy"]["task"],
         "obs": train["policy"]["obs"],
@@ -45,8 +45,8 @@ def add(run: Path, commands: str, machine: str) -> Path:
         "machine": machine,
         "date": dt.date.today().isoformat(),
         "commands": commands,
-        "final": {name: evaluation(run, step, name, report, FINAL) for name in ("ddpm100", "ddim10")},
-        "last": [found["successes"] for found in last_checkpoints(run)],
+        "final": {name: summary(run / "eval" / final.format(name)) for name in ("ddpm100", "ddim10")},
+        "last": [summary(path)["successes"] for path in last_checkpoints(run)],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{row['task']}-{row['obs']}.json"
@@ -54,16 +54,13 @@ def add(run: Path, commands: str, machine: str) -> Path:
     return path
 
 
-def evaluation(run: Path, step: int, sampler: str, seed: int, count: int) -> dict[str, Any]:
-    """The summary of one evaluation in `run`, with the starts that failed."""
-    return summary(run / "eval" / f"step-{step:08d}-{sampler}-{seed}x{count}.json")
-
-
-def last_checkpoints(run: Path) -> list[dict[str, Any]]:
-    """Those of the last checkpoints, oldest first."""
-    name = f"step-{{}}-ddim10-{FIRST_SEED['eval']}x{STARTS}.json"
-    found = sorted((run / "eval").glob(name.format("*")))[-LAST:]
-    return [summary(path) for path in found or [run / "eval" / name.format("...")]]
+def last_checkpoints(run: Path) -> list[Path]:
+    """The evaluations of the last checkpoints, oldest first."""
+    name = f"step-*-ddim10-{FIRST_SEED['eval']}x{STARTS}.json"
+    found = sorted((run / "eval").glob(name))[-LAST:]
+    if len(found) < LAST:
+        raise SystemExit(f"{len(found)} of {LAST} {run}/eval/{name}: run the evaluations first (see --help)")
+    return found
 
 
 def summary(path: Path) -> dict[str, Any]:
