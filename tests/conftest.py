@@ -35,6 +35,7 @@ TINY = {
     "noise_samples": 2,
     "num_inference_steps": 2,
     "fusion": 0,
+    "prediction_type": "epsilon",
 }
 
 

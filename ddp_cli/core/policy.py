@@ -55,7 +55,8 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoders = nn.ModuleDict({key: ImageEncoder(config.encoder) for key in config.image_keys})
+        encoders = {key: ImageEncoder(config.encoder, config.crop_shape) for key in config.image_keys}
+        self.encoders = nn.ModuleDict(encoders)
         self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
         seen = FEATURES * len(self.encoders) + sum(config.low_dim.values())
         self.fusion = _fusion(seen, config.fusion) if config.fusion else None

@@ -1,7 +1,8 @@
 """Image encoders: (B, 3, H, W) in [-1, 1] -> (B, 64) per camera.
 
-Both end as the published one does: 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial
-autoencoders"), a linear layer and ReLU. Shapes: N pictures, K keypoints, h, w feature map.
+`resnet18` ends as the published one does: 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial
+autoencoders"). `small` ends in a linear layer that sees its whole map. Shapes: N pictures, K keypoints, h, w
+feature map.
 """
 
 from __future__ import annotations
@@ -33,38 +34,48 @@ class SpatialSoftArgmax(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """One camera: backbone, keypoints, linear, ReLU."""
+    """One camera, pictures of `shape` (H, W): backbone, keypoints or the map itself, linear, ReLU."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, shape: tuple[int, int]) -> None:
         super().__init__()
-        self.backbone, channels = resnet18() if kind == "resnet18" else small()
-        self.pool = SpatialSoftArgmax(channels)
-        self.linear = nn.Linear(2 * KEYPOINTS, FEATURES)
-        # Measured: with few channels GroupNorm costs more in channels_last than the convolutions save.
-        self.layout = torch.channels_last if kind == "resnet18" else torch.contiguous_format
+        if kind == "resnet18":
+            self.backbone: nn.Module = resnet18()
+            self.pool: nn.Module = SpatialSoftArgmax(512)
+            seen, self.layout = 2 * KEYPOINTS, torch.channels_last
+        else:
+            self.backbone = small()
+            self.pool = nn.Flatten()
+            # Measured: with few channels GroupNorm costs more in channels_last than the convolutions save.
+            seen, self.layout = self.backbone(torch.zeros(1, 3, *shape)).numel(), torch.contiguous_format
+        self.linear = nn.Linear(seen, FEATURES)
         self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pool(self.backbone(x.contiguous(memory_format=self.layout)))).relu()
 
 
-def resnet18() -> tuple[nn.Module, int]:
-    """Torchvision's ResNet-18 up to layer4, without pooling, GroupNorm of channels/16 groups."""
+def resnet18() -> nn.Module:
+    """Torchvision's ResNet-18 up to layer4 (512 channels), without pooling, GroupNorm of channels/16 groups."""
 
     def norm(channels: int) -> nn.Module:
         return nn.GroupNorm(channels // 16, channels)
 
     net = torchvision.models.resnet18(weights=None, norm_layer=norm)
-    return nn.Sequential(*list(net.children())[:-2]), 512
+    return nn.Sequential(*list(net.children())[:-2])
 
 
-def small() -> tuple[nn.Module, int]:
-    """Four convolutions (7 million multiply-adds at 76x76); the map stays 19x19, fine enough to point."""
+def small() -> nn.Module:
+    """Four convolutions (3 million multiply-adds at 76x76) to 32 channels on a map of 5x5 (76x76) or 6x6 (84x84).
+
+    Measured on square, 4 minutes of training on one core: the action chunk is regressed with an error of .014
+    from the flat map, of .033 from keypoints on a map of 21x21.
+    """
 
     def block(c_in: int, c_out: int, kernel: int, stride: int, pad: int) -> list[nn.Module]:
         return [nn.Conv2d(c_in, c_out, kernel, stride, pad), nn.GroupNorm(c_out // 8, c_out), nn.ReLU()]
 
-    return nn.Sequential(*block(3, 32, 4, 4, 0), *block(32, 48, 3, 1, 1), *block(48, 48, 3, 1, 1)), 48
+    blocks = [*block(3, 32, 4, 4, 0), *block(32, 48, 3, 2, 1), *block(48, 64, 3, 2, 1)]
+    return nn.Sequential(*blocks, nn.Conv2d(64, 32, 1))
 
 
 def crop(x: Tensor, shape: tuple[int, int], corners: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
 
-VERSION = 2  # of what they do: an interrupted recording is continued by the same only
+VERSION = 3  # of what they do: an interrupted recording is continued by the same only
 OPEN, CLOSED = -1.0, 1.0
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # hand pointing at the table, yaw 0
 BASE_X = -0.56  # the arm's vertical axis stands at (BASE_X, 0)
@@ -89,7 +89,7 @@ def _grasp(s: Scene, point: Array, yaw: float, tolerance: float = 0.012) -> Aim:
     move = off + UP * height
     if -off[2] < height - 0.04:  # too low for so far aside: up before sideways
         move[:2] *= 0.3
-    there = np.linalg.norm(off) < tolerance and twist < 0.12
+    there = np.linalg.norm(off) < tolerance and twist < 0.12 and s.gap > 0.06  # closed on nothing: open again
     return Aim(move, yaw, CLOSED if there else OPEN, delicate=-off[2] < 0.05 and aside < 0.04)
 
 
@@ -218,29 +218,36 @@ def command(s: Scene, aim: Aim) -> Array:
 
 
 class Disturbances:
-    """Noise that is correlated over about five steps, and pushes of three to eight."""
+    """Noise that is correlated over about five steps, pushes of three to eight, and slips: fingers that close
+    before they should, or let go.
+    """
 
     NOISE, DELICATE = 0.1, 0.4  # standard deviation, and how much of it is left close to contact
-    PUSHES = 0.01  # a step
+    PUSHES, SLIPS = 0.015, 0.008  # a step
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self._noise, self._push, self._left = np.zeros(6), np.zeros(6), 0
+        self._slipping = 0
 
     def add(self, action: Array, delicate: bool) -> Array:
-        """`action` (7,), disturbed; the fingers are left alone."""
+        """`action` (7,), disturbed."""
         rng = self.rng
         kicks = self.NOISE * rng.normal(size=6) * [1, 1, 1, 0.35, 0.35, 0.35]
         self._noise = 0.8 * self._noise + 0.6 * kicks
         if not self._left and rng.random() < self.PUSHES:
             self._left = int(rng.integers(3, 9))
             self._push = np.concatenate(
-                [_direction(rng) * rng.uniform(0.2, 1.0), _direction(rng) * rng.uniform(0, 0.25)]
+                [_direction(rng) * rng.uniform(0.2, 1.0), _direction(rng) * rng.uniform(0, 0.5)]
             )
         extra = self._noise + (self._push if self._left else 0.0)
         self._left = max(0, self._left - 1)
+        if not self._slipping and rng.random() < self.SLIPS:
+            self._slipping = int(rng.integers(4, 9))
+        grip = -action[6] if self._slipping else action[6]
+        self._slipping = max(0, self._slipping - 1)
         disturbed = action[:6] + extra * (self.DELICATE if delicate else 1.0)
-        return np.append(np.clip(disturbed, -1.0, 1.0), action[6])
+        return np.append(np.clip(disturbed, -1.0, 1.0), grip)
 
 
 def _direction(rng: np.random.Generator) -> Array:

@@ -19,6 +19,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from ddp_cli.config import TrainConfig
+from ddp_cli.core.policy import FUSED
 from ddp_cli.core.vision import small
 from ddp_cli.core.windows import window_bounds
 from ddp_cli.data.store import Store
@@ -56,25 +57,30 @@ class PlainDataset(torch.utils.data.Dataset):
 
 
 class PlainEncoder(nn.Module):
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, shape: tuple[int, int]) -> None:
         super().__init__()
+        self.keypoints = None
         if kind == "small":
-            self.net, width = small()
+            self.net = nn.Sequential(small(), nn.Flatten())
+            seen = self.net(torch.zeros(1, 3, *shape)).shape[1]
         else:
             net = torchvision.models.resnet18(norm_layer=lambda c: nn.GroupNorm(c // 16, c))
-            self.net, width = nn.Sequential(*list(net.children())[:-2]), 512
-        self.keypoints = nn.Conv2d(width, 32, 1)
-        self.linear = nn.Linear(64, 64)
+            self.net = nn.Sequential(*list(net.children())[:-2])
+            self.keypoints, seen = nn.Conv2d(512, 32, 1), 64
+        self.linear = nn.Linear(seen, 64)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heat = self.keypoints(self.net(x))
+        x = self.net(x)
+        return F.relu(self.linear(x if self.keypoints is None else self.points(self.keypoints(x))))
+
+    def points(self, heat: torch.Tensor) -> torch.Tensor:
         b, k, h, w = heat.shape
         attention = F.softmax(heat.reshape(b, k, -1), dim=-1)
-        y, x_ = torch.meshgrid(
+        y, x = torch.meshgrid(
             torch.linspace(-1, 1, h, device=heat.device), torch.linspace(-1, 1, w, device=heat.device), indexing="ij"
         )
-        points = torch.stack([(attention * x_.flatten()).sum(-1), (attention * y.flatten()).sum(-1)], -1)
-        return F.relu(self.linear(points.flatten(1)))
+        points = torch.stack([(attention * x.flatten()).sum(-1), (attention * y.flatten()).sum(-1)], -1)
+        return points.flatten(1)
 
 
 class PlainPolicy(nn.Module):
@@ -82,8 +88,15 @@ class PlainPolicy(nn.Module):
         super().__init__()
         p = config.policy
         self.config = config
-        self.encoders = nn.ModuleDict({key: PlainEncoder(p.encoder) for key in CAMERAS})
+        self.encoders = nn.ModuleDict({key: PlainEncoder(p.encoder, p.crop_shape) for key in CAMERAS})
         features = 64 * len(CAMERAS) + sum(PROPRIO.values())
+        self.fusion = None
+        if p.fusion:
+            w = p.fusion
+            self.fusion = nn.Sequential(
+                nn.Linear(features, w), nn.GELU(), nn.Linear(w, w), nn.GELU(), nn.Linear(w, FUSED)
+            )
+            features += FUSED
         c = p.n_emb
         self.input_emb, self.cond_emb, self.head = nn.Linear(7, c), nn.Linear(features, c), nn.Linear(c, 7)
         self.pos_emb = nn.Parameter(torch.randn(1, p.horizon, c) * 0.02)
@@ -114,13 +127,16 @@ class PlainPolicy(nn.Module):
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         pictures = [e(batch[k].flatten(0, 1)).unflatten(0, batch[k].shape[:2]) for k, e in self.encoders.items()]
         cond = torch.cat([*pictures, *(batch[k] for k in PROPRIO)], -1)
+        if self.fusion is not None:
+            cond = torch.cat([cond, self.fusion(cond)], -1)
         action = batch["action"]
         total = torch.zeros((), device=action.device)
         for _ in range(self.config.noise_samples):
             noise = torch.randn_like(action)
             k = torch.randint(0, 100, (len(action),), device=action.device)
             noisy = self.scheduler.add_noise(action, noise, k)
-            total = total + F.mse_loss(self.denoise(noisy, k, cond), noise)
+            target = noise if self.config.policy.prediction_type == "epsilon" else action
+            total = total + F.mse_loss(self.denoise(noisy, k, cond), target)
         return total / self.config.noise_samples
 
 

@@ -20,7 +20,7 @@ def test_soft_argmax_points_at_the_peak() -> None:
 
 @pytest.mark.parametrize("kind", ["resnet18", "small"])
 def test_encoders_end_in_64_features_and_learn(kind: str) -> None:
-    encoder = ImageEncoder(kind)
+    encoder = ImageEncoder(kind, (76, 76))
     features = encoder(torch.randn(2, 3, 76, 76))
     assert features.shape == (2, 64)
     features.sum().backward()
@@ -28,7 +28,7 @@ def test_encoders_end_in_64_features_and_learn(kind: str) -> None:
 
 
 def test_resnet_has_group_norm_of_16_channels() -> None:
-    norms = [m for m in ImageEncoder("resnet18").modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
+    norms = [m for m in ImageEncoder("resnet18", (76, 76)).modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
     assert len(norms) == 20
     assert all(isinstance(m, nn.GroupNorm) and m.num_channels == 16 * m.num_groups for m in norms)
 
