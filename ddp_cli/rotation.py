@@ -19,6 +19,11 @@ def matrix_to_rotvec(matrix: Array) -> Array:
     return np.asarray(Rotation.from_matrix(matrix).as_rotvec())
 
 
+def quaternion_to_matrix(quaternion: Array) -> Array:
+    """(..., 4) quaternions x, y, z, w -> (..., 3, 3)."""
+    return np.asarray(Rotation.from_quat(quaternion).as_matrix())
+
+
 def rotation_angle(a: Array, b: Array) -> float:
     """Angle between two (3, 3) rotations [rad]."""
     return float(np.linalg.norm(matrix_to_rotvec(a.T @ b)))

@@ -21,7 +21,8 @@ from ddp_cli.core.run import create_run, go
 from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.demos import Demo, DemoWriter
+from ddp_cli.data.demos import Demo
+from ddp_cli.data.recording import DemoWriter
 from ddp_cli.data.store import Store
 from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args
@@ -74,7 +75,7 @@ def lift_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lift_zarr(lift_demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "lift.zarr"
-    convert(lift_demos, path, "fast", 1, lambda *_: None)
+    convert(lift_demos, path, 1, lambda *_: None)
     return path
 
 

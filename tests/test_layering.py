@@ -32,7 +32,7 @@ FLOORS = [
 OWNERS = {
     "robosuite": ["sim/simulator.py", "sim/stepping.py"],
     "mujoco": ["sim/renderer.py", "sim/simulator.py", "sim/stepping.py"],
-    "h5py": ["data/demos.py"],
+    "h5py": ["data/demos.py", "data/recording.py"],
     "zarr": ["data/store.py"],
     "imageio": ["sim/video.py"],
     "PIL": ["sim/overlay.py"],

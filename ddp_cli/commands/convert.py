@@ -1,4 +1,4 @@
-"""`ddp convert`: raw demonstrations to a zarr store."""
+"""`ddp convert`: recorded demonstrations to a zarr store."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.errors import DdpError
+
+STORE_MARKS = ("zarr.json", ".zgroup")
+"""One of these is in every store, of either zarr format."""
 
 if TYPE_CHECKING:
-    from ddp_cli.data.conversion import Converted
+    from ddp_cli.data.conversion import Converted, Wanted
+    from ddp_cli.data.demos import DemoFile
     from ddp_cli.tasks import Task
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="HDF5 file of raw demonstrations.")],
+    source: Annotated[Path, typer.Argument(help="HDF5 file of demonstrations, or a store.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -29,9 +34,33 @@ def convert(
         str,
         typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
     ] = "fast",
+    rerender: Annotated[
+        bool, typer.Option("--rerender", help="Draw pictures anew, also where the file holds some.")
+    ] = False,
     actions: Annotated[
-        str, typer.Option("--actions", help="delta: as recorded; absolute: the goals they set, in the world frame.")
-    ] = "delta",
+        str | None,
+        typer.Option(
+            "--actions",
+            help="delta (of demos, the default), or absolute: the goals they set, in the world frame.",
+            show_default=False,
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option("--filter", help="Only the demos of this filter of the file (mask/...).", show_default=False),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Of these, a slice, for example :50.", show_default=False)
+    ] = None,
+    check: Annotated[
+        int, typer.Option("--check", min=0, help="Demos to execute, to see if they do what they did.")
+    ] = 3,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out demos with faults, and list them.")] = False,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Only say what the source is.")] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option("--preview", help="Show a few episodes of the store: .png or .mp4.", show_default=False),
+    ] = None,
     workers: options.Workers = None,
     zarr_format: Annotated[
         int, typer.Option("--zarr-format", min=2, max=3, help="2 is what most published tools read.")
@@ -39,54 +68,132 @@ def convert(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Set every recorded state, render the cameras, write a zarr store. Run again after Ctrl-C to go on."""
-    from dataclasses import asdict
-
+    """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
+    from ddp_cli.data.conversion import Wanted
     from ddp_cli.data.demos import DemoFile
     from ddp_cli.tasks import check_obs, read_task
 
+    if preview:
+        from ddp_cli.data.preview import check_preview
+
+        check_preview(preview)
+        options.check_output(preview, overwrite)
+    if source.is_dir():
+        _convert_store(source, out, only, actions, zarr_format, inspect, preview, overwrite, json)
+        return
     check_obs(obs)  # the default output is named after it
-    with DemoFile(source, read_task(task) if task else None) as demos:
+    with DemoFile(source, read_task(task) if task else None, subset, inspect) as demos:
         spec = demos.task
+        if inspect:
+            _inspect(demos, json)
+            return
     out = out or options.new_store(spec.name, obs)
-    options.check_output(out, overwrite, ("zarr.json", ".zgroup"))
+    options.check_output(out, overwrite, STORE_MARKS)
+    wanted = Wanted(obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format)
     started = time.perf_counter()
-    done = run_conversion(source, out, render, workers, zarr_format, actions, spec, obs)
-    seconds = time.perf_counter() - started
+    done = run_conversion(source, out, wanted, workers, spec)
+    _report(out, spec, done, time.perf_counter() - started, json)
+    if preview:
+        _preview(out, preview)
+
+
+def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) -> None:
+    from dataclasses import asdict
+
     if json:
         console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
         return
-    rate = f" ({len(spec.images(obs)) * done.frames / seconds:.0f} images/s)" if spec.images(obs) else ""
+    pictures = len(task.images(done.obs)) * done.frames / seconds
+    how = "taken from the file" if done.observations else "drawn"
+    rate = f" ({pictures:.0f} images/s, {how})" if pictures else ""
     console.result(
         f"{out}: {done.episodes} episodes, {done.frames} steps, {done.megabytes:.1f} MB, "
         f"in {console.duration(seconds)}{rate}"
     )
+    for name, why in done.left_out.items():
+        console.result(f"left out {name}: {why}")
+    _tell(done)
+
+
+def _convert_store(
+    source: Path,
+    out: Path | None,
+    only: str | None,
+    actions: str | None,
+    zarr_format: int,
+    inspect: bool,
+    preview: Path | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    from ddp_cli.data.copying import copy_store
+    from ddp_cli.data.inspection import inspect_store
+    from ddp_cli.data.store import Store
+
+    store = Store(source)
+    if inspect:
+        found = inspect_store(store)
+        if json:
+            console.print_json(found)
+        else:
+            console.table(str(source), [(key, str(value)) for key, value in found.items()])
+        return
+    if out is None and preview is None:
+        raise DdpError(f"'{source}' is a store already.", "Name another with --out, or look at it: --preview x.png.")
+    if out is not None:
+        options.check_output(out, overwrite, STORE_MARKS)
+        with console.progress(f"convert {source.name}") as update:
+            steps = copy_store(store, out, only, actions, zarr_format, lambda done, total: update(done, total, "steps"))
+        store = Store(out)
+        if json:
+            console.print_json({"out": str(out), "episodes": len(store.episode_ends), "frames": steps})
+        else:
+            console.result(f"{out}: {len(store.episode_ends)} episodes, {steps} steps, copied from {source}")
+    if preview:
+        _preview(store.path, preview)
+
+
+def _preview(store: Path, path: Path) -> None:
+    from ddp_cli.data.preview import write_preview
+    from ddp_cli.data.store import Store
+
+    write_preview(Store(store), path)
+    console.note(f"Look at {path}")
+
+
+def _tell(done: Converted) -> None:
+    from ddp_cli.data.verdict import in_words
+
+    text = f"check {in_words(done.check)}"
+    if done.check["result"] == "failed":
+        console.warn(f"{text} `ddp train` refuses this store without --allow-unverified.")
+    else:
+        console.result(text)
+
+
+def _inspect(demos: DemoFile, json: bool) -> None:
+    from ddp_cli.data.inspection import inspect, rows
+
+    found = inspect(demos)
+    if json:
+        console.print_json(found)
+    else:
+        console.table(str(demos.path), rows(found))
 
 
 def run_conversion(
-    source: Path,
-    out: Path,
-    render: str,
-    workers: int | None,
-    zarr_format: int = 3,
-    actions: str = "delta",
-    task: Task | None = None,
-    obs: str = "image",
+    source: Path, out: Path, wanted: Wanted, workers: int | None = None, task: Task | None = None
 ) -> Converted:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
     from ddp_cli.parallel import default_workers
 
-    started = time.perf_counter()
-    first = -1
+    started: dict[str, tuple[float, int]] = {}
     with console.progress(f"convert {source.name}") as update:
 
-        def progress(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first < 0 else first
-            rate = (done - first) / (time.perf_counter() - started)
-            update(done, total, f"steps, {rate:.0f}/s")
+        def progress(what: str, done: int, total: int) -> None:
+            since, first = started.setdefault(what, (time.perf_counter(), done))
+            rate = (done - first) / max(time.perf_counter() - since, 1e-9)
+            update(done, total, f"steps, {rate:.0f}/s" if what == "convert" else "demos checked")
 
-        return convert_demos(
-            source, out, render, workers or default_workers(), progress, zarr_format, actions, task, obs
-        )
+        return convert_demos(source, out, workers or default_workers(), progress, wanted, task)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ddp_cli.core.distributed import Processes
     from ddp_cli.core.run import Run
     from ddp_cli.core.training import Progress
+    from ddp_cli.data.store import Store
 
 
 def train(
@@ -68,6 +69,9 @@ def train(
         int | None,
         typer.Option("--keep", min=1, help="Newest checkpoints to keep, besides the best; 10.", show_default=False),
     ] = None,
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Train on a store whose demos did not do what they did.")
+    ] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Record to Weights & Biases as well.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of runs, and do not train.")] = False,
     device: options.Device = "auto",
@@ -104,8 +108,9 @@ def train(
         else:
             given = {**lengths, "eval_every": eval_every, "keep": keep}
             run = _begin(
-                task, obs or "image", preset, config, settings, given, data, runs, name, init_from, chosen, together
-            )
+                task, obs or "image", preset, config, settings, given, data, runs, name, init_from, chosen, together,
+                allow_unverified,
+            )  # fmt: skip
         with _stoppable() as stopped, console.progress(f"train {task}") as update:
 
             def report(p: Progress) -> None:
@@ -151,6 +156,7 @@ def _begin(
     init_from: Path | None,
     device: object,
     together: Processes,
+    allow_unverified: bool,
 ) -> Run:
     import torch
 
@@ -168,6 +174,7 @@ def _begin(
     train_config(spec, obs, preset, file, values)  # refuse what is wrong before a store is made
     weights = resolve_checkpoint(init_from, runs) if init_from else None
     store = Store(data or together.from_first(lambda: _default_store(spec, obs)))
+    _check_verified(store, allow_unverified)
     values.setdefault("actions", store.attrs["action"]["convention"])
     wanted = train_config(spec, obs, preset, file, values)
     folder = together.from_first(lambda: runs / spec.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S")))
@@ -179,6 +186,18 @@ def _begin(
         f"{run.trainer.total} steps of {wanted.batch_size}{rate}, on {device}{shared}"
     )
     return run
+
+
+def _check_verified(store: Store, allow: bool) -> None:
+    """DdpError if the demos of `store` did something else here than where they were recorded."""
+    from ddp_cli.data.verdict import in_words
+
+    if store.check["result"] == "failed" and not allow:
+        raise DdpError(
+            f"'{store.path}' failed its check: {store.check['why']}.",
+            "A policy would learn to do something else. Add --allow-unverified to train all the same.",
+        )
+    console.note(f"{store.path}: check {in_words(store.check)}")
 
 
 @contextmanager
@@ -224,6 +243,7 @@ def _refuse_with_resume(**given: object) -> None:
 
 def _default_store(task: Task, obs: str) -> Path:
     from ddp_cli.commands.convert import run_conversion
+    from ddp_cli.data.conversion import Wanted
 
     store = options.known_store(task.name, obs)
     if not store.exists():
@@ -234,6 +254,6 @@ def _default_store(task: Task, obs: str) -> Path:
                 "Name a store with --data, or make one with `ddp convert`.",
             )
         console.note(f"no {store}: converting the sample demos {source} first")
-        done = run_conversion(source, store, "fast", None, task=task, obs=obs)
+        done = run_conversion(source, store, Wanted(obs), task=task)
         console.note(f"{store}: {done.episodes} episodes, {done.frames} steps")
     return store

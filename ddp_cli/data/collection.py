@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_cli.data.demos import Demo, DemoWriter
+from ddp_cli.data.demos import Demo
+from ddp_cli.data.recording import DemoWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.experts import VERSION, check_demonstrator, demonstrations

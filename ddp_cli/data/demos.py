@@ -1,34 +1,38 @@
-"""Raw demonstrations in and out (HDF5, robomimic's raw layout); the only user of h5py.
+"""Raw demonstrations in (HDF5): those of `ddp collect`, of robosuite's collector, and robomimic's files.
 
-data                    attrs: env_args (JSON), total [steps], task, attempts, failures, ...
+data                    attrs: env_args (JSON), or env, env_info and repository_version; see origin.py
 data/demo_i/states      (n, S) float64  state *before* action i: time, qpos, qvel
 data/demo_i/actions     (n, 7) float64, as executed: replaying them gives the states
 data/demo_i/intended    (n, 7) float64, optional: what the demonstrator asked for where it was disturbed
-data/demo_i             attrs: num_samples, seed, model (name below `models`)
-models/<hash>           zlib-compressed XML of the model; one where all demos share it
+data/demo_i/obs/<key>   (n, ...) optional: what was seen before each action
+data/demo_i             attrs: num_samples, seed, and the model: its XML, or the name of a file in the folder `models`
+                        beside (both model_file), or the name of an entry of the group `models` (model)
+models/<hash>           zlib-compressed XML of a model; one where all demos share it
+mask/<key>              names of some demos: a filter
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import DataError, WorkerError
-from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
+from ddp_cli.data.origin import Origin, read_origin
+from ddp_cli.errors import ConfigError, DataError, close_match
+from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, task_of_env
 
 FORMAT = 1
-SLACK = 1 << 16  # [bytes] of HDF5's own around a demo
+LARGEST = 1 << 32  # [bytes] of an array: a damaged file may claim any size
+PROBLEMS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error)
+"""What h5py raises where a file is damaged."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Demo:
     """One recorded episode: `states` (n, S) and executed `actions` (n, 7), float64; `xml` may be empty.
 
     `intended` (n, 7): what a disturbed demonstrator wanted to do, which is what a policy should learn.
+    `obs`: recorded observations (n, ...), where they were asked for.
     """
 
     states: NDArray[np.float64]
@@ -43,6 +48,8 @@ class Demo:
     xml: str = ""
     seed: int = -1
     intended: NDArray[np.float64] | None = None
+    name: str = ""
+    obs: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, NDArray[np.float64]]:
@@ -56,118 +63,14 @@ class Demo:
         return self.actions if self.intended is None else self.intended
 
 
-class DemoWriter:
-    """Appends demos to PATH.partial and names it PATH when finished.
-
-    An interrupted file is picked up where it ended when `identity` (everything that decides the
-    content) is the same; otherwise it is begun anew.
-    """
-
-    def __init__(self, path: Path, env_args: dict[str, Any], identity: dict[str, Any]) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(identity, sort_keys=True)
-        self._file = self._reopen(text)
-        if self._file is None:
-            self._file = h5py.File(self.partial, "w")
-            data = self._file.create_group("data")
-            self._file.create_group("models")
-            data.attrs["env_args"] = json.dumps(env_args, sort_keys=True)
-            data.attrs["identity"] = text
-            data.attrs["format"] = FORMAT
-            self._count({"demos": 0, "attempts": 0, "failures": 0, "total": 0})
-            self._file.flush()
-
-    def _reopen(self, identity: str) -> h5py.File | None:
-        try:
-            file = h5py.File(self.partial, "r+")
-            if file["data"].attrs["identity"] == identity:
-                extra = f"demo_{json.loads(file['data'].attrs['counts'])['demos']}"
-                if extra in file["data"]:  # cut off between the arrays and the count
-                    del file["data"][extra]
-                return file
-            file.close()
-        except (OSError, KeyError, RuntimeError):
-            pass  # absent, or damaged by the interruption
-        return None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """`demos` in the file, `attempts` made for them, `failures` among these, `total` steps."""
-        return dict(json.loads(self._data.attrs["counts"]))
-
-    def _count(self, counts: dict[str, int]) -> None:
-        self._data.attrs["counts"] = json.dumps(counts)  # one attribute: all of them, or none
-
-    @property
-    def _data(self) -> h5py.Group:
-        assert self._file is not None
-        return self._file["data"]
-
-    def append(self, demo: Demo | None) -> None:
-        """Counts one attempt; adds its demo, or notes a failure for None."""
-        data, counts = self._data, self.counts
-        if demo is not None:
-            self._reserve(sum(array.nbytes for array in demo.arrays.values()) + len(demo.xml) + SLACK)
-            group = data.create_group(f"demo_{counts['demos']}")
-            for name, array in demo.arrays.items():
-                group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
-            group.attrs["num_samples"] = len(demo.actions)
-            group.attrs["seed"] = demo.seed
-            group.attrs["model"] = self._model(demo.xml)
-            counts["demos"] += 1
-            counts["total"] += len(demo.actions)
-        else:
-            counts["failures"] += 1
-        counts["attempts"] += 1
-        self._count(counts)
-        data.file.flush()
-
-    def _reserve(self, size: int) -> None:
-        """OSError unless the disk takes `size` more bytes. HDF5 itself does not survive a failed write."""
-        if hasattr(os, "posix_fallocate"):
-            with self.partial.open("rb+") as f:
-                end = f.seek(0, os.SEEK_END)
-                try:
-                    os.posix_fallocate(f.fileno(), end, size)
-                finally:
-                    f.truncate(end)
-
-    def _model(self, xml: str) -> str:
-        name = hashlib.sha256(xml.encode()).hexdigest()[:16]
-        models = self._data.file["models"]
-        if name not in models:
-            models.create_dataset(name, data=np.frombuffer(zlib.compress(xml.encode(), 9), np.uint8))
-        return name
-
-    def finish(self) -> None:
-        """Makes the file durable under its final name."""
-        assert self._file is not None
-        self._data.attrs.update(self.counts)
-        self._file.close()
-        self._file = None
-        with self.partial.open("rb") as f:
-            os.fsync(f.fileno())
-        self.partial.replace(self.path)
-
-    def __enter__(self) -> DemoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            if kind is not None and not issubclass(kind, KeyboardInterrupt | WorkerError):
-                self.partial.unlink(missing_ok=True)
-
-
 class DemoFile:
     """A file of raw demonstrations, checked as it is read. Every fault is a DataError that names it.
 
-    Its task is the built-in one of its environment, unless another `task` of that environment is given.
+    Its task is the built-in one of its environment, unless another `task` of that environment is given. With
+    `subset`, only the demos that this filter names. With `any_task`, an environment that no task is of will do.
     """
 
-    def __init__(self, path: Path, task: Task | None = None) -> None:
+    def __init__(self, path: Path, task: Task | None = None, subset: str | None = None, any_task: bool = False) -> None:
         self.path = path
         if not path.is_file():
             raise DataError(
@@ -175,39 +78,82 @@ class DemoFile:
             )
         try:
             self._file = h5py.File(path, "r")
-        except OSError as e:
+        except PROBLEMS as e:
             whole = path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n"
             what = "is a damaged or truncated HDF5 file" if whole else "is not an HDF5 file"
             raise DataError(f"'{path}' {what}.", "Copy or record it again (`ddp collect`).") from e
-        data = self._file.get("data")
-        if not isinstance(data, h5py.Group):
-            raise DataError(
-                f"'{path}' has no group 'data'.", "Expected robomimic's raw layout: data/demo_0/{states,actions}."
-            )
-        self._data = data
-        self.names = sorted((n for n in data if n.startswith("demo_") and n[5:].isdecimal()), key=lambda n: int(n[5:]))
+        try:
+            self._open(task, subset, any_task)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, task: Task | None, subset: str | None, any_task: bool) -> None:
+        with self._blaming("the group 'data'"):
+            data = self._file.get("data")
+            if not isinstance(data, h5py.Group):
+                raise DataError(
+                    f"'{self.path}' has no group 'data'.",
+                    "Expected robomimic's raw layout: data/demo_0/{states,actions}.",
+                )
+            self._data = data
+            self.names = _in_order(data)
+            attrs = self.attrs()
         if not self.names:
-            raise DataError(f"'{path}' has no demonstrations (data/demo_0, ...).", "Record some with `ddp collect`.")
-        self.env_args = self._env_args()
-        env_name = self.env_args["env_name"]
-        self.task: Task = task or task_of_env(env_name)
-        if self.task.env_name != env_name:
             raise DataError(
-                f"'{path}' was recorded in {env_name}, the task '{self.task.name}' is of {self.task.env_name}.",
+                f"'{self.path}' has no demonstrations (data/demo_0, ...).", "Record some with `ddp collect`."
+            )
+        if subset is not None:
+            self.names = self._filtered(subset)
+        self.origin: Origin = read_origin(attrs, f"'{self.path}'")
+        self.task: Task = task or self._known_task(any_task)
+        if self.task.env_name != self.origin.env_name:
+            raise DataError(
+                f"'{self.path}' was recorded in {self.origin.env_name}, "
+                f"the task '{self.task.name}' is of {self.task.env_name}.",
                 "Name the task of this file with --task.",
             )
 
-    def _env_args(self) -> dict[str, Any]:
+    def _known_task(self, any_task: bool) -> Task:
         try:
-            args = json.loads(self._data.attrs["env_args"])
-            if isinstance(args["env_name"], str):
-                return dict(args)
-        except (KeyError, TypeError, ValueError):
-            pass
-        raise DataError(
-            f"'{self.path}' does not say its environment (attribute env_args of 'data').",
-            'Expected JSON with "env_name".',
-        )
+            return task_of_env(self.origin.env_name)
+        except ConfigError as e:
+            if any_task:
+                return Task("none", self.origin.env_name, model_varies=False)
+            raise DataError(f"'{self.path}': {e.message}", e.hint) from e
+
+    @contextmanager
+    def _blaming(self, what: str) -> Iterator[None]:
+        """Turns h5py's errors about damage into a DataError about `what`."""
+        try:
+            yield
+        except DataError:
+            raise
+        except PROBLEMS as e:
+            raise DataError(f"'{self.path}': {what} is damaged.", "Copy or record the file again.") from e
+
+    # -- which demos ------------------------------------------------------------------------------
+
+    @property
+    def filters(self) -> list[str]:
+        """Names of the filters in the file (robomimic's train and valid, for two)."""
+        with self._blaming("the group 'mask'"):
+            mask = self._file.get("mask")
+            return sorted(mask) if isinstance(mask, h5py.Group) else []
+
+    def _filtered(self, subset: str) -> list[str]:
+        if subset not in self.filters:
+            raise DataError(
+                f"'{self.path}' has no filter '{subset}'{close_match(subset, self.filters)}",
+                f"Valid: {', '.join(self.filters)}." if self.filters else "It has none: leave --filter out.",
+            )
+        with self._blaming(f"mask/{subset}"):
+            wanted = {x.decode() if isinstance(x, bytes) else str(x) for x in self._file["mask"][subset][:]}
+        absent = sorted(wanted - set(self.names))
+        if absent or not wanted:
+            what = f"names {absent[0]}, which is not there" if absent else "names no demo"
+            raise DataError(f"'{self.path}': the filter '{subset}' {what}.", "Name another, or leave --filter out.")
+        return [name for name in self.names if name in wanted]
 
     def lengths(self) -> list[int]:
         """Steps of each demo, in order; checks that each has its arrays."""
@@ -218,8 +164,10 @@ class DemoFile:
         with self.path.open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
 
-    def read(self, name: str) -> Demo:
-        """The demo called `name`, checked: sizes of the task, finite, not empty."""
+    # -- one demo ---------------------------------------------------------------------------------
+
+    def read(self, name: str, obs_keys: tuple[str, ...] = ()) -> Demo:
+        """The demo called `name`, checked: sizes of the task, finite, not empty; with recorded observations."""
         states, actions = self._read(name, "states"), self._read(name, "actions")
         where = f"'{self.path}' {name}"
         if len(actions) == 0 or len(states) != len(actions):
@@ -237,15 +185,17 @@ class DemoFile:
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
             raise DataError(
                 f"{where}: actions have shape {actions.shape}, expected (n, {ACTION_DIM}).",
-                "Only single-arm delta actions are read.",
+                "Only the actions of a single arm are read: position, axis-angle, gripper.",
             )
-        group = self._data[name]
-        intended = self._read(name, "intended") if "intended" in group else None
+        intended = self._read(name, "intended") if self._has(name, "intended") else None
         if intended is not None and intended.shape != actions.shape:
             raise DataError(
                 f"{where}: intended has shape {intended.shape}, actions {actions.shape}.", "Record this demo again."
             )
-        demo = Demo(states, actions, self._xml(group), int(group.attrs.get("seed", -1)), intended)
+        with self._blaming(name):
+            seed = self._data[name].attrs.get("seed", -1)
+            seed = int(seed) if isinstance(seed, int | np.integer) else -1
+            demo = Demo(states, actions, self._xml(name), seed, intended, name)
         for key, array in demo.arrays.items():
             bad = np.argwhere(~np.isfinite(array))
             if len(bad):
@@ -258,31 +208,87 @@ class DemoFile:
                 f"{where} has no recorded model (model_file), and the model of '{self.task.name}' varies.",
                 'If only states differ between episodes, say "model_varies": false in the task.',
             )
+        for key in obs_keys:
+            demo.obs[key] = self._observed(name, key, len(actions))
         return demo
 
+    def observations(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Recorded observations of a demo: key -> shape."""
+        if not self._has(name, "obs"):
+            return {}
+        with self._blaming(f"{name}/obs"):
+            group = self._data[name]["obs"]
+            return {key: tuple(array.shape) for key, array in group.items() if isinstance(array, h5py.Dataset)}
+
+    def unseen(self, obs: str, names: list[str]) -> str:
+        """Why the observations of an `image` or `state` policy cannot be taken from `names`; empty if they can."""
+        for key in (*self.task.images(obs), *self.task.vectors("state")):
+            for name in names:
+                why = self._unfit(name, key)
+                if why:
+                    return f"{name} has {why}"
+        return ""
+
+    def _unfit(self, name: str, key: str) -> str:
+        if not self._has(name, f"obs/{key}"):
+            return f"no obs/{key}"
+        array = self._array(name, f"obs/{key}")
+        if key in self.task.cameras:
+            size = (IMAGE_SIZE, IMAGE_SIZE, 3)
+            return "" if array.shape[1:] == size and array.dtype == np.uint8 else f"obs/{key} of {array.shape[1:]}"
+        width = self.task.vectors("state")[key]
+        return "" if array.shape[1:] == (width,) else f"obs/{key} of {array.shape[1:]} instead of ({width},)"
+
+    def _observed(self, name: str, key: str, length: int) -> NDArray[Any]:
+        with self._blaming(f"{name}/obs/{key}"):
+            array = self._array(name, f"obs/{key}")
+            if len(array) != length:
+                raise DataError(
+                    f"'{self.path}' {name}: {len(array)} pictures or values of {key} for {length} actions.",
+                    "Remove this demo, or make its observations anew with --rerender.",
+                )
+            found = np.asarray(array[:])
+        if found.dtype != np.uint8:
+            found = found.astype(np.float32)
+            if not np.isfinite(found).all():
+                raise DataError(f"'{self.path}' {name}: obs/{key} is not finite.", "Make it anew with --rerender.")
+        return found
+
+    def _has(self, name: str, key: str) -> bool:
+        with self._blaming(name):
+            return isinstance(self._data[name], h5py.Group) and key in self._data[name]
+
     def _array(self, name: str, key: str) -> h5py.Dataset:
-        array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None
-        if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
-            raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
-        return array
+        with self._blaming(f"{name}/{key}"):
+            array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None
+            if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
+                raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
+            if array.nbytes > LARGEST:
+                raise DataError(f"'{self.path}' {name}: {key} claims a shape of {array.shape}.", "Copy the file again.")
+            return array
 
     def _read(self, name: str, key: str) -> NDArray[np.float64]:
-        try:
+        with self._blaming(f"{name}/{key}"):
             return np.asarray(self._array(name, key)[:], dtype=np.float64)
-        except OSError as e:
-            raise DataError(f"'{self.path}' {name}/{key} is damaged.", "Copy or record the file again.") from e
 
-    def _xml(self, group: h5py.Group) -> str:
-        if "model_file" in group.attrs:  # robomimic and robosuite keep the text beside each demo
-            return str(group.attrs["model_file"])
-        if "model" in group.attrs:
+    def _xml(self, name: str) -> str:
+        attrs = self._data[name].attrs
+        if "model_file" in attrs:
+            text = str(attrs["model_file"])
+            return text if text.lstrip().startswith("<") else self._model_beside(text)
+        if "model" in attrs:
             try:
-                return zlib.decompress(self._file["models"][group.attrs["model"]][:].tobytes()).decode()
-            except (KeyError, zlib.error, UnicodeDecodeError) as e:
+                return zlib.decompress(self._file["models"][attrs["model"]][:].tobytes()).decode()
+            except PROBLEMS as e:
                 raise DataError(
-                    f"'{self.path}' {group.name}: its model is missing or damaged.", "Copy the file again."
+                    f"'{self.path}' {name}: its model is missing or damaged.", "Copy the file again."
                 ) from e
         return ""
+
+    def _model_beside(self, name: str) -> str:
+        """As robosuite 1.0 keeps it: in the folder `models` beside the file. Empty where that was lost."""
+        path = self.path.parent / "models" / Path(name).name
+        return path.read_text(errors="replace") if path.is_file() else ""
 
     def attrs(self) -> dict[str, Any]:
         """Attributes of `data` as plain values."""
@@ -300,3 +306,8 @@ class DemoFile:
 
     def __iter__(self) -> Iterator[Demo]:
         return (self.read(name) for name in self.names)
+
+
+def _in_order(data: h5py.Group) -> list[str]:
+    """demo_0, demo_1, ..., demo_10: in the order of their numbers, which may have gaps."""
+    return sorted((n for n in data if n.startswith("demo_") and n[5:].isdecimal()), key=lambda n: int(n[5:]))

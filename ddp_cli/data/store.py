@@ -30,10 +30,15 @@ FRAMES_PER_CHUNK = 64
 ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
 
 
+PROGRESS = ("episodes", "complete", "check")
+"""Attributes that change while a store is written."""
+
+
 class StoreWriter:
     """Writes PATH.partial episode by episode and names it PATH when finished.
 
-    `lengths` are the steps of all episodes. A partial store with the same attributes is continued.
+    `lengths` are the steps of all episodes. A partial store with the same attributes is continued. Whole chunks are
+    written, so what `append` was given last may still be in memory: `episodes` counts what is on the disk.
     """
 
     def __init__(
@@ -49,11 +54,16 @@ class StoreWriter:
             "total": int(self._ends[-1]),
         }
         self._root = self._reopen(wanted, zarr_format) or self._create(task, len(lengths), wanted, zarr_format)
+        self._given = self.episodes
+        first = int(self._ends[self._given - 1]) if self._given else 0
+        # What waits, and its first row: one value, since Ctrl-C may come between any two.
+        self._waiting: tuple[int, dict[str, list[NDArray[Any]]]] = (first, {})
 
     def _reopen(self, wanted: dict[str, Any], zarr_format: int) -> zarr.Group | None:
         try:
             root = zarr.open_group(self.partial, mode="r+")
-            kept = {k: v for k, v in root.attrs.asdict().items() if k != "episodes"}
+            kept = {k: v for k, v in root.attrs.asdict().items() if k not in PROGRESS}
+            wanted = {k: v for k, v in wanted.items() if k not in PROGRESS}
             same = kept == wanted and "episodes" in root.attrs and root.metadata.zarr_format == zarr_format
             return root if same else None
         except (FileNotFoundError, ValueError, KeyError):
@@ -92,17 +102,33 @@ class StoreWriter:
 
     def append(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Adds the next episode: every key of `data`, (length, ...)."""
-        i = self.episodes
-        rows = slice(int(self._ends[i - 1]) if i else 0, int(self._ends[i]))
         for key, array in arrays.items():
-            self._root[f"data/{key}"][rows] = array  # type: ignore[index]
-        self._root.attrs["episodes"] = i + 1
+            self._waiting[1].setdefault(key, []).append(array)
+        end = int(self._ends[self._given])
+        self._given += 1
+        # A chunk that is written in two parts is compressed twice, and read in between.
+        self._write(end if self._given == len(self._ends) else end // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK)
 
-    def finish(self) -> None:
-        """Marks the store complete and gives it its final name."""
+    def flush(self) -> None:
+        """Writes what waits: nobody knows if there will be more."""
+        if self._given:
+            self._write(int(self._ends[self._given - 1]))
+
+    def _write(self, end: int) -> None:
+        """Puts what waits on the disk, up to row `end`."""
+        first, waiting = self._waiting
+        if end <= first:
+            return
+        rows = {key: np.concatenate(parts) for key, parts in waiting.items()}
+        for key, array in rows.items():
+            self._root[f"data/{key}"][first:end] = array[: end - first]  # type: ignore[index]
+        self._waiting = end, {key: [array[end - first :]] for key, array in rows.items()}
+        self._root.attrs["episodes"] = int(np.searchsorted(self._ends, end, side="right"))
+
+    def finish(self, found: dict[str, Any]) -> None:
+        """Marks the store complete, with more attributes, and gives it its final name."""
         assert self.episodes == len(self._ends)
-        del self._root.attrs["episodes"]
-        self._root.attrs["complete"] = True
+        self._root.attrs.update({**found, "complete": True})
         if self.path.exists():
             shutil.rmtree(self.path)
         self.partial.rename(self.path)
@@ -157,9 +183,19 @@ class Store:
         array = self._array(key)
         return math.prod(array.shape) * array.dtype.itemsize
 
+    def has(self, key: str) -> bool:
+        """Whether there is data/`key`."""
+        return f"data/{key}" in self._root
+
     def is_picture(self, key: str) -> bool:
         """Whether data/`key` holds pictures."""
         return len(self.shape(key)) == 4
+
+    @property
+    def check(self) -> dict[str, Any]:
+        """What came of executing some of its demos; see data/verification.py."""
+        found = self.attrs.get("check")
+        return found if isinstance(found, dict) else {"result": "not verified", "why": "an older ddp made the store"}
 
     def content_hash(self) -> str:
         """SHA-256 of the actions and the ends of the episodes."""

@@ -89,10 +89,11 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
 
 class Simulator:
     """One environment of `task`. `render` names the profile that its cameras use, `actions` the convention
-    that `step` takes. ConfigError when the task asks for what the environment does not have.
+    that `step` takes; without `lite_physics` it steps as robosuite did until 1.4.1. ConfigError when the task
+    asks for what the environment does not have.
     """
 
-    def __init__(self, task: Task, render: str = "fast", actions: str = "delta") -> None:
+    def __init__(self, task: Task, render: str = "fast", actions: str = "delta", lite_physics: bool = True) -> None:
         check_profile(render)
         check_actions(actions)
         robosuite = _import_robosuite()
@@ -102,7 +103,7 @@ class Simulator:
         self._obeys = actions == "delta"
         self._renderer: Renderer | None = None
         self._step: Callable[[Array], Any] | None = None
-        kwargs = env_args(task, actions)["env_kwargs"]
+        kwargs = env_args(task, actions)["env_kwargs"] | {"lite_physics": lite_physics}
         check_environment(task.env_name, robosuite.ALL_ENVIRONMENTS)
         try:
             # Where only the state differs per episode, a soft reset is exact and 100x faster.
@@ -224,9 +225,13 @@ class Simulator:
 
     def load_xml(self, xml: str) -> None:
         """Replaces the model by a recorded one (files are looked up in the installed robosuite)."""
+        import mujoco
+
         try:
+            here = self._env.edit_model_xml(xml)
+            mujoco.MjModel.from_xml_string(here)  # robosuite gives up the present model before it tries
             self._step = None
-            self._env.reset_from_xml_string(self._env.edit_model_xml(xml))
+            self._env.reset_from_xml_string(here)
         except (ValueError, KeyError, AttributeError, SyntaxError) as e:  # ElementTree's errors are SyntaxErrors
             raise SimulatorError(f"the recorded model does not load: {str(e).splitlines()[0]}.") from e
 

@@ -1,4 +1,4 @@
-"""Video files; the only user of imageio."""
+"""Video files and pictures; the only user of imageio."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import imageio.v2 as imageio
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.disk import replacing
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import CONTROL_HZ
 
@@ -110,6 +111,12 @@ class VideoWriter:
             f"the encoder stopped while writing '{self.path}': the disk is full, or the folder cannot be written.",
             "Free some space, or name a video on another disk.",
         )
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """`picture` (H, W, 3) as PNG."""
+    with replacing(path) as partial:
+        imageio.imwrite(partial, picture, format="png")
 
 
 def read_video(path: Path) -> NDArray[np.uint8]:

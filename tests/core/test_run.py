@@ -408,7 +408,7 @@ def test_a_task_without_an_object_trains_on_its_own_store_only(tmp_path: Path) -
     writer = StoreWriter(tmp_path / "s.zarr", task, [20], attributes | {"source": {"sha256": "x", "demos": [0]}}, 3)
     arrays = {"frontview_image": np.zeros((20, 84, 84, 3), np.uint8), "action": np.zeros((20, 7), np.float32)}
     writer.append(arrays | {k: np.ones((20, w), np.float32) for k, w in task.low_dim.items()})
-    writer.finish()
+    writer.finish({})
     store = Store(tmp_path / "s.zarr")
     run = create(tmp_path / "run", train_config(task, "image", "laptop", None, TINY | {"steps": 1}), store)
     assert set(run.trainer.step()) == {"noise", "action", "total", "grad_norm"}

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from conftest import Recorded
 
-from ddp_cli.data.conversion import convert
+from ddp_cli.data.conversion import Wanted, convert
 from ddp_cli.data.demos import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
+
+UNCHECKED, STATE = Wanted(check=0), Wanted("state", check=0)
+
+
+def quiet(*_: object) -> None:
+    """No progress."""
 
 
 def test_the_store_holds_what_a_rollout_would_see(lift_demos: Path, lift_store: Store) -> None:
@@ -46,14 +52,14 @@ def test_demos_that_do_not_say_what_was_intended_teach_what_was_done(lift_demos:
         for name in ("demo_0", "demo_1"):
             del f[f"data/{name}/intended"]
         executed = np.concatenate([f[f"data/{name}/actions"][:] for name in ("demo_0", "demo_1")])
-    convert(copy, tmp_path / "s.zarr", "fast", 1, lambda *_: None, obs="state")
+    convert(copy, tmp_path / "s.zarr", 1, quiet, STATE)
     np.testing.assert_allclose(Store(tmp_path / "s.zarr").read("action"), executed, atol=1e-7)
 
 
 def test_a_store_for_state_policies_has_no_pictures_and_the_same_numbers(
     lift_demos: Path, lift_store: Store, tmp_path: Path
 ) -> None:
-    convert(lift_demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, obs="state")
+    convert(lift_demos, tmp_path / "s.zarr", 1, quiet, STATE)
     store = Store(tmp_path / "s.zarr")
     for key in (*lift_store.task.vectors("state"), "action"):
         np.testing.assert_array_equal(store.read(key), lift_store.read(key))
@@ -64,7 +70,7 @@ def test_a_store_for_state_policies_has_no_pictures_and_the_same_numbers(
 
 def test_several_processes_write_the_same_store(lift_demos: Path, lift_store: Store, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    convert(lift_demos, tmp_path / "two.zarr", "fast", 2, lambda *c: calls.append(c))
+    convert(lift_demos, tmp_path / "two.zarr", 2, lambda _, *c: calls.append(c), UNCHECKED)
     other = Store(tmp_path / "two.zarr")
     for key in ("agentview_image", "robot0_eye_in_hand_image", "object", "robot0_eef_pos", "action"):
         np.testing.assert_array_equal(other.read(key), lift_store.read(key))
@@ -73,15 +79,15 @@ def test_several_processes_write_the_same_store(lift_demos: Path, lift_store: St
 
 
 def test_an_interrupted_conversion_goes_on(lift_demos: Path, lift_store: Store, tmp_path: Path) -> None:
-    def interrupt(done: int, _total: int) -> None:
+    def interrupt(_what: str, done: int, _total: int) -> None:
         if done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(lift_demos, tmp_path / "s.zarr", "fast", 1, interrupt)
+        convert(lift_demos, tmp_path / "s.zarr", 1, interrupt, UNCHECKED)
     assert not (tmp_path / "s.zarr").exists()
     calls: list[int] = []
-    convert(lift_demos, tmp_path / "s.zarr", "fast", 1, lambda done, _: calls.append(done))
+    convert(lift_demos, tmp_path / "s.zarr", 1, lambda _, done, __: calls.append(done), UNCHECKED)
     assert calls[0] == lift_store.episode_ends[0]  # the first episode was kept
     np.testing.assert_array_equal(
         Store(tmp_path / "s.zarr").read("agentview_image"), lift_store.read("agentview_image")
@@ -94,14 +100,20 @@ def test_a_bad_demo_leaves_nothing(lift_demos: Path, tmp_path: Path) -> None:
     with h5py.File(copy, "r+") as f:
         f["data/demo_1/actions"][0, 0] = np.nan
     with pytest.raises(DataError, match="demo_1"):
-        convert(copy, tmp_path / "s.zarr", "fast", 1, lambda *_: None)
+        convert(copy, tmp_path / "s.zarr", 1, quiet, UNCHECKED)
     assert list(tmp_path.iterdir()) == [copy]
 
 
 def test_attributes_say_where_the_store_comes_from(lift_demos: Path, lift_store: Store) -> None:
     attrs = lift_store.attrs
     with DemoFile(lift_demos) as file:
-        assert attrs["source"] == {"file": "lift.hdf5", "sha256": file.sha256(), "demos": file.names}
+        assert attrs["source"] == {
+            "file": "lift.hdf5",
+            "sha256": file.sha256(),
+            "demos": file.names,
+            "left_out": {},
+            "observations": [],
+        }
     assert (attrs["task"], attrs["render"], attrs["format"], attrs["complete"]) == ("lift", "fast", 1, True)
     assert attrs["action"]["convention"] == "delta"
     assert set(attrs["versions"]) == {"robosuite", "mujoco"}
@@ -109,7 +121,7 @@ def test_attributes_say_where_the_store_comes_from(lift_demos: Path, lift_store:
 
 def test_a_described_task_is_stored_as_it_was_seen(door: Recorded, tmp_path: Path) -> None:
     """Each door stands where its recorded model has it, which the states do not say."""
-    convert(door.demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=door.task)
+    convert(door.demos, tmp_path / "s.zarr", 1, quiet, UNCHECKED, door.task)
     store = Store(tmp_path / "s.zarr")
     assert store.task == door.task
     places = store.read("object")[[0, 10], :3]
@@ -135,9 +147,7 @@ def test_what_does_not_fit_the_environment_is_refused(
     door: Recorded, tmp_path: Path, changes: dict, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        convert(
-            door.demos, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=dataclasses.replace(door.task, **changes)
-        )
+        convert(door.demos, tmp_path / "s.zarr", 1, quiet, UNCHECKED, dataclasses.replace(door.task, **changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,4 +160,4 @@ def test_states_of_another_size_are_refused(door: Recorded, tmp_path: Path) -> N
             del demo["states"]
             demo["states"] = states
     with pytest.raises(SimulatorError, match=r"22 values does not fit Door \(23\)"):
-        convert(path, tmp_path / "s.zarr", "fast", 1, lambda *_: None, task=door.task)
+        convert(path, tmp_path / "s.zarr", 1, quiet, UNCHECKED, door.task)

@@ -132,7 +132,7 @@ def test_a_store_ten_times_the_budget_is_read_within_it(lift_store: Store, tmp_p
         writer.append(
             dict.fromkeys(CAMERAS, pictures) | {k: np.zeros((1000, n), np.float32) for k, n in low_dim.items()}
         )
-    writer.finish()
+    writer.finish({})
     store = Store(tmp_path / "large.zarr")
     assert sum(store.nbytes(k) for k in CAMERAS) == steps * 2 * 84 * 84 * 3 > 10 * budget_mb * 1e6
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import Recorded
 
-from ddp_cli.data.demos import Demo, DemoFile, DemoWriter
-from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.data.demos import Demo, DemoFile
+from ddp_cli.data.recording import DemoWriter
+from ddp_cli.errors import DataError
 from ddp_cli.tasks import get_task, task_from_json
 
 ENV_ARGS = {"env_name": "Lift", "env_kwargs": {}}
@@ -67,6 +68,50 @@ def test_robomimics_own_layout_is_read(tmp_path: Path) -> None:
         group.attrs["model_file"] = "<mujoco/>"
     with DemoFile(path) as file:
         assert file.read("demo_1").xml == "<mujoco/>"
+
+
+def test_robosuites_own_layouts_are_read(tmp_path: Path) -> None:
+    """1.4 and 1.5 keep the model beside the states, 1.0 in a folder beside the file."""
+    path = tmp_path / "demo.hdf5"
+    with h5py.File(path, "w") as f:
+        f.create_group("data").attrs.update({"env": "Lift", "env_info": "{}", "repository_version": "1.0.0"})
+        for number, model in ((1, "model_1.xml"), (3, "<mujoco/>"), (12, "lost.xml")):
+            group = f.create_group(f"data/demo_{number}")
+            group["states"], group["actions"] = demo(seed=number).states, demo(seed=number).actions
+            group.attrs["model_file"] = model
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/model_1.xml").write_text("<old/>")
+    with DemoFile(path) as file:
+        assert [d.xml for d in file] == ["<old/>", "<mujoco/>", ""]
+        assert (file.origin.version, file.origin.tool) == ("1.0.0", "robosuite's collector")
+
+
+def test_a_model_is_looked_for_beside_the_file_only(tmp_path: Path) -> None:
+    (tmp_path / "secret.xml").write_text("<secret/>")
+    (tmp_path / "d").mkdir()
+    path = write(tmp_path / "d/d.hdf5", demo())
+    with h5py.File(path, "r+") as f:
+        f["data/demo_0"].attrs["model_file"] = "../secret.xml"
+    with DemoFile(path) as file:
+        assert file.read("demo_0").xml == ""
+
+
+def test_filters_choose_demos(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.hdf5", *(demo(3, i) for i in range(12)))
+    with h5py.File(path, "r+") as f:
+        f["mask/valid"] = np.array([b"demo_11", b"demo_2"])
+        f["mask/gone"] = np.array([b"demo_12"])
+        f["mask/empty"] = np.zeros(0, "S8")
+    with DemoFile(path, subset="valid") as file:
+        assert file.names == ["demo_2", "demo_11"]
+        assert file.filters == ["empty", "gone", "valid"]
+    for subset, words in (
+        ("vali", "did you mean 'valid'.*empty, gone, valid"),
+        ("gone", "demo_12"),
+        ("empty", "no demo"),
+    ):
+        with pytest.raises(DataError, match=words):
+            DemoFile(path, subset=subset)
 
 
 def test_an_interrupted_file_is_continued(tmp_path: Path) -> None:
@@ -147,6 +192,24 @@ def broken(tmp_path: Path, kind: str) -> Path:
             data["demo_1/actions"] = np.array([b"x"] * 5)
         elif kind == "no model":
             del f["models"]
+        elif kind == "absurd size":
+            del data["demo_1/states"]
+            data["demo_1"].create_dataset("states", (10**12, 32), "f8", chunks=(1000, 32))
+        elif kind == "data is an array":
+            del f["data"]
+            f["data"] = np.zeros(3)
+        elif kind == "demo is an array":
+            del data["demo_1"]
+            data["demo_1"] = np.zeros(3)
+        elif kind == "states are a group":
+            del data["demo_1/states"]
+            data.create_group("demo_1/states")
+        elif kind == "a link into nothing":
+            del data["demo_1/actions"]
+            data["demo_1/actions"] = h5py.SoftLink("/nowhere")
+        elif kind == "another file":
+            del data["demo_1/actions"]
+            data["demo_1/actions"] = h5py.ExternalLink("/etc/passwd", "/x")
     return path
 
 
@@ -157,7 +220,7 @@ CASES = {
     "no demos": "no demonstrations",
     "no actions": "demo_1 has no actions",
     "no env_args": "does not say its environment",
-    "env_args no JSON": "does not say its environment",
+    "env_args no JSON": "env_args is no JSON object",
     "unknown environment": "'DoorOpen'.*NutAssemblySquare",
     "other task": "demo_0.*32 values, the task 'can' has 71",
     "NaN": r"demo_1.*actions\[3, 2\] is nan",
@@ -169,15 +232,19 @@ CASES = {
     "two arms": r"demo_1.*\(5, 14\)",
     "text actions": "demo_1 has no actions",
     "no model": "demo_0.*model",
+    "absurd size": r"demo_1: states claims a shape of \(1000000000000, 32\)",
+    "data is an array": "no group 'data'",
+    "demo is an array": "demo_1 has no states",
+    "states are a group": "demo_1 has no states",
+    "a link into nothing": "demo_1 has no actions",
+    "another file": "demo_1",
 }
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_every_fault_is_named(tmp_path: Path, kind: str) -> None:
     with (
-        pytest.raises(DataError, match=CASES[kind])
-        if "unknown" not in kind
-        else pytest.raises(ValueError, match=CASES[kind]),
+        pytest.raises(DataError, match=CASES[kind]),
         DemoFile(broken(tmp_path, kind)) as file,
     ):
         list(file)
@@ -187,7 +254,7 @@ def test_a_described_task_reads_its_own_environment(door: Recorded, tmp_path: Pa
     with DemoFile(door.demos, door.task) as file:
         assert file.task is door.task
         assert [d.states.shape for d in file] == [(10, 23), (10, 23)]
-    with pytest.raises(ConfigError, match="'Door'.*--task file.json"):
+    with pytest.raises(DataError, match="door.hdf5': no task.*'Door'.*--task file.json"):
         DemoFile(door.demos)
     with pytest.raises(DataError, match="recorded in Door, the task 'lift' is of Lift.*--task"):
         DemoFile(door.demos, get_task("lift"))

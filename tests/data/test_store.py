@@ -34,8 +34,15 @@ def write(path: Path, lengths: list[int], zarr_format: int = 3, task: Task = TAS
     writer = StoreWriter(path, task, lengths, ATTRIBUTES, zarr_format)
     for i, length in enumerate(lengths):
         writer.append(episode(length, i, task))
-    writer.finish()
+    writer.finish({})
     return path
+
+
+def begin(path: Path, task: Task = TASK) -> None:
+    """The first of two episodes."""
+    writer = StoreWriter(path, task, [70, 5], ATTRIBUTES, 3)
+    writer.append(episode(70, 0, task))
+    writer.flush()
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -57,19 +64,46 @@ def test_format_2_is_laid_out_as_published_tools_expect(tmp_path: Path) -> None:
 
 def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
-    StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).append(episode(70, 0))
+    begin(path)
     assert not path.exists()
     writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
     assert writer.episodes == 1
     writer.append(episode(5, 1))
-    writer.finish()
+    writer.finish({})
     np.testing.assert_array_equal(Store(path).read("action")[:70], episode(70, 0)["action"])
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_not_flushed_is_written_again(tmp_path: Path) -> None:
+    """A process that is killed leaves whole chunks, and counts the episodes that they hold."""
+    path, lengths = tmp_path / "s.zarr", [70, 5, 130, 64]
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    counts = []
+    for i, length in enumerate(lengths[:3]):
+        writer.append(episode(length, i))
+        counts.append(writer.episodes)
+    assert counts == [0, 0, 2]
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    for i in range(writer.episodes, 4):
+        writer.append(episode(lengths[i], i))
+    writer.finish({})
+    for key in episode(1, 0):
+        expected = np.concatenate([episode(length, i)[key] for i, length in enumerate(lengths)])
+        np.testing.assert_array_equal(Store(path).read(key), expected)
+
+
+def test_a_store_that_was_whole_but_not_yet_named_is_not_made_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [70, 5])
+    path.rename(tmp_path / "s.zarr.partial")
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 2
+    writer.finish({})
+    assert Store(path).read("action").shape == (75, 7)
+
+
 def test_other_attributes_begin_anew(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
-    StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).append(episode(70, 0))
+    begin(path)
     assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).episodes == 1
     assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 2).episodes == 0
     assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES | {"render": "full"}, 2).episodes == 0
@@ -151,7 +185,7 @@ def test_without_an_object_there_is_no_such_array(tmp_path: Path) -> None:
 
 def test_another_description_begins_anew(tmp_path: Path) -> None:
     path, task = tmp_path / "s.zarr", task_from_json(DOOR)
-    StoreWriter(path, task, [70, 5], ATTRIBUTES, 3).append(episode(70, 0, task))
+    begin(path, task)
     assert StoreWriter(path, task, [70, 5], ATTRIBUTES, 3).episodes == 1
     other = task_from_json(DOOR | {"cameras": {"frontview_image": "sideview"}})
     assert StoreWriter(path, other, [70, 5], ATTRIBUTES, 3).episodes == 0
