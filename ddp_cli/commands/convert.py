@@ -15,8 +15,9 @@ STORE_MARKS = ("zarr.json", ".zgroup")
 """One of these is in every store, of either zarr format."""
 
 if TYPE_CHECKING:
-    from ddp_cli.data.conversion import Converted, Wanted
+    from ddp_cli.data.conversion import Converted
     from ddp_cli.data.demos import DemoFile
+    from ddp_cli.data.planning import Wanted
     from ddp_cli.tasks import Task
 
 
@@ -69,8 +70,8 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
-    from ddp_cli.data.conversion import Wanted
     from ddp_cli.data.demos import DemoFile
+    from ddp_cli.data.planning import Wanted
     from ddp_cli.tasks import check_obs, read_task
 
     if preview:

@@ -243,7 +243,7 @@ def _refuse_with_resume(**given: object) -> None:
 
 def _default_store(task: Task, obs: str) -> Path:
     from ddp_cli.commands.convert import run_conversion
-    from ddp_cli.data.conversion import Wanted
+    from ddp_cli.data.planning import Wanted
 
     store = options.known_store(task.name, obs)
     if not store.exists():

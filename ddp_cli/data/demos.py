@@ -220,24 +220,17 @@ class DemoFile:
             group = self._data[name]["obs"]
             return {key: tuple(array.shape) for key, array in group.items() if isinstance(array, h5py.Dataset)}
 
-    def unseen(self, obs: str, names: list[str]) -> str:
-        """Why the observations of an `image` or `state` policy cannot be taken from `names`; empty if they can."""
-        for key in (*self.task.images(obs), *self.task.vectors("state")):
-            for name in names:
-                why = self._unfit(name, key)
-                if why:
-                    return f"{name} has {why}"
+    def unfit(self, key: str, names: list[str]) -> str:
+        """Why the observation `key` cannot be taken from the demos `names`; empty if it can."""
+        is_picture = key in self.task.cameras
+        wanted = (IMAGE_SIZE, IMAGE_SIZE, 3) if is_picture else (self.task.vectors("state")[key],)
+        for name in names:
+            if not self._has(name, f"obs/{key}"):
+                return f"{name} has no obs/{key}"
+            array = self._array(name, f"obs/{key}")
+            if array.shape[1:] != wanted or (is_picture and array.dtype != np.uint8):
+                return f"{name} has obs/{key} of {array.shape[1:]} {array.dtype}, not {wanted}"
         return ""
-
-    def _unfit(self, name: str, key: str) -> str:
-        if not self._has(name, f"obs/{key}"):
-            return f"no obs/{key}"
-        array = self._array(name, f"obs/{key}")
-        if key in self.task.cameras:
-            size = (IMAGE_SIZE, IMAGE_SIZE, 3)
-            return "" if array.shape[1:] == size and array.dtype == np.uint8 else f"obs/{key} of {array.shape[1:]}"
-        width = self.task.vectors("state")[key]
-        return "" if array.shape[1:] == (width,) else f"obs/{key} of {array.shape[1:]} instead of ({width},)"
 
     def _observed(self, name: str, key: str, length: int) -> NDArray[Any]:
         with self._blaming(f"{name}/obs/{key}"):

@@ -30,7 +30,8 @@ def inspect(demos: DemoFile) -> dict[str, Any]:
             low, high = ranges.get(key, (np.inf, -np.inf))
             ranges[key] = (min(low, float(array.min())), max(high, float(array.max())))
     good = [name for name in demos.names if name not in bad]
-    lacking = demos.unseen("image", good) if good else "no demo can be used"
+    keys = (*demos.task.cameras, *demos.task.vectors("state"))
+    lacking = next(filter(None, (demos.unfit(key, good) for key in keys)), "") if good else "no demo can be used"
     controller = origin.controller or {}
     return {
         "kind": f"HDF5, written by {origin.tool}",
@@ -57,7 +58,9 @@ def _plan(demos: DemoFile, lacking: str) -> str:
         return f"describe a task of {demos.task.env_name} in a file, and name it with --task"
     if demos.origin.obstacles():
         return "it would be refused"
-    what = "observations are taken from the file" if not lacking else f"pictures are drawn ({lacking})"
+    what = "observations are taken from the file"
+    if lacking:
+        what = f"what the file does not hold is looked at in the simulator ({lacking})"
     keep = " Add --actions absolute: its actions are." if demos.origin.actions == "absolute" else ""
     return f"{what}.{keep}"
 

@@ -23,12 +23,13 @@ RECORDED, SHARED, TODAYS = "recorded", "the same for all demos", "of this robosu
 @dataclass(frozen=True)
 class Looking:
     """What an episode is to hold: pictures and poses for `obs`, and actions by the convention `actions`, made of
-    recorded ones by the convention `given`.
+    recorded ones by the convention `given`. What is drawn is drawn by the profile `render`.
     """
 
     obs: str = "image"
     actions: str = "delta"
     given: str = "delta"
+    render: str = "fast"
 
     def needs_simulator(self, task: Task, demo: Demo) -> bool:
         """Whether something is wanted that was not recorded."""

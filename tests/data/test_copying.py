@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
-from ddp_cli.data.conversion import Wanted, convert
+from ddp_cli.data.conversion import convert
 from ddp_cli.data.copying import choose, copy_store
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 

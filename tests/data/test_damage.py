@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddp_cli.data.conversion import Wanted, convert
+from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import Demo, DemoFile
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.recording import DemoWriter
 from ddp_cli.errors import DataError, DdpError
 
@@ -33,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def read_all(path: Path) -> list[Demo]:
     with DemoFile(path) as file:
         file.lengths()
-        file.unseen("image", file.names)
+        file.unfit("agentview_image", file.names)
         return list(file)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ddp, ok, refused
 
-from ddp_cli.data.conversion import Wanted, convert
+from ddp_cli.data.conversion import convert
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.preview import LARGER, write_preview
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError

@@ -13,9 +13,10 @@ import pytest
 from conftest import ddp, ok, refused
 
 from ddp_cli.data import conversion
-from ddp_cli.data.conversion import Wanted, convert
+from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import DemoFile
 from ddp_cli.data.inspection import inspect, rows
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec
@@ -103,12 +104,12 @@ def test_observations_that_a_rollout_would_not_see_are_made_anew(seen: Path, lif
         ("agentview_image", lambda _: None, "no obs/agentview_image"),
         ("agentview_image", lambda x: x[:, ::2, ::2], r"obs/agentview_image of \(42, 42, 3\)"),
         ("agentview_image", lambda x: x / 255, r"obs/agentview_image of"),
-        ("robot0_eef_quat", lambda x: x[:, :3], r"obs/robot0_eef_quat of \(3,\) instead of \(4,\)"),
+        ("robot0_eef_quat", lambda x: x[:, :3], r"obs/robot0_eef_quat of \(3,\) float32, not \(4,\)"),
     ],
 )
 def test_what_does_not_fit_is_drawn(seen: Path, tmp_path: Path, key: str, change: Any, why: str) -> None:
     with DemoFile(changed(seen, tmp_path, key, change)) as file:
-        assert re.search(why, file.unseen("image", file.names))
+        assert re.search(why, file.unfit(key, file.names))
 
 
 def test_pictures_that_are_upside_down_fail_the_check(seen: Path, tmp_path: Path) -> None:

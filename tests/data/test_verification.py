@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from ddp_cli.data.conversion import Wanted, convert
+from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.looking import RECORDED, TODAYS, Looking
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.data.verdict import Checked, in_words, verdict
 from ddp_cli.data.verification import check_demo, psnr
