@@ -124,7 +124,7 @@ def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(lift_zarr: Path, tr
         (["--resume", "--obs", "state"], ["--obs", "--resume"]),
         (["--set", "minutes=0"], ["length above 0", "steps, epochs or minutes"]),
         (["--set", "seed=20000000000"], ["seed", "20000000000"]),
-        (["--set", "accumulate=65"], ["accumulate 65", "batch_size 64"]),
+        (["--set", "accumulate=129"], ["accumulate 129", "batch_size 128"]),
         (["--set", "checkpoint_every=3", "--eval-every", "4"], ["eval_every 4", "multiple", "3"]),
     ],
 )
