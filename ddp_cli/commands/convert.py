@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ STORE_MARKS = ("zarr.json", ".zgroup")
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
-    from ddp_cli.data.demos import DemoFile
     from ddp_cli.data.planning import Wanted
     from ddp_cli.tasks import Task
 
@@ -71,6 +70,7 @@ def convert(
 ) -> None:
     """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
     from ddp_cli.data.demos import DemoFile
+    from ddp_cli.data.inspection import inspect_file, rows
     from ddp_cli.data.planning import Wanted
     from ddp_cli.tasks import check_obs, read_task
 
@@ -86,7 +86,8 @@ def convert(
     with DemoFile(source, read_task(task) if task else None, subset, inspect) as demos:
         spec = demos.task
         if inspect:
-            _inspect(demos, json)
+            found = inspect_file(demos)
+            _describe(source, found, rows(found), json)
             return
     out = out or options.new_store(spec.name, obs)
     options.check_output(out, overwrite, STORE_MARKS)
@@ -134,10 +135,7 @@ def _convert_store(
     store = Store(source)
     if inspect:
         found = inspect_store(store)
-        if json:
-            console.print_json(found)
-        else:
-            console.table(str(source), [(key, str(value)) for key, value in found.items()])
+        _describe(source, found, [(key, str(value)) for key, value in found.items()], json)
         return
     if out is None and preview is None:
         raise DdpError(f"'{source}' is a store already.", "Name another with --out, or look at it: --preview x.png.")
@@ -172,14 +170,11 @@ def _tell(done: Converted) -> None:
         console.result(text)
 
 
-def _inspect(demos: DemoFile, json: bool) -> None:
-    from ddp_cli.data.inspection import inspect, rows
-
-    found = inspect(demos)
+def _describe(source: Path, found: dict[str, Any], rows: list[tuple[str, ...]], json: bool) -> None:
     if json:
         console.print_json(found)
     else:
-        console.table(str(demos.path), rows(found))
+        console.table(str(source), rows)
 
 
 def run_conversion(

@@ -18,7 +18,7 @@ from ddp_cli.data.planning import DEFAULT, Plan, Wanted, make_plan
 from ddp_cli.data.store import StoreWriter
 from ddp_cli.data.verdict import Checked, verdict
 from ddp_cli.data.verification import check_demo
-from ddp_cli.errors import ConfigError, DdpError, WorkerError
+from ddp_cli.errors import ConfigError
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.renderer import check_profile
 from ddp_cli.sim.simulator import Simulator, check_actions, versions
@@ -74,15 +74,8 @@ def convert(
                 "observations": list(plan.recorded),
             },
         }  # fmt: skip
-        writer = StoreWriter(out, demos.task, plan.lengths, attributes, wanted.zarr_format)
-        try:
+        with StoreWriter(out, demos.task, plan.lengths, attributes, wanted.zarr_format) as writer:
             _write(writer, demos, plan, workers, progress)
-        except (WorkerError, KeyboardInterrupt):
-            writer.flush()  # run again: the finished episodes are kept
-            raise
-        except (DdpError, OSError):
-            writer.discard()
-            raise
         check = verdict(checked)
         writer.finish({"check": check})
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())

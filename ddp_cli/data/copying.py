@@ -55,20 +55,18 @@ def copy_store(
             f"'{store.path}' is of the task '{store.task.name}', whose arm may stand anywhere.",
             "Convert its demos again with --actions.",
         )
-    starts = np.concatenate([[0], store.episode_ends[:-1]])
-    spans = [(int(starts[i]), int(store.episode_ends[i])) for i in chosen]
+    spans = [store.spans[i] for i in chosen]
     lengths = [end - begin for begin, end in spans]
     kept = {key: value for key, value in store.attrs.items() if key not in ("format", "task", "complete", "total")}
     names = kept["source"].get("demos", [])
-    source = kept["source"] | {"demos": [names[i] for i in chosen] if len(names) == len(starts) else chosen}
+    source = kept["source"] | {"demos": [names[i] for i in chosen] if len(names) == len(store.episode_ends) else chosen}
     attributes = kept | {
         "obs": store.attrs.get("obs", "image"), "action": ACTIONS[actions], "source": source,
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }  # fmt: skip
-    writer = StoreWriter(out, store.task, lengths, attributes, zarr_format)
     keys = [*(key for key in store.task.cameras if store.has(key)), *store.task.vectors("state"), "action"]
-    done = sum(lengths[: writer.episodes])
-    try:
+    with StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
+        done = sum(lengths[: writer.episodes])
         for span in spans[writer.episodes :]:
             progress(done, sum(lengths))
             episode = {key: store.read(key, rows=slice(*span)) for key in keys}
@@ -76,12 +74,6 @@ def copy_store(
                 episode["action"] = convert_actions(episode, actions).astype(np.float32)
             writer.append(episode)
             done += span[1] - span[0]
-    except KeyboardInterrupt:
-        writer.flush()
-        raise
-    except (DdpError, OSError):
-        writer.discard()
-        raise
     writer.finish({})
     return sum(lengths)
 

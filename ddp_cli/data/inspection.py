@@ -12,7 +12,7 @@ from ddp_cli.data.verdict import in_words
 from ddp_cli.errors import DataError
 
 
-def inspect(demos: DemoFile) -> dict[str, Any]:
+def inspect_file(demos: DemoFile) -> dict[str, Any]:
     """Kind, task, versions, lengths, arrays with shapes and ranges, controller, and what would be done."""
     origin = demos.origin
     bad: dict[str, str] = {}

@@ -11,9 +11,11 @@ All episodes lie one after another. Attributes say where they come from and how 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import shutil
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import zarr.errors
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.errors import ConfigError, DataError, DdpError, WorkerError
 from ddp_cli.tasks import IMAGE_SIZE, TASKS, Task, difference, named_file, read_task, task_from_json
 
 FORMAT = 1
@@ -133,6 +135,16 @@ class StoreWriter:
             shutil.rmtree(self.path)
         self.partial.rename(self.path)
 
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """What was interrupted can be gone on with; after an error of the data or the disk nothing stays."""
+        if kind is not None and issubclass(kind, WorkerError | KeyboardInterrupt):
+            self.flush()
+        elif kind is not None and issubclass(kind, DdpError | OSError):
+            self.discard()
+
     def discard(self) -> None:
         """Removes what was written so far."""
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -182,6 +194,11 @@ class Store:
         """Size of data/`key` when decoded [bytes]."""
         array = self._array(key)
         return math.prod(array.shape) * array.dtype.itemsize
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First row and one past the last of each episode."""
+        return list(itertools.pairwise([0, *self.episode_ends.tolist()]))
 
     def has(self, key: str) -> bool:
         """Whether there is data/`key`."""

@@ -15,7 +15,7 @@ from conftest import ddp, ok, refused
 from ddp_cli.data import conversion
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import DemoFile
-from ddp_cli.data.inspection import inspect, rows
+from ddp_cli.data.inspection import inspect_file, rows
 from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
@@ -135,7 +135,7 @@ def test_a_filter_and_a_slice_choose(seen: Path, tmp_path: Path) -> None:
 
 def test_a_file_is_described(seen: Path, tmp_path: Path) -> None:
     with DemoFile(seen) as file:
-        found = inspect(file)
+        found = inspect_file(file)
     said = dict(rows(found))
     assert found["plan"] == "observations are taken from the file."
     assert (said["filters"], said["actions"]) == ("valid", "delta")
