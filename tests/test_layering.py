@@ -32,7 +32,8 @@ FLOORS = [
 OWNERS = {
     "robosuite": ["sim/simulator.py", "sim/stepping.py"],
     "mujoco": ["sim/renderer.py", "sim/simulator.py", "sim/stepping.py"],
-    "h5py": ["data/demos.py", "data/recording.py"],
+    "h5py": ["data/demos.py", "data/recording.py", "data/robomimic.py"],
+    "pyarrow": ["data/parquet.py"],
     "zarr": ["data/store.py"],
     "imageio": ["sim/video.py"],
     "PIL": ["sim/overlay.py"],
@@ -50,6 +51,7 @@ HEAVY = {
     "torchvision",
     "diffusers",
     "h5py",
+    "pyarrow",
     "zarr",
     "robosuite",
     "mujoco",

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.commands.copying import STORE_MARKS, Copying, copy, read
 from ddp_cli.errors import DdpError
 
-STORE_MARKS = ("zarr.json", ".zgroup")
-"""One of these is in every store, of either zarr format."""
+OF_STORES = ("to",)
+OF_STATES = ("obs", "render", "rerender", "subset", "check", "skip_bad", "workers")
+NO_TURNING = ("only", "actions", "zarr_format", "preview")
+"""Options that mean nothing where there is no store, are no states of the simulator, is no store made."""
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="HDF5 file of demonstrations, or a store.")],
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(help="HDF5 file of demonstrations, a store, or a LeRobot dataset.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -61,6 +65,10 @@ def convert(
         Path | None,
         typer.Option("--preview", help="Show a few episodes of the store: .png or .mp4.", show_default=False),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Turn a store into another format: lerobot or robomimic.", show_default=False),
+    ] = None,
     workers: options.Workers = None,
     zarr_format: Annotated[
         int, typer.Option("--zarr-format", min=2, max=3, help="2 is what most published tools read.")
@@ -80,8 +88,10 @@ def convert(
         check_preview(preview)
         options.check_output(preview, overwrite)
     if source.is_dir():
-        _convert_store(source, out, only, actions, zarr_format, inspect, preview, overwrite, json)
+        said = Copying(source, out, to, task, only, actions, zarr_format, overwrite, json)
+        _convert_folder(ctx, said, inspect, preview)
         return
+    _refuse_others(ctx, source, "a file", OF_STORES)
     check_obs(obs)  # the default output is named after it
     with DemoFile(source, read_task(task) if task else None, subset, inspect) as demos:
         spec = demos.task
@@ -97,6 +107,15 @@ def convert(
     _report(out, spec, done, time.perf_counter() - started, json)
     if preview:
         _preview(out, preview)
+
+
+def _refuse_others(ctx: typer.Context, source: Path, kind: str, others: tuple[str, ...]) -> None:
+    """DdpError if an option was given that means nothing for such a source."""
+    for option in ctx.command.params:
+        name = str(option.name)
+        given = ctx.get_parameter_source(name)
+        if name in others and given is not None and given.name == "COMMANDLINE":
+            raise DdpError(f"'{source}' is {kind}, for which {option.opts[0]} means nothing.", "Leave it out.")
 
 
 def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) -> None:
@@ -117,39 +136,35 @@ def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) 
     _tell(done)
 
 
-def _convert_store(
-    source: Path,
-    out: Path | None,
-    only: str | None,
-    actions: str | None,
-    zarr_format: int,
-    inspect: bool,
-    preview: Path | None,
-    overwrite: bool,
-    json: bool,
-) -> None:
-    from ddp_cli.data.copying import copy_store
-    from ddp_cli.data.inspection import inspect_store
+def _convert_folder(ctx: typer.Context, said: Copying, inspect: bool, preview: Path | None) -> None:
+    from ddp_cli.data.inspection import inspect_lerobot, inspect_store
+    from ddp_cli.data.lerobot import LeRobotDataset, is_lerobot
     from ddp_cli.data.store import Store
+    from ddp_cli.tasks import read_task
 
-    store = Store(source)
-    if inspect:
-        found = inspect_store(store)
-        _describe(source, found, [(key, str(value)) for key, value in found.items()], json)
-        return
-    if out is None and preview is None:
-        raise DdpError(f"'{source}' is a store already.", "Name another with --out, or look at it: --preview x.png.")
-    if out is not None:
-        options.check_output(out, overwrite, STORE_MARKS)
-        with console.progress(f"convert {source.name}") as update:
-            steps = copy_store(store, out, only, actions, zarr_format, lambda done, total: update(done, total, "steps"))
-        store = Store(out)
-        if json:
-            console.print_json({"out": str(out), "episodes": len(store.episode_ends), "frames": steps})
+    if is_lerobot(said.source):
+        _refuse_others(ctx, said.source, "a LeRobot dataset", (*OF_STATES, *OF_STORES))
+        if inspect:
+            found = inspect_lerobot(said.source)
         else:
-            console.result(f"{out}: {len(store.episode_ends)} episodes, {steps} steps, copied from {source}")
-    if preview:
-        _preview(store.path, preview)
+            data = LeRobotDataset(said.source, read_task(said.task) if said.task else None, said.actions)
+            made = read(data, said)
+    else:
+        _refuse_others(ctx, said.source, "a store", (*OF_STATES, "task", *(NO_TURNING if said.to else ())))
+        store = Store(said.source)
+        if inspect:
+            found = inspect_store(store)
+        elif said.to is None and said.out is None and preview is None:
+            raise DdpError(
+                f"'{said.source}' is a store already.",
+                "Name another with --out, turn it into something else (--to), or look at it: --preview x.png.",
+            )
+        else:
+            made = copy(store, said)
+    if inspect:
+        _describe(said.source, found, [(key, str(value)) for key, value in found.items()], said.json)
+    elif preview:
+        _preview(made, preview)
 
 
 def _preview(store: Path, path: Path) -> None:

@@ -75,7 +75,8 @@ def convert(
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, wanted.zarr_format) as writer:
-            _write(writer, demos, plan, workers, progress)
+            rest = (demos.read(name, plan.recorded) for name in plan.names[writer.episodes :])
+            writer.extend(_episodes(demos.task, plan.how, rest, workers), functools.partial(progress, "convert"))
         check = verdict(checked)
         writer.finish({"check": check})
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
@@ -104,16 +105,6 @@ def _checker(task: Task, how: Looking, lite_physics: bool) -> Callable[[Demo], C
     if how.actions == "absolute":
         executor = Simulator(task, how.render, "absolute", lite_physics)
     return functools.partial(check_demo, sim, how, executor)
-
-
-def _write(writer: StoreWriter, demos: DemoFile, plan: Plan, workers: int, progress: Progress) -> None:
-    done, total = sum(plan.lengths[: writer.episodes]), sum(plan.lengths)
-    progress("convert", done, total)
-    rest = (demos.read(name, plan.recorded) for name in plan.names[writer.episodes :])
-    for episode in _episodes(demos.task, plan.how, rest, workers):
-        writer.append(episode)
-        done += len(episode["action"])
-        progress("convert", done, total)
 
 
 def _episodes(task: Task, how: Looking, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:

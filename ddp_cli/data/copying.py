@@ -64,16 +64,16 @@ def copy_store(
         "obs": store.attrs.get("obs", "image"), "action": ACTIONS[actions], "source": source,
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }  # fmt: skip
-    keys = [*(key for key in store.task.cameras if store.has(key)), *store.task.vectors("state"), "action"]
+    keys = [*store.pictures, *store.task.vectors("state"), "action"]
+
+    def read(span: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        episode = {key: store.read(key, rows=slice(*span)) for key in keys}
+        if actions != given:
+            episode["action"] = convert_actions(episode, actions).astype(np.float32)
+        return episode
+
     with StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
-        done = sum(lengths[: writer.episodes])
-        for span in spans[writer.episodes :]:
-            progress(done, sum(lengths))
-            episode = {key: store.read(key, rows=slice(*span)) for key in keys}
-            if actions != given:
-                episode["action"] = convert_actions(episode, actions).astype(np.float32)
-            writer.append(episode)
-            done += span[1] - span[0]
+        writer.extend(map(read, spans[writer.episodes :]), progress)
     writer.finish({})
     return sum(lengths)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.lerobot import INFO, read_object
 from ddp_cli.data.store import Store
 from ddp_cli.data.verdict import in_words
 from ddp_cli.errors import DataError
@@ -104,4 +106,19 @@ def inspect_store(store: Store) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in store.attrs["versions"].items()),
         "source": f"{source.get('file', 'not said')}, {len(source.get('left_out', {}))} demos left out",
         "check": in_words(store.check),
+    }
+
+
+def inspect_lerobot(path: Path) -> dict[str, Any]:
+    """What a LeRobot dataset says of itself."""
+    info = read_object(path / INFO)
+    features = info["features"] if isinstance(info.get("features"), dict) else {}
+    shapes = [f"{name} {f.get('shape')}" for name, f in features.items() if isinstance(f, dict)]
+    return {
+        "kind": f"LeRobot dataset, format {info.get('codebase_version')}",
+        "robot": info.get("robot_type"),
+        "episodes": info.get("total_episodes"),
+        "steps": info.get("total_frames"),
+        "rate": f"{info.get('fps')} Hz",
+        "features": "; ".join(shapes),
     }

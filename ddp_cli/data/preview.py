@@ -30,7 +30,7 @@ def write_preview(store: Store, path: Path) -> None:
     episode, a row per camera; who has finished waits.
     """
     check_preview(path)
-    cameras = [key for key in store.task.cameras if store.has(key)]
+    cameras = store.pictures
     if not cameras:
         raise DdpError(f"'{store.path}' holds no pictures.", "Convert without --obs state.")
     count = min(EPISODES, len(store.episode_ends))

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -111,6 +112,15 @@ class StoreWriter:
         # A chunk that is written in two parts is compressed twice, and read in between.
         self._write(end if self._given == len(self._ends) else end // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK)
 
+    def extend(self, episodes: Iterable[dict[str, NDArray[Any]]], progress: Callable[[int, int], None]) -> None:
+        """Adds `episodes`, which begin with the first that is missing; `progress` hears of steps done, and of all."""
+        done, total = int(self._ends[self._given - 1]) if self._given else 0, int(self._ends[-1])
+        progress(done, total)
+        for episode in episodes:
+            self.append(episode)
+            done += len(episode["action"])
+            progress(done, total)
+
     def flush(self) -> None:
         """Writes what waits: nobody knows if there will be more."""
         if self._given:
@@ -200,9 +210,10 @@ class Store:
         """First row and one past the last of each episode."""
         return list(itertools.pairwise([0, *self.episode_ends.tolist()]))
 
-    def has(self, key: str) -> bool:
-        """Whether there is data/`key`."""
-        return f"data/{key}" in self._root
+    @property
+    def pictures(self) -> list[str]:
+        """Keys of the cameras whose pictures it holds."""
+        return [key for key in self.task.cameras if f"data/{key}" in self._root]
 
     def is_picture(self, key: str) -> bool:
         """Whether data/`key` holds pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.disk import replacing
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import DataError, DdpError
 from ddp_cli.tasks import CONTROL_HZ
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
@@ -22,6 +22,11 @@ GIF_EVERY = 2  # frames: a GIF plays at half the control rate, in real time like
 H264: dict[str, Any] = {
     "fps": CONTROL_HZ, "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
     "output_params": ["-crf", "23", "-movflags", "+faststart"],
+}  # fmt: skip
+LOSSLESS: dict[str, Any] = {
+    "fps": CONTROL_HZ, "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
+    # To show any frame at most 8 have to be decoded: training reads them at random.
+    "output_params": ["-crf", "0", "-g", "8", "-movflags", "+faststart"],
 }  # fmt: skip
 GIF: dict[str, Any] = {
     "fps": CONTROL_HZ / GIF_EVERY, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
@@ -54,9 +59,10 @@ def is_gif(path: Path) -> bool:
 class VideoWriter:
     """An H.264 file that browsers play, at the control rate, or a GIF that repeats, of every second frame and the
     last. It exists only once it is whole. `colours` are what a GIF must not lose, however few pixels have them.
+    `lossless`: exactly the frames that were given, of any even size, which browsers may not play.
     """
 
-    def __init__(self, path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> None:
+    def __init__(self, path: Path, colours: Sequence[tuple[int, int, int]] = (), lossless: bool = False) -> None:
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # imageio does not let ffmpeg write to a name that ends in .gif.
@@ -64,7 +70,7 @@ class VideoWriter:
         self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._last: NDArray[np.uint8] | None = None  # a frame that the GIF leaves out unless it is the last
-        settings = _gif(colours) if is_gif(path) else H264
+        settings = _gif(colours) if is_gif(path) else LOSSLESS if lossless else H264
         self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
@@ -117,6 +123,17 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """`picture` (H, W, 3) as PNG."""
     with replacing(path) as partial:
         imageio.imwrite(partial, picture, format="png")
+
+
+def frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """The frames (H, W, 3) of a video, one by one; DataError when it is missing or no video."""
+    if not path.is_file():
+        raise DataError(f"no file '{path}'.", "Copy it again.")
+    try:
+        with closing(imageio.get_reader(path, "FFMPEG")) as reader:
+            yield from reader.iter_data()
+    except (OSError, ValueError, IndexError, RuntimeError) as e:
+        raise DataError(f"'{path}' is damaged, or no video.", "Copy it again.") from e
 
 
 def read_video(path: Path) -> NDArray[np.uint8]:
