@@ -36,7 +36,10 @@ def convert(
     obs: Annotated[str, typer.Option("--obs", help="image; state: draw nothing, for state policies only.")] = "image",
     render: Annotated[
         str,
-        typer.Option("--render", help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling."),
+        typer.Option(
+            "--render",
+            help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling; coarse: a simpler arm.",
+        ),
     ] = "fast",
     rerender: Annotated[
         bool, typer.Option("--rerender", help="Draw pictures anew, also where the file holds some.")

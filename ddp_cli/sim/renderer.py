@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.sim.culling import in_view
+from ddp_cli.sim.meshes import coarse_meshes
 
 Image = NDArray[np.uint8]
 
-RENDER_PROFILES = ("full", "fast")
+RENDER_PROFILES = ("full", "fast", "coarse")
 """full: the pixels of robosuite's own camera observations. fast: no shadows, reflections or
-multisampling. The pixels of a name are frozen; other pixels get another name."""
+multisampling. coarse: besides, the arm is of fewer faces. The pixels of a name are frozen; other pixels
+get another name."""
 
 
 MAX_PICTURE = 640  # [pixels], the largest picture a renderer draws
@@ -89,12 +92,13 @@ class Renderer:
         self._mujoco, self._profile = mujoco, profile
         self._assets = _asset_hash(model)
         model.vis.global_.offwidth = model.vis.global_.offheight = MAX_PICTURE
-        if profile == "fast":
+        if profile != "full":
             model.vis.quality.offsamples = 0
         try:
             self._gl = mujoco.GLContext(MAX_PICTURE, MAX_PICTURE)
             self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            with coarse_meshes(model) if profile == "coarse" else nullcontext():
+                self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as e:  # GL libraries raise what they like
             raise SimulatorError(
                 f"no rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {str(e) or type(e).__name__}.",
@@ -126,7 +130,7 @@ class Renderer:
             model.geom_group[~seen] = HIDDEN_GROUP
         mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         model.geom_group[:] = groups
-        if self._profile == "fast":
+        if not full:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._gl.make_current()

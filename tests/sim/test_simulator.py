@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.errors import SimulatorError
+from ddp_cli.sim.meshes import CELL, coarse_meshes
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import CAMERAS, TASKS
 
@@ -159,3 +160,43 @@ def test_a_state_of_another_size_is_refused(square: Simulator) -> None:
 def test_an_unknown_profile_is_refused() -> None:
     with pytest.raises(SimulatorError, match="full, fast"):
         Simulator(TASKS["lift"], "ultra")
+
+
+def test_coarse_pictures_are_close_and_physics_is_the_same() -> None:
+    task = TASKS["square"]
+    sims = {name: Simulator(task, name) for name in ("fast", "coarse")}
+    for sim in sims.values():
+        sim.reset(3)
+        for action in np.random.default_rng(0).uniform(-1, 1, (5, 7)):
+            sim.step(action)
+        sim.observe("image")
+        for action in np.random.default_rng(1).uniform(-1, 1, (5, 7)):
+            sim.step(action)
+    np.testing.assert_array_equal(sims["coarse"].state(), sims["fast"].state())
+    arrays = [sim._env.sim.model._model for sim in sims.values()]
+    for name in ("mesh_face", "mesh_facenum", "mesh_facenormal"):
+        np.testing.assert_array_equal(getattr(arrays[1], name), getattr(arrays[0], name))
+    seen = {name: sim.observe("image") for name, sim in sims.items()}
+    arm, hand = (
+        np.abs(seen["coarse"][key].astype(float) - seen["fast"][key]).mean()
+        for key in ("agentview_image", "robot0_eye_in_hand_image")
+    )
+    assert 0 < arm < 2, "of 255; other profiles differ by 6 and more"
+    assert hand < 0.1, "what is near a camera is not simplified"
+
+
+def test_a_simplified_mesh_keeps_its_place() -> None:
+    """No vertex moves by more than a cell's diagonal, and most faces go."""
+    sim = Simulator(TASKS["square"], "fast")
+    sim.reset(3)
+    model = sim._env.sim.model._model
+    link = next(i for i in range(model.nmesh) if model.mesh(i).name == "robot0_link1_vis")
+    first, count = model.mesh_faceadr[link], model.mesh_facenum[link]
+    vertices = model.mesh_vert[model.mesh_vertadr[link] :][: model.mesh_vertnum[link]]
+    whole = vertices[model.mesh_face[first : first + count : 20]].mean(1)
+    with coarse_meshes(model):
+        left = model.mesh_facenum[link]
+        assert 100 < left < count / 4
+        centres = vertices[model.mesh_face[first : first + left]].mean(1)
+    nearest = np.sqrt(((whole[:, None] - centres[None]) ** 2).sum(-1)).min(1)
+    assert nearest.max() < 3 * CELL, "no hole in it"

@@ -1,0 +1,59 @@
+"""What a conversion needs of memory does not grow with what it converts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.store import Store
+
+CONVERT = """
+import resource, sys
+from pathlib import Path
+from ddp_cli.data.conversion import convert
+from ddp_cli.data.planning import Wanted
+
+convert(Path(sys.argv[1]), Path(sys.argv[2]), 1, lambda *_: None, Wanted(check=1, skip_bad=True))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB
+"""
+PICTURES = ("agentview_image", "robot0_eye_in_hand_image")
+STEPS, EPISODE = 100, 100 * 2 * 84 * 84 * 3  # of a demo: steps, bytes of pictures
+
+
+def record(lift_demos: Path, seen: Store, path: Path, episodes: int) -> Path:
+    """An image file of `episodes` demos that last STEPS; what they show does not matter here."""
+    shutil.copy(lift_demos, path)
+    with DemoFile(lift_demos) as demos, h5py.File(path, "r+") as f:
+        demo = demos.read("demo_0")
+        first = slice(0, len(demo.actions))
+        vectors = {key: seen.read(key, rows=first) for key in demos.task.vectors("state")}
+        rows = {key: np.resize(array, (STEPS, array.shape[1])) for key, array in vectors.items()}
+        pictures = np.arange(STEPS, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 84, 84, 3), np.uint8)
+        model = f["data/demo_0"].attrs["model"]
+        for name in list(f["data"]):
+            del f["data"][name]
+        for i in range(episodes):
+            group = f["data"].create_group(f"demo_{i}")
+            group.attrs["model"] = model
+            group["states"] = np.resize(demo.states, (STEPS, demo.states.shape[1]))
+            group["actions"] = np.resize(demo.actions, (STEPS, 7)) * (1 - i / 1000)  # none repeats another
+            for key, value in {**rows, **dict.fromkeys(PICTURES, pictures)}.items():
+                group[f"obs/{key}"] = value
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_pictures_of_a_few_episodes_at_most(lift_demos: Path, lift_store: Store, tmp_path: Path) -> None:
+    peaks = []
+    for episodes in (10, 60):
+        path = record(lift_demos, lift_store, tmp_path / f"{episodes}.hdf5", episodes)
+        command = [sys.executable, "-c", CONVERT, path, tmp_path / f"{episodes}.zarr"]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024)
+    assert peaks[1] - peaks[0] < 5 * EPISODE, "50 episodes more were copied"
