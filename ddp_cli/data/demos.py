@@ -155,10 +155,6 @@ class DemoFile:
             raise DataError(f"'{self.path}': the filter '{subset}' {what}.", "Name another, or leave --filter out.")
         return [name for name in self.names if name in wanted]
 
-    def lengths(self) -> list[int]:
-        """Steps of each demo, in order; checks that each has its arrays."""
-        return [len(self._array(name, "actions")) for name in self.names]
-
     def sha256(self) -> str:
         """Hash of the whole file, so that a store can name its source exactly."""
         with self.path.open("rb") as f:

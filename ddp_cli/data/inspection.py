@@ -24,7 +24,7 @@ def inspect_file(demos: DemoFile) -> dict[str, Any]:
         try:
             demo = demos.read(name)
         except DataError as e:
-            bad[name] = e.message
+            bad[name] = e.message.removeprefix(f"'{demos.path}' {name}").lstrip(": ")
             continue
         lengths.append(len(demo.actions))
         models += bool(demo.xml)

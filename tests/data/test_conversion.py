@@ -25,7 +25,7 @@ def quiet(*_: object) -> None:
 def test_the_store_holds_what_a_rollout_would_see(lift_demos: Path, lift_store: Store) -> None:
     """Replays the second demo through the controller and compares every observation."""
     with DemoFile(lift_demos) as file:
-        start, demo = file.lengths()[0], file.read("demo_1")
+        start, demo = len(file.read("demo_0").actions), file.read("demo_1")
         sim = Simulator(file.task)
     sim.reset(demo.seed)
     for i, action in enumerate(demo.actions):

@@ -33,7 +33,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def read_all(path: Path) -> list[Demo]:
     with DemoFile(path) as file:
-        file.lengths()
         file.unfit("agentview_image", file.names)
         return list(file)
 
