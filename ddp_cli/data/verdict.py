@@ -9,7 +9,7 @@ import numpy as np
 
 CHUNK = 8  # actions that are executed before the policy looks again
 WITHIN_MM, WITHIN_DEG = 5.0, 3.0
-WITHIN_GAP = 20.0  # [mm], between the fingers: what they were told before is not part of a state
+WITHIN_GAP = 5.0  # [mm], between the fingers
 MOST = 0.9  # of the chunks end within these
 LEAST_PSNR = 30.0  # [dB]
 

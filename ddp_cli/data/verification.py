@@ -37,7 +37,7 @@ def check_demo(sim: Simulator, how: Looking, executor: Simulator, demo: Demo) ->
     chunks = []
     for begin in range(0, max(1, len(actions) - CHUNK), EVERY):
         end = min(begin + CHUNK, len(actions) - 1)
-        executor.set_state(demo.states[begin])
+        executor.set_state(demo.states[begin], actions[:begin, -1])
         for action in actions[begin:end]:
             executor.step(action)
         chunks.append(_apart(_pose(executor), recorded[end]))

@@ -183,8 +183,10 @@ class Simulator:
         """Flat state (time, qpos, qvel), float64."""
         return np.array(self._env.sim.get_state().flatten())
 
-    def set_state(self, state: Array) -> None:
-        """Puts the simulation into `state`, with controllers that know about it."""
+    def set_state(self, state: Array, told: Iterable[float] = ()) -> None:
+        """Puts the simulation into `state`, with controllers that know about it. The gripper goes on from what it
+        was `told` before, the last number of the actions so far: it closes by steps, which no state holds.
+        """
         sim = self._env.sim
         self._check_size(state)
         sim.reset()
@@ -198,6 +200,8 @@ class Simulator:
                     controller.initial_joint = np.array(controller.joint_pos)
             for gripper in robot.gripper.values():
                 gripper.current_action = np.zeros(gripper.dof)
+                for number in told:
+                    gripper.format_action(np.array([number]))
         self._refresh()
 
     def show_state(self, state: Array) -> None:
