@@ -18,6 +18,7 @@ from ddp_cli.commands.doctor import doctor
 from ddp_cli.commands.eval import evaluate
 from ddp_cli.commands.export import export
 from ddp_cli.commands.rollout import rollout
+from ddp_cli.commands.serve import serve
 from ddp_cli.commands.train import train
 from ddp_cli.errors import DdpError
 
@@ -56,6 +57,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(rollout)
 app.command()(export)
+app.command()(serve)
 app.command()(doctor)
 
 

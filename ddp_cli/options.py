@@ -26,6 +26,10 @@ Checkpoint = Annotated[
     Path | None,
     typer.Argument(help="Checkpoint folder or run; the newest run's best checkpoint by default.", show_default=False),
 ]
+Policy = Annotated[
+    Path | None,
+    typer.Option("--policy", help="A folder of `ddp export`, instead of a checkpoint.", show_default=False),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Workers = Annotated[
     int | None,
@@ -47,6 +51,13 @@ Engine = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def one_of(checkpoint: Path | None, policy: Path | None) -> Path | None:
+    """Whichever of both was named; DdpError if both were."""
+    if checkpoint and policy:
+        raise DdpError(f"'{checkpoint}' and --policy '{policy}' at once.", "Name one of them.")
+    return policy or checkpoint
 
 
 def new_store(task: str, obs: str) -> Path:

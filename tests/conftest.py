@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from ddp_cli.cli import app
 from ddp_cli.config import TrainConfig
+from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.run import create_run, go
 from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
@@ -24,6 +25,9 @@ from ddp_cli.data.conversion import convert
 from ddp_cli.data.demos import Demo
 from ddp_cli.data.recording import DemoWriter
 from ddp_cli.data.store import Store
+from ddp_cli.deploy.export import Exporting, export, stored_observations
+from ddp_cli.deploy.graphs import obs_keys
+from ddp_cli.deploy.runtime import Policy
 from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import Task, get_task, task_from_file
@@ -128,6 +132,26 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def checkpoint(trained: Path, tmp_path: Path) -> Path:
     """A copy of a checkpoint, to be damaged."""
     return Path(shutil.copytree((trained / "lift/tiny/checkpoints/last").resolve(), tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def policy_folder(trained: Path, lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy, exported as ONNX."""
+    policy, meta = load_policy(trained / "lift/tiny/checkpoints/last")
+    out = tmp_path_factory.mktemp("exported") / "policy"
+    export(policy, meta, Exporting(), out, lambda: stored_observations(obs_keys(policy), lift_store, 2))
+    return out
+
+
+def look(policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
+    """An observation as an exported policy takes it: noise."""
+    rng = np.random.default_rng(seed)
+    return {
+        key: rng.integers(0, 256, obs["shape"], np.uint8)
+        if obs["dtype"] == "uint8"
+        else rng.normal(size=obs["shape"]).astype(np.float32)
+        for key, obs in policy.obs.items()
+    }
 
 
 def ddp(*args: object) -> Result:

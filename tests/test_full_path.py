@@ -34,6 +34,7 @@ def test_collect_convert_train_resume_eval_rollout_export(tmp_path: Path, monkey
     steps = ok_json("rollout", "--video", "out.mp4")["episodes"][0]["steps"]
     assert len(read_video(Path("out.mp4"))) == steps + 1
     assert ok_json("export", "--format", "safetensors", "--out", "policy")["files"] == [
+        "README.md",
         "model.safetensors",
         "policy.json",
     ]
@@ -58,7 +59,10 @@ def test_a_task_described_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (report["task"], report["episodes"][0]["steps"]) == ("door", 12)
     ok(run("rollout", "--task", "door", "--video", "out.mp4"))
     assert read_video(Path("out.mp4")).shape == (13, 512, 512, 3)
-    assert max(ok_json("export", "runs/door/a", "--format", "onnx")["differences"].values()) < 1e-4
+    assert (
+        max(ok_json("export", "runs/door/a", "--format", "onnx", "--episodes", "1")["proof"]["differences"].values())
+        < 1e-4
+    )
 
 
 def test_train_without_data_converts_the_sample_demos(

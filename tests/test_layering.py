@@ -41,7 +41,10 @@ OWNERS = {
     "scipy": ["rotation.py"],
     "matplotlib": ["core/curves.py"],
     "wandb": ["core/metrics.py"],
-    "onnxruntime": ["core/onnx_network.py", "deploy/export.py"],
+    "onnxruntime": ["core/onnx_network.py", "deploy/export.py", "deploy/graphs.py", "deploy/runtime.py"],
+    "huggingface_hub": ["deploy/hub.py"],
+    "websockets": ["deploy/client.py", "deploy/server.py"],
+    "msgpack": ["deploy/client.py"],
     "diffusers.schedulers": ["core/diffusion.py"],
     "diffusers": ["core/diffusion.py", "core/optimisation.py"],
 }

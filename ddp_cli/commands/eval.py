@@ -10,6 +10,7 @@ import typer
 
 from ddp_cli import console, options
 from ddp_cli.commands.measuring import Asked, measure
+from ddp_cli.commands.subject import find
 from ddp_cli.commands.sweep import split_sweep, sweep
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import default_workers, prepare
@@ -31,6 +32,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    policy: options.Policy = None,
     episodes: Annotated[
         int | None, typer.Option("--episodes", "-n", min=1, help="How many starts; 50.", show_default=False)
     ] = None,
@@ -67,6 +69,7 @@ def evaluate(
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
     folders, swept = split_sweep(checkpoints or [], sweeps)
+    folders += [policy] if policy else []
     if len(folders) > (1 if last or swept else 2) or (last and swept):
         raise DdpError(
             "too many things at once.", "Give one checkpoint, two to compare, one with --sweep, or a run with --last."
@@ -77,7 +80,6 @@ def evaluate(
         options.check_output(out, overwrite)
     if min(count, workers or default_workers()) > 1:
         prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
-    from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.core.distributed import processes
     from ddp_cli.sim.report import write_report
 
@@ -88,7 +90,7 @@ def evaluate(
         if last:
             report = _last(folders[0] if folders else None, runs, task, last, asked, together)
         else:
-            found = [resolve_checkpoint(path, runs, task) for path in folders or (None,)]
+            found = [find(path, runs, task) for path in folders or (None,)]
             if swept:
                 report = sweep(found[0], asked, swept, picture, together)
             else:

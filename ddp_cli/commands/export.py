@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.tasks import FIRST_SEED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddp_cli.core.policy import DiffusionPolicy
+
+DEFAULT_OPSET = 18
 
 
 def export(
     checkpoint: options.Checkpoint = None,
     kind: Annotated[
-        str, typer.Option("--format", "-f", help="onnx, safetensors, or ddp (a native checkpoint).")
+        str, typer.Option("--format", "-f", help="onnx, pt2, safetensors, or ddp (a native checkpoint).")
     ] = "onnx",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("policy"),
+    precision: Annotated[str, typer.Option("--precision", help="Of the graphs: fp32, fp16 or int8.")] = "fp32",
+    sampler: options.Sampler = None,
+    inference_steps: options.InferenceSteps = None,
+    opset: Annotated[int, typer.Option("--opset", help="ONNX operator set.")] = DEFAULT_OPSET,
+    episodes: Annotated[
+        int, typer.Option("--episodes", "-n", min=0, help="Starts on which it is held against the checkpoint.")
+    ] = 3,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Store to check with; the run's own by default.", show_default=False),
+        typer.Option("--data", "-d", help="Store to compare on; the run's own by default.", show_default=False),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", help="Upload the folder to this Hugging Face repository.", show_default=False),
     ] = None,
     task: options.AnyTask = None,
     runs: options.Runs = options.RUNS,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Write ONNX graphs (checked against torch on stored observations), a weights folder, or a native checkpoint.
+    """Write ONNX graphs (held against the checkpoint), torch.export programs, a weights folder, or a native checkpoint.
 
     A .ckpt file of the published diffusion policy code is read without running anything it carries.
     """
@@ -33,9 +52,7 @@ def export(
 
     from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
     from ddp_cli.core.published import load_published
-    from ddp_cli.core.run import store_of
-    from ddp_cli.data.store import Store
-    from ddp_cli.deploy.export import TOLERANCE, stored_observations
+    from ddp_cli.deploy.export import Exporting
     from ddp_cli.deploy.export import export as write_export
 
     options.check_output(out, overwrite, ("policy.json", "model.safetensors"))
@@ -45,13 +62,35 @@ def export(
     else:
         folder = resolve_checkpoint(checkpoint, runs, task)
         policy, meta = load_policy(folder)
-    config = policy.config
-    keys = [*config.image_keys, *config.low_dim]
-    found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
-    done = write_export(policy, meta, kind, out, lambda: stored_observations(keys, Store(found), config.n_obs_steps))
+    policy.set_sampler(sampler, inference_steps)
+    seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
+    how = Exporting(kind, precision, opset, seeds)
+    with console.progress(f"export {policy.config.task.name}") as update:
+        done = write_export(
+            policy, meta, how, out, lambda: _examples(policy, folder, data, str(meta.get("render", "fast"))),
+            lambda ran: update(ran, episodes, "episodes compared"),
+        )  # fmt: skip
+    if push_to_hub:
+        from ddp_cli.deploy.hub import push
+
+        console.note(f"uploaded to {push(out, push_to_hub)}")
     if json:
         console.print_json({"checkpoint": str(folder), "out": str(out), **asdict(done)})
         return
     console.result(f"{out}: {', '.join(done.files)}, from {folder}")
-    for name, difference in done.differences.items():
-        console.result(f"{name}: largest difference from torch {difference:.1e} (limit {TOLERANCE:.0e})")
+    for line in done.proof.get("words", []):
+        console.result(line)
+
+
+def _examples(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
+    """Observations of the store that is named, the run's own, or, where there is none, of a few starts."""
+    from ddp_cli.core.run import store_of
+    from ddp_cli.data.store import Store
+    from ddp_cli.deploy.export import first_observations, stored_observations
+    from ddp_cli.deploy.graphs import obs_keys
+
+    config = policy.config
+    found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
+    if data is None and not found.exists():
+        return first_observations(policy, render)
+    return stored_observations(obs_keys(policy), Store(found), config.n_obs_steps)

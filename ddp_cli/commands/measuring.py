@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
+from ddp_cli.commands.subject import subject
 
 if TYPE_CHECKING:
     from ddp_cli.core.distributed import Processes
@@ -33,21 +33,13 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
     """Runs the episodes of one checkpoint, shows them unless `quiet`, and returns the report, also written into
     its run.
     """
-    from ddp_cli.config import PolicyConfig
-    from ddp_cli.core.agent import choose_engine, load_agent
-    from ddp_cli.core.checkpoint import load_meta
-    from ddp_cli.core.run import choose_device
     from ddp_cli.parallel import default_workers
     from ddp_cli.sim.evaluation import Evaluation
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
     from ddp_cli.sim.report import write_report
 
-    meta = load_meta(folder)
-    used = PolicyConfig(**meta["policy"]).with_sampler(asked.sampler, asked.inference_steps)  # type: ignore[arg-type]
-    device = str(choose_device(together.device(asked.device)))
-    engine = choose_engine(used, device.partition(":")[0], asked.engine)
-    agent = functools.partial(load_agent, folder, device, used.sampler, used.num_inference_steps, engine)
-    console.note(f"policy {folder}, {used.sampler} with {used.num_inference_steps} steps, engine {engine}")
+    used = subject(folder, together.device(asked.device), asked.sampler, asked.inference_steps, asked.engine)
+    console.note(f"policy {folder}, {used.sampler} with {used.inference_steps} steps, engine {used.engine}")
     started, wins, done = time.perf_counter(), 0, 0
     starts = range(asked.seed, asked.seed + asked.episodes)[together.share(asked.episodes)]
     with console.progress(f"eval {used.task.name}") as update:
@@ -58,13 +50,13 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
             update(done, len(starts), f"{wins} succeeded")
 
         count = min(len(starts), asked.workers or max(1, default_workers() // together.local_count))
-        render = str(meta["render"])
-        mine = run_evaluation(agent, used.task, render, starts, count, lambda r: progress(r.success), asked.half_width)
+        heard = (lambda r: progress(r.success), asked.half_width)
+        mine = run_evaluation(used.make, used.task, used.render, starts, count, *heard)
     parts = together.gather(mine)
     result = Evaluation([e for part in parts for e in part.episodes], [seed for part in parts for seed in part.lost])
     report = {
-        "checkpoint": str(folder), "task": used.task.name, "obs": used.obs, "step": meta.get("step"),
-        "sampler": used.sampler, "inference_steps": used.num_inference_steps, "engine": engine,
+        "checkpoint": str(folder), "task": used.task.name, "obs": used.obs, "step": used.step,
+        "sampler": used.sampler, "inference_steps": used.inference_steps, "engine": used.engine,
         "first_seed": asked.seed, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     report |= result.to_json()
@@ -72,7 +64,7 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
         if not quiet:
             _show(report, result)
         if folder.parent.name == "checkpoints":
-            name = f"{folder.name}-{used.sampler}{used.num_inference_steps}-{asked.seed}x{len(result.episodes)}.json"
+            name = f"{folder.name}-{used.sampler}{used.inference_steps}-{asked.seed}x{len(result.episodes)}.json"
             write_report(folder.parents[1] / "eval" / name, report)
     return report
 

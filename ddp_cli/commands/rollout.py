@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.commands.subject import find, subject
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import FIRST_SEED
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 def rollout(
     checkpoint: options.Checkpoint = None,
+    policy: options.Policy = None,
     video: Annotated[
         Path | None,
         typer.Option("--video", help="Write a video of the cameras: .mp4, .mov, .mkv or .gif.", show_default=False),
@@ -55,7 +57,6 @@ def rollout(
     json: options.Json = False,
 ) -> None:
     """Run a policy in the simulator and say how it went."""
-    from ddp_cli.core.checkpoint import resolve_checkpoint
     from ddp_cli.sim.grid import parse_grid
     from ddp_cli.sim.report import read_report
     from ddp_cli.sim.video import check_format
@@ -65,11 +66,13 @@ def rollout(
         check_format(video)
     tiles = parse_grid(grid) if grid else None
     report = read_report(failures) if failures else None
-    folder = resolve_checkpoint(report.place() if report and not (checkpoint or task) else checkpoint, runs, task)
+    checkpoint = options.one_of(checkpoint, policy)
+    folder = find(report.place() if report and not (checkpoint or task) else checkpoint, runs, task)
     if report:
         report.check_of(folder)
-        sampler, inference_steps = sampler or report.sampler, inference_steps or report.inference_steps
-        if engine == "auto":
+        if report.engine != "exported":
+            sampler, inference_steps = sampler or report.sampler, inference_steps or report.inference_steps
+        if engine == "auto" and report.engine != "exported":
             engine = report.engine or engine
             device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was measured
     first, count = FIRST_SEED["eval"] if seed is None else seed, tiles.tiles if tiles else attempts
@@ -117,14 +120,12 @@ def _check_together(
 def _robot(
     folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
 ) -> Iterator[tuple[Simulator, Agent]]:
-    from ddp_cli.core.agent import load_agent
-    from ddp_cli.core.checkpoint import load_meta
-    from ddp_cli.core.run import choose_device
     from ddp_cli.sim.simulator import Simulator
 
-    agent = load_agent(folder, str(choose_device(device)), sampler, inference_steps, engine)
-    sim = Simulator(agent.policy.config.task, str(load_meta(folder)["render"]), agent.actions)
-    console.note(f"policy {folder}, engine {agent.engine}")
+    used = subject(folder, device, sampler, inference_steps, engine)
+    agent = used.make()
+    sim = Simulator(used.task, used.render, used.actions)
+    console.note(f"policy {folder}, engine {used.engine}")
     with closing(sim):
         yield sim, agent
 

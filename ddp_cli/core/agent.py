@@ -42,9 +42,7 @@ class PolicyAgent:
 
     @property
     def safety(self) -> Safety:
-        normalizer = self.policy.normalizer
-        scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-        return Safety.of_normalizer(self.actions, scale, offset)
+        return safety_of(self.policy)
 
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
@@ -52,6 +50,12 @@ class PolicyAgent:
     def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
         obs = to_batch(history, self.policy.device)
         return self.policy.predict_action(obs, self._generator, self._begin)["action"][0].cpu().numpy()
+
+
+def safety_of(policy: DiffusionPolicy) -> Safety:
+    """What the actions of `policy` are kept inside of."""
+    scale, offset = (policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
+    return Safety.of_normalizer(policy.config.actions, scale, offset)
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:

@@ -1,108 +1,207 @@
 """Artefacts of a policy that run without the training code, checked before they are called done.
 
-onnx         encoder.onnx   observations (uint8 images, raw low-dim) -> features
-             denoiser.onnx  noisy trajectory, diffusion step, features -> prediction
-             policy.json    keys, shapes, action convention, schedule, normaliser of the actions
-safetensors  model.safetensors and policy.json
-    ddp          a native checkpoint, without what only training needs
+onnx         policy.onnx    observations and noise -> actions: the whole chain
+             encoder.onnx, denoiser.onnx, its parts
+             runtime.py     runs it, with numpy and onnxruntime
+pt2          encoder.pt2, denoiser.pt2, as torch.export saves them
+safetensors  model.safetensors, the weights
+ddp          a native checkpoint, without what only training needs
+
+All but the last with policy.json (what goes in and out), proof.json (what was compared) and README.md.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import io
 import json
-import logging
 import shutil
-import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddp_cli import __version__
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
+from ddp_cli.deploy import proof, runtime
+from ddp_cli.deploy.description import describe, readme
+from ddp_cli.deploy.exported import open_policy
+from ddp_cli.deploy.graphs import (
+    DEFAULT_OPSET,
+    Encoder,
+    compose,
+    denoiser_names,
+    difference,
+    example,
+    half,
+    obs_keys,
+    quantized,
+    trace,
+)
 from ddp_cli.errors import ConfigError, DdpError, close_match
-from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
+from ddp_cli.sim.simulator import Simulator
 
-FORMAT = 1
-FORMATS = ("onnx", "safetensors", "ddp")
-TOLERANCE = 1e-4  # largest difference between the graphs and torch
+FORMATS = ("onnx", "pt2", "safetensors", "ddp")
+TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
+"""Largest difference from torch in float32, by precision. Actions reach from -1 to 1."""
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """How to export. `episodes`: starts on which the exported policy is held against the checkpoint."""
+
+    kind: str = "onnx"
+    precision: str = "fp32"
+    opset: int = DEFAULT_OPSET
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far each graph is from torch (empty for formats without graphs)."""
+    """What was written, and what was shown of it (empty for formats without graphs)."""
 
     files: list[str]
-    differences: dict[str, float]
+    proof: dict[str, Any]
 
 
 def export(
-    policy: DiffusionPolicy, meta: Meta, kind: str, out: Path, examples: Callable[[], dict[str, Tensor]]
+    policy: DiffusionPolicy,
+    meta: Meta,
+    how: Exporting,
+    out: Path,
+    examples: Callable[[], dict[str, Tensor]],
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Writes the folder `out`, replacing it; nothing is left of it when the check fails.
+    """Writes the folder `out`, replacing it; nothing is left of it when the proof fails.
 
-    `examples()` gives observations {key: (B, To, ...)} to check with.
+    `examples()` gives observations {key: (B, To, ...)} to compare on; `progress` hears of episodes.
     """
-    if kind not in FORMATS:
-        raise ConfigError(f"unknown format '{kind}'{close_match(kind, FORMATS)}", f"Valid: {', '.join(FORMATS)}.")
+    _check(how)
     policy = policy.cpu().eval()
-    if kind == "ddp":
+    if how.kind == "ddp":
         save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
         return Exported(sorted(p.name for p in out.iterdir()), {})
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        differences = {}
-        if kind == "onnx":
-            differences = _write_onnx(policy, partial, examples())
-        else:
-            (partial / "model.safetensors").write_bytes(save(policy.state_dict()))
-        description = describe(policy, meta) | {"files": kind, "differences": differences}
-        (partial / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+        shown = _write(policy, meta, how, partial, examples, progress)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Exported(sorted(p.name for p in out.iterdir()), differences)
+    return Exported(sorted(p.name for p in out.iterdir()), shown)
 
 
-def describe(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
-    """What a program must know to run the policy."""
-    config, to = policy.config, policy.config.n_obs_steps
-    images = {k: {"shape": [to, 3, IMAGE_SIZE, IMAGE_SIZE], "dtype": "uint8"} for k in config.image_keys}
-    low_dim = {k: {"shape": [to, width], "dtype": "float32"} for k, width in config.low_dim.items()}
-    normalizer = policy.normalizer
+def _check(how: Exporting) -> None:
+    for what, value, valid in (("format", how.kind, FORMATS), ("precision", how.precision, TOLERANCES)):
+        if value not in valid:
+            raise ConfigError(f"unknown {what} '{value}'{close_match(value, valid)}", f"Valid: {', '.join(valid)}.")
+    if how.kind != "onnx" and (how.precision, how.opset) != ("fp32", DEFAULT_OPSET):
+        raise ConfigError(f"--precision and --opset are for onnx, not for {how.kind}.", "Leave them out.")
+    if not 18 <= how.opset <= 25:
+        raise ConfigError(f"opset = {how.opset} cannot be written.", "Valid: 18 to 25.")
+
+
+def _write(
+    policy: DiffusionPolicy,
+    meta: Meta,
+    how: Exporting,
+    folder: Path,
+    examples: Callable[[], dict[str, Tensor]],
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    spec = describe(policy, meta) | {"files": how.kind, "precision": how.precision}
+    (folder / runtime.SPEC).write_text(json.dumps(spec, indent=2) + "\n")
+    shown: dict[str, Any] = {}
+    if how.kind == "safetensors":
+        (folder / "model.safetensors").write_bytes(save(policy.state_dict()))
+    else:
+        obs = examples()
+        write = _onnx if how.kind == "onnx" else _pt2
+        shown = {"tolerance": TOLERANCES[how.precision], "differences": write(policy, how, folder, obs)}
+        if how.kind == "onnx":
+            exported = open_policy(folder)
+            shown["differences"]["actions"] = proof.action_difference(policy, exported, obs)
+        for name, value in shown["differences"].items():
+            if not value <= shown["tolerance"]:
+                limit = f"more than {shown['tolerance']:.0e}"
+                raise DdpError(
+                    f"{name} differ from torch by {value:.1e}, {limit}.", "Use --precision fp32, or report this."
+                )
+        if how.kind == "onnx":
+            shown["latency"] = proof.latency(exported, obs)
+            if how.seeds:
+                shown["episodes"] = proof.episodes(
+                    policy, exported, str(meta.get("render", "fast")), how.seeds, progress
+                )
+        shown["words"] = proof.in_words(shown)
+        (folder / "proof.json").write_text(json.dumps(shown, indent=2) + "\n")
+    (folder / "README.md").write_text(readme(spec, how.kind, shown))
+    return shown
+
+
+def _parts(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, Any]:
+    """Encoder and denoiser: module, example, names of the inputs, name of the output."""
+    inputs, chain = example(policy, obs)
     return {
-        "format": FORMAT,
-        "policy": config.model_dump(mode="json"),
-        "obs": images | low_dim,
-        "features": policy.feature_dim,
-        "action": meta.get("action"),
-        "action_normalizer": {
-            "scale": normalizer.get_buffer("action_scale").tolist(),
-            "offset": normalizer.get_buffer("action_offset").tolist(),
-        },
-        "timesteps": [step.timestep for step in policy.steps],
-        "alphas_cumprod": policy.noising.alphas_cumprod.tolist(),
-        "control_hz": CONTROL_HZ,
-        "render": meta.get("render"),
-        "store": meta.get("store"),
-        "versions": {"ddp": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "onnx")},
+        "encoder": (Encoder(policy), inputs, obs_keys(policy), "features"),
+        "denoiser": (policy.denoiser, chain, denoiser_names(policy), "prediction"),
     }
+
+
+def _onnx(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
+    """Writes the graphs; returns how far the parts are from torch, for one and for all examples."""
+    differences = {}
+    for name, (module, inputs, names, output) in _parts(policy, obs).items():
+        path = folder / f"{name}.onnx"
+        trace(module, inputs, names, output, how.opset, path)
+        {"fp32": lambda _: None, "fp16": half, "int8": quantized}[how.precision](path)
+        with torch.no_grad():
+            expected = module(*inputs).numpy()
+        session = _session(path)
+        differences[name] = max(
+            difference(
+                session.run(None, {k: x[:n].numpy() for k, x in zip(names, inputs, strict=True)})[0], expected[:n]
+            )
+            for n in (1, len(expected))
+        )
+    parts = [onnx.load(folder / f"{name}.onnx") for name in differences]
+    onnx.save(compose(policy, *parts), folder / runtime.GRAPH)
+    shutil.copy(Path(runtime.__file__), folder / "runtime.py")
+    return differences
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _pt2(policy: DiffusionPolicy, _how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
+    """Writes encoder and denoiser as torch.export has them; returns how far what is read back is from them."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    differences = {}
+    for name, (module, inputs, _, _) in _parts(policy, obs).items():
+        dynamic: Any = tuple({0: batch} for _ in inputs)
+        program = torch.export.export(
+            module.eval(), inputs, dynamic_shapes=(dynamic,) if name == "encoder" else dynamic, strict=False
+        )
+        torch.export.save(program, folder / f"{name}.pt2")
+        read = torch.export.load(folder / f"{name}.pt2").module()
+        with torch.no_grad():
+            differences[name] = max(
+                difference(read(*(x[:n] for x in inputs)), module(*(x[:n] for x in inputs)))
+                for n in (1, len(inputs[0]))
+            )
+    return differences
 
 
 def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:
@@ -116,63 +215,15 @@ def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, 
     return obs
 
 
-class _Encoder(nn.Module):
-    def __init__(self, policy: DiffusionPolicy, keys: list[str]) -> None:
-        super().__init__()
-        self.policy, self.keys = policy, keys
-
-    def forward(self, *obs: Tensor) -> Tensor:
-        return self.policy.encode_obs(dict(zip(self.keys, obs, strict=True)))
-
-
-def _write_onnx(policy: DiffusionPolicy, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
-    """Writes both graphs; returns the largest difference of each from torch on `obs`."""
-    config = policy.config
-    keys = [*config.image_keys, *config.low_dim]
-    inputs = tuple(obs[k].contiguous() for k in keys)
-    generator = torch.Generator().manual_seed(0)
-    b = len(inputs[0])
-    width = config.action_dim + (0 if config.obs_as_cond else policy.feature_dim)
-    noisy = torch.randn(b, config.trajectory_steps, width, generator=generator)
-    steps = torch.randint(0, config.num_train_timesteps, (b,), generator=generator)
-    with torch.no_grad():
-        cond = policy.encode_obs(obs)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    chain: tuple[Tensor, ...] = (noisy, steps, cond)
-    if not config.obs_as_cond:  # inpainting: the features are part of the trajectory
-        chain = (noisy, steps)
-    graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...], list[str], str]] = {
-        "encoder": (_Encoder(policy, keys), inputs, keys, "features"),
-        "denoiser": (policy.denoiser, chain, ["trajectory", "timesteps", "features"][: len(chain)], "prediction"),
-    }
-    differences = {}
-    for name, (module, example, names, output) in graphs.items():
-        dynamic: Any = tuple({0: batch} for _ in example)
-        path = folder / f"{name}.onnx"
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-            try:
-                torch.onnx.export(
-                    module.eval(), example, path, input_names=names, output_names=[output], dynamo=True,
-                    dynamic_shapes=(dynamic,) if name == "encoder" else dynamic, external_data=False, verbose=False,
-                )  # fmt: skip
-            finally:
-                logging.disable(logging.NOTSET)
-        with torch.no_grad():
-            expected = module(*example).numpy()
-        differences[name] = max(
-            float(np.abs(_run(path, names, [x[:n].numpy() for x in example]) - expected[:n]).max()) for n in (1, b)
-        )
-        if not differences[name] <= TOLERANCE:
-            raise DdpError(
-                f"{name}.onnx differs from torch by {differences[name]:.1e}, more than {TOLERANCE:.0e}.", "Report this."
-            )
-    return differences
-
-
-def _run(path: Path, names: list[str], values: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, dict(zip(names, values, strict=True)))[0])
+def first_observations(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
+    """What is seen at `count` starts, where there is no store: {key: (count, To, ...)}."""
+    sim = Simulator(policy.config.task, render, policy.config.actions)
+    seen: dict[str, list[Tensor]] = {key: [] for key in obs_keys(policy)}
+    for seed in range(count):
+        sim.reset(seed)
+        frame = sim.observe(policy.config.obs)
+        for key, windows in seen.items():
+            value = torch.from_numpy(np.stack([frame[key]] * policy.config.n_obs_steps))
+            windows.append(value.permute(0, 3, 1, 2) if value.ndim == 4 else value)
+    sim.close()
+    return {key: torch.stack(windows) for key, windows in seen.items()}
