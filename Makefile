@@ -7,7 +7,7 @@ PYTHON ?= $(shell $(FIND))
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-MINUTES := 13
+MINUTES := 6
 SHELL := /bin/bash
 
 NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ linux-libc-dev

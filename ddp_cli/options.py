@@ -76,6 +76,8 @@ def check_output(path: Path, overwrite: bool, marks: tuple[str, ...] = ()) -> No
 
     `marks` are given for folders: only one that holds such a file (or nothing) is ever replaced.
     """
+    if path.name in {"", ".."}:
+        raise DdpError(f"'{path}' cannot be replaced.", "Name a file or folder in it.")
     if path.exists() and not overwrite:
         raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or name another.")
     if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):

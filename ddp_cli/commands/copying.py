@@ -94,7 +94,7 @@ def read(data: LeRobotDataset, said: Copying) -> Path:
     from ddp_cli.data.store import Store
     from ddp_cli.data.verdict import in_words
 
-    out = said.out or options.new_store(data.task.name, "image")
+    out = said.out or options.new_store(data.task.name, data.obs)
     options.check_output(out, said.overwrite, STORE_MARKS)
     steps = said.run(lambda heard: read_lerobot(data, out, said.only, said.zarr_format, heard))
     store = Store(out)

@@ -91,11 +91,7 @@ def evaluate(
             report = _last(folders[0] if folders else None, runs, task, last, asked, together)
         else:
             found = [find(path, runs, task) for path in folders or (None,)]
-            if swept:
-                report = sweep(found[0], asked, swept, picture, together)
-            else:
-                reports = [measure(folder, asked, together) for folder in found]
-                report = reports[0] if len(reports) == 1 else _comparison(*reports)
+            report = sweep(found[0], asked, swept, picture, together) if swept else _one_or_two(found, asked, together)
         if not together.first:
             return
     if out:
@@ -103,6 +99,13 @@ def evaluate(
         console.note(f"written to {out}")
     if json:
         console.print_json(report)
+
+
+def _one_or_two(folders: list[Path], asked: Asked, together: Processes) -> dict[str, Any]:
+    for folder in folders:
+        asked.subject(folder, together)  # what cannot be is said before the first one takes its time
+    reports = [measure(folder, asked, together) for folder in folders]
+    return reports[0] if len(reports) == 1 else _comparison(*reports)
 
 
 def _picture(out: Path, overwrite: bool) -> Path:

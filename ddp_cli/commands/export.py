@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console, options
+from ddp_cli.errors import DdpError
 from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def export(
     from ddp_cli.deploy.export import Exporting
     from ddp_cli.deploy.export import export as write_export
 
-    options.check_output(out, overwrite, ("policy.json", "model.safetensors"))
+    # A checkpoint is replaced by a checkpoint only: it may be all that is left of a training.
+    options.check_output(out, overwrite, ("config.json",) if kind == "ddp" else ("policy.json",))
     if checkpoint is not None and checkpoint.is_file():
         folder = checkpoint
         policy, meta = load_published(checkpoint)
     else:
         folder = resolve_checkpoint(checkpoint, runs, task)
         policy, meta = load_policy(folder)
+    if out.resolve() == folder.resolve():
+        raise DdpError(f"'{out}' is the checkpoint itself.", "Name another output with --out.")
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
     how = Exporting(kind, precision, opset, seeds)
@@ -93,4 +97,6 @@ def _examples(policy: DiffusionPolicy, folder: Path, data: Path | None, render: 
     found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
     if data is None and not found.exists():
         return first_observations(policy, render)
-    return stored_observations(obs_keys(policy), Store(found), config.n_obs_steps)
+    store = Store(found)
+    store.check_task(config.task)
+    return stored_observations(obs_keys(policy), store, config.n_obs_steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.commands.subject import subject
+from ddp_cli.commands.subject import Subject, is_exported, subject
 
 if TYPE_CHECKING:
     from ddp_cli.core.distributed import Processes
@@ -28,6 +28,12 @@ class Asked:
     workers: int | None
     device: str
 
+    def subject(self, folder: Path, together: Processes) -> Subject:
+        """The policy in `folder`, run as asked; ConfigError or DdpError where it cannot be."""
+        # An exported policy knows no devices: what this process was given is no wish of the user's.
+        device = self.device if is_exported(folder) else together.device(self.device)
+        return subject(folder, device, self.sampler, self.inference_steps, self.engine)
+
 
 def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False) -> dict[str, Any]:
     """Runs the episodes of one checkpoint, shows them unless `quiet`, and returns the report, also written into
@@ -38,7 +44,7 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
     from ddp_cli.sim.report import write_report
 
-    used = subject(folder, together.device(asked.device), asked.sampler, asked.inference_steps, asked.engine)
+    used = asked.subject(folder, together)
     console.note(f"policy {folder}, {used.sampler} with {used.inference_steps} steps, engine {used.engine}")
     started, wins, done = time.perf_counter(), 0, 0
     starts = range(asked.seed, asked.seed + asked.episodes)[together.share(asked.episodes)]

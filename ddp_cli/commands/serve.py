@@ -41,10 +41,14 @@ def serve(
     if not is_loopback(host) and not token:
         token = new_token()
         console.result(f"token {token}")
+    shown = f"[{host}]" if ":" in host else host
     how = Serving(host, port, token, max_clients=max_clients)
 
     async def run() -> None:
         server = Server(loaded, how, console.note)
-        await server.run(lambda found: console.result(f"serving {policy} at ws://{host}:{found}, Ctrl-C ends it"))
+        await server.run(lambda found: console.result(f"serving {policy} at ws://{shown}:{found}, Ctrl-C ends it"))
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except UnicodeError as e:
+        raise DdpError(f"--host '{host}' is no address.", "For example 127.0.0.1, or 0.0.0.0.") from e

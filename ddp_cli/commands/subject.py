@@ -31,10 +31,16 @@ class Subject:
     make: Callable[[], Agent]
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether `folder` is a policy that `ddp export` wrote as ONNX."""
+    from ddp_cli.deploy.exported import is_exported
+
+    return is_exported(folder)
+
+
 def find(path: Path | None, runs: Path, task: str | None) -> Path:
     """The folder that the user named, or the newest run's best checkpoint."""
     from ddp_cli.core.checkpoint import resolve_checkpoint
-    from ddp_cli.deploy.exported import is_exported
 
     return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
 
@@ -45,7 +51,6 @@ def subject(folder: Path, device: str, sampler: str | None, inference_steps: int
     from ddp_cli.core.agent import choose_engine, load_agent
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.core.run import choose_device
-    from ddp_cli.deploy.exported import is_exported
 
     if is_exported(folder):
         said = {"--sampler": sampler, "--inference-steps": inference_steps}

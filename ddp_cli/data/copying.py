@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.store import Store, StoreWriter
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, quaternion_to_matrix, rotvec_to_matrix
+from ddp_cli.sim.simulator import check_actions
 from ddp_cli.tasks import ACTIONS, DELTA_METRES, DELTA_RADIANS
 
 SITE = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -45,11 +46,12 @@ def copy_store(
     """Writes the chosen episodes of `store` to `out`, with actions by the convention `actions` (None: as they are).
     Returns the number of steps. An interrupted call goes on where it ended.
     """
-    if out.absolute() == store.path.absolute():
+    if out.resolve() == store.path.resolve():
         raise DdpError(f"'{out}' is the store itself.", "Name another output with --out.")
     chosen = choose(len(store.episode_ends), only, f"'{store.path}'")
     given = store.attrs["action"]["convention"]
     actions = actions or given
+    check_actions(actions)
     if actions != given and not store.task.built_in:
         raise DataError(
             f"'{store.path}' is of the task '{store.task.name}', whose arm may stand anywhere.",

@@ -83,6 +83,9 @@ class LeRobotDataset:
             )
         self._width = self._features().get(ACTION, {}).get("shape", [None])[0]
         self.actions = self._convention(actions)
+        # A store without pictures makes a dataset without.
+        self.obs = "state" if self.attrs.get("obs") == "state" else "image"
+        self.cameras = tuple(self.task.images(self.obs))
         self._check_features()
         rows = [row for file in sorted((path / "meta/episodes").glob("*/*.parquet")) for row in read_rows(file)]
         self._episodes = sorted(rows, key=lambda row: self._number(row, "episode_index"))
@@ -91,16 +94,18 @@ class LeRobotDataset:
         self.lengths = [self._number(row, "length") for row in self._episodes]
 
     def sha256(self) -> str:
-        """Hash of all vectors, so that a store can name its source exactly."""
+        """Hash of all tables and videos, so that a store can name its source exactly."""
         found = hashlib.sha256()
-        for path in sorted((self.path / "data").rglob("*.parquet")):
-            found.update(path.read_bytes())
+        for path in sorted(self.path.rglob("*")):
+            if path.suffix in {".parquet", ".mp4"}:
+                with path.open("rb") as file:
+                    found.update(hashlib.file_digest(file, "sha256").digest())
         return found.hexdigest()
 
     def _features(self) -> dict[str, dict[str, Any]]:
         features = self.info.get("features")
         if isinstance(features, dict) and all(
-            isinstance(f, dict) and isinstance(f.get("shape"), list) for f in features.values()
+            isinstance(f, dict) and _is_shape(f.get("shape")) for f in features.values()
         ):
             return features
         raise DataError(f"'{self.path / INFO}' does not say which features there are.", AGAIN)
@@ -113,7 +118,12 @@ class LeRobotDataset:
     def _convention(self, said: str | None) -> str:
         ours = self.attrs.get("action")
         found = ours.get("convention") if isinstance(ours, dict) else said
-        if found not in ACTIONS:
+        if said not in (None, found):
+            raise DataError(
+                f"'{self.path}' has {found} actions, not {said} ones.",
+                f"Leave --actions out; `ddp convert STORE --actions {said}` converts the store that is made.",
+            )
+        if not isinstance(found, str) or found not in ACTIONS:
             raise DataError(
                 f"'{self.path}' does not say what its actions mean.",
                 f"Say it: --actions {' or --actions '.join(ACTIONS)}.",
@@ -125,12 +135,12 @@ class LeRobotDataset:
                 f"'{self.path}' has actions of {self._width} values, {found} ones have {' or '.join(map(str, valid))}.",
                 "Only the actions of a single arm are read: position, rotation, gripper.",
             )
-        return str(found)
+        return found
 
     def _check_features(self) -> None:
         features = self._features()
         picture = [IMAGE_SIZE, IMAGE_SIZE, 3]
-        wanted = {feature_of(key): picture for key in self.task.cameras} | {STATE: [sum(self.task.low_dim.values())]}
+        wanted = {feature_of(key): picture for key in self.cameras} | {STATE: [sum(self.task.low_dim.values())]}
         if self.task.object:
             wanted[OBJECT] = [self.task.object_dim]
         for name, shape in wanted.items():
@@ -154,7 +164,7 @@ class LeRobotDataset:
 
     def episodes(self, chosen: list[int]) -> Iterator[dict[str, NDArray[Any]]]:
         """The chosen episodes as a store keeps them. Memory holds one, and one file of vectors."""
-        table, videos = functools.lru_cache(maxsize=1)(self._table), {key: _Video() for key in self.task.cameras}
+        table, videos = functools.lru_cache(maxsize=1)(self._table), {key: _Video() for key in self.cameras}
         for i in chosen:
             row, length = self._episodes[i], self.lengths[i]
             columns = table(self._number(row, "data/chunk_index"), self._number(row, "data/file_index"))
@@ -162,7 +172,7 @@ class LeRobotDataset:
             if length == 0 or mine.sum() != length:
                 raise DataError(f"'{self.path}' episode {i}: {mine.sum()} rows for {length} steps.", AGAIN)
             episode = self._vectors({name: values[mine] for name, values in columns.items()}, i)
-            for key in self.task.cameras:
+            for key in self.cameras:
                 episode[key] = self._pictures(videos[key], key, row, length)
             yield episode
 
@@ -208,6 +218,10 @@ class LeRobotDataset:
         return found
 
 
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(type(side) is int for side in value)
+
+
 class _Video:
     """Pictures from files that hold many episodes: in the order of the episodes, each is decoded once."""
 
@@ -237,7 +251,7 @@ def read_lerobot(
         key: value for key, value in data.attrs.items() if key in ("render", "env_args", "versions")
     }
     attributes |= {
-        "obs": "image",
+        "obs": data.obs,
         "action": ACTIONS[data.actions],
         "source": {"file": data.path.name, "sha256": data.sha256(), "demos": chosen, "left_out": {}},
     }

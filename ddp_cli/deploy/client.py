@@ -11,12 +11,13 @@ One message is one msgpack map. An array is {"dtype", "shape", "data"}, its byte
     {"op": "chunk", "obs": [{key: array}, ...]}      -> {"action": array (Ta, Da)}; new observations, oldest first
     {"op": "describe"}                               -> {"policy": what policy.json says}
 
-and what cannot be answered is answered with {"error": text}.
+and what cannot be answered is answered with {"error": text}. An "id" in a message is repeated in its answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -40,16 +41,19 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"dtype": value.dtype.name, "shape": list(value.shape), "data": value.tobytes()}
+        little = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": little.dtype.name, "shape": list(value.shape), "data": little.tobytes()}
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
-def unpack(message: bytes) -> Any:
-    """What `pack` packed; ValueError if it is nothing of the kind. Nothing of a message is ever executed."""
+def unpack(message: bytes, longest: int = 1 << 20) -> Any:
+    """What `pack` packed; ValueError if it is nothing of the kind. Nothing of a message is ever executed. No list or
+    map may have more than `longest` items: a short message could otherwise unfold to a hundred times its size.
+    """
     try:
-        return _arrays(msgpack.unpackb(message, strict_map_key=True))
+        return _arrays(msgpack.unpackb(message, strict_map_key=True, max_array_len=longest, max_map_len=longest))
     except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as e:
         raise ValueError(f"no message: {str(e) or type(e).__name__}") from e
 
@@ -66,7 +70,7 @@ def _arrays(value: Any) -> Any:
         raise ValueError(f"an array of {value['dtype']!r} is not taken, only {', '.join(DTYPES)}")
     if not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
         raise ValueError(f"{shape!r} is no shape")
-    return np.frombuffer(data, value["dtype"]).reshape(shape)
+    return np.frombuffer(data, np.dtype(value["dtype"]).newbyteorder("<")).reshape(shape).astype(value["dtype"])
 
 
 class Client:
@@ -75,7 +79,10 @@ class Client:
     def __init__(self, address: str, token: str | None = None, timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout = timeout  # [s]
-        self._connection = connect(address, additional_headers=headers, open_timeout=timeout, max_size=None)
+        self._asked = 0
+        self._open = ExitStack()
+        opened = connect(address, additional_headers=headers, open_timeout=timeout, max_size=None)
+        self._connection = self._open.enter_context(opened)
 
     def reset(self, seed: int | None = None) -> None:
         """Forgets what was seen: call it when an episode begins. `seed` makes it repeatable."""
@@ -94,15 +101,19 @@ class Client:
         return dict(self._ask({"op": "describe"})["policy"])
 
     def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        self._connection.send(pack(message))
-        answer = self._connection.recv(timeout=self._timeout)
-        found = unpack(answer if isinstance(answer, bytes) else answer.encode())
+        self._asked += 1
+        self._connection.send(pack({**message, "id": self._asked}))
+        while True:
+            answer = self._connection.recv(timeout=self._timeout)
+            found = unpack(answer if isinstance(answer, bytes) else answer.encode())
+            if found.get("id") == self._asked:  # others are answers that came too late, to what was asked before
+                break
         if "error" in found:
             raise ServerError(found["error"])
         return dict(found)
 
     def close(self) -> None:
-        self._connection.close()
+        self._open.close()
 
     def __enter__(self) -> Client:
         return self

@@ -127,15 +127,11 @@ def _write(
         obs = examples()
         write = _onnx if how.kind == "onnx" else _pt2
         shown = {"tolerance": TOLERANCES[how.precision], "differences": write(policy, how, folder, obs)}
+        _check_differences(shown)
         if how.kind == "onnx":
             exported = open_policy(folder)
             shown["differences"]["actions"] = proof.action_difference(policy, exported, obs)
-        for name, value in shown["differences"].items():
-            if not value <= shown["tolerance"]:
-                limit = f"more than {shown['tolerance']:.0e}"
-                raise DdpError(
-                    f"{name} differ from torch by {value:.1e}, {limit}.", "Use --precision fp32, or report this."
-                )
+            _check_differences(shown)
         if how.kind == "onnx":
             shown["latency"] = proof.latency(exported, obs)
             if how.seeds:
@@ -146,6 +142,15 @@ def _write(
         (folder / "proof.json").write_text(json.dumps(shown, indent=2) + "\n")
     (folder / "README.md").write_text(readme(spec, how.kind, shown))
     return shown
+
+
+def _check_differences(shown: dict[str, Any]) -> None:
+    for name, value in shown["differences"].items():
+        if not value <= shown["tolerance"]:
+            raise DdpError(
+                f"{name} differ from torch by {value:.1e}, more than {shown['tolerance']:.0e}.",
+                "Use --precision fp32, or report this.",
+            )
 
 
 def _parts(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, Any]:
@@ -207,10 +212,10 @@ def _pt2(policy: DiffusionPolicy, _how: Exporting, folder: Path, obs: dict[str, 
 def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:
     """`count` observation windows spread over the store."""
     bounds = window_bounds(store.episode_ends, n_obs_steps, 0, 0)
+    keys = (*config_keys, "action")
     picked = window_steps(bounds, n_obs_steps)[np.linspace(0, len(bounds) - 1, count).astype(int)]
-    rows = picked.ravel()
-    arrays = {k: store.read(k)[rows] for k in (*config_keys, "action")}
-    windows = Windows(arrays, np.arange(len(rows)).reshape(picked.shape), config_keys, n_obs_steps)
+    rows = {key: np.concatenate([store.read(key, rows=slice(w[0], w[-1] + 1)) for w in picked]) for key in keys}
+    windows = Windows(rows, np.arange(picked.size).reshape(picked.shape), config_keys, n_obs_steps)
     obs: dict[str, Tensor] = windows.batch(torch.arange(count))["obs"]
     return obs
 

@@ -15,6 +15,8 @@ from ddp_cli.deploy.runtime import GRAPH, SPEC, Policy, PolicyError
 from ddp_cli.errors import CheckpointError, DdpError
 from ddp_cli.sim.safety import Safety
 
+NEEDED = ("policy", "render", "action_normalizer")
+
 
 def is_exported(folder: Path) -> bool:
     """Whether `folder` is a policy exported as ONNX."""
@@ -22,11 +24,16 @@ def is_exported(folder: Path) -> bool:
 
 
 def open_policy(folder: Path) -> Policy:
-    """The policy in `folder`; CheckpointError if it is none."""
+    """The policy in `folder`, with all that an episode needs to know of it; CheckpointError if it is none."""
+    hint = "Make one: `ddp export CHECKPOINT --out policy/`."
     try:
-        return Policy.load(folder)
+        policy = Policy.load(folder)
     except PolicyError as e:
-        raise CheckpointError(str(e), "Make one: `ddp export CHECKPOINT --out policy/`.") from e
+        raise CheckpointError(str(e), hint) from e
+    absent = [key for key in NEEDED if key not in policy.spec]
+    if absent or not isinstance(policy.spec["policy"], dict):
+        raise CheckpointError(f"'{folder / SPEC}' does not say {(absent or ['policy'])[0]}.", hint)
+    return policy
 
 
 def config_of(policy: Policy) -> PolicyConfig:

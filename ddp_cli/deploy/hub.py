@@ -16,8 +16,9 @@ def push(folder: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of a diffusion policy")
     except Exception as e:  # its own kinds, and those of whatever it speaks HTTP with
+        why = (str(e) or type(e).__name__).splitlines()[0]
         raise DdpError(
-            f"'{folder}' is written, but could not be uploaded to '{repository}': {str(e).splitlines()[0]}.",
+            f"'{folder}' is written, but could not be uploaded to '{repository}': {why}.",
             "Log in with `hf auth login`, and run it again with --overwrite.",
         ) from e
     return f"https://huggingface.co/{repository}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from torch import Tensor
 from ddp_cli.core.agent import PolicyAgent
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.exported import ExportedAgent, torch_noise
-from ddp_cli.deploy.runtime import Policy
+from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import SimulatorError
 from ddp_cli.sim.rollout import Agent, run_episode
 from ddp_cli.sim.simulator import Simulator
@@ -30,7 +31,10 @@ def action_difference(policy: DiffusionPolicy, exported: Policy, obs: dict[str, 
         one = {key: value[i : i + 1] for key, value in obs.items()}
         expected = policy.predict_action(one, torch.Generator().manual_seed(i))["action"][0].numpy()
         seen = {key: _as_observed(value[0]) for key, value in one.items()}
-        found = exported.act(seen, torch_noise(exported, torch.Generator().manual_seed(i)))
+        try:
+            found = exported.act(seen, torch_noise(exported, torch.Generator().manual_seed(i)))
+        except PolicyError:  # not finite: less precise numbers end earlier
+            return math.inf
         worst = max(worst, float(np.abs(found - np.fmin(np.fmax(expected, limits[0]), limits[1])).max()))
     return worst
 

@@ -56,7 +56,9 @@ class Policy:
             graph = self.folder / GRAPH
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime raises kinds of its own
-            raise PolicyError(f"'{self.folder}' is damaged: {str(e).splitlines()[0]} Export it again.") from e
+            raise PolicyError(
+                f"'{self.folder}' is damaged: {(str(e) or type(e).__name__).splitlines()[0]} Export it again."
+            ) from e
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1) -> Policy:
@@ -134,15 +136,15 @@ class Stream:
 
     def action(self, obs: Mapping[str, Any]) -> Array:
         """The action (Da,) after the observation {key: value}; call it once per control step."""
-        self._observe(obs)
+        self._remember(self._fitting(obs))
         if not self._chunk:
             self._chunk = list(self._predict())
         return self._chunk.pop(0)
 
     def chunk(self, observations: Sequence[Mapping[str, Any]]) -> Array:
         """The next actions (Ta, Da), after observations that are new, oldest first (those before are remembered)."""
-        for obs in observations:
-            self._observe(obs)
+        for own in [self._fitting(obs) for obs in observations]:  # all or none are taken in
+            self._remember(own)
         if not self._seen:
             raise PolicyError("nothing has been observed yet.")
         self._chunk = []
@@ -153,8 +155,10 @@ class Stream:
         """How many actions of the chunk are left: without any, the next call of `action` takes the policy's time."""
         return len(self._chunk)
 
-    def _observe(self, obs: Mapping[str, Any]) -> None:
-        own = {key: np.array(self.policy.fitting(key, obs)) for key in self.policy.obs}
+    def _fitting(self, obs: Mapping[str, Any]) -> dict[str, Array]:
+        return {key: np.array(self.policy.fitting(key, obs)) for key in self.policy.obs}
+
+    def _remember(self, own: Mapping[str, Array]) -> None:
         self._seen.extend([own] if self._seen else [own] * self.policy.n_obs_steps)  # the first one stands for all
 
     def _predict(self) -> Array:

@@ -12,6 +12,7 @@ import hmac
 import http
 import ipaddress
 import json
+import math
 import os
 import secrets
 import signal
@@ -33,6 +34,8 @@ from ddp_cli.deploy.runtime import Policy, PolicyError, Stream
 KEPT = 10_000  # latencies that the statistics are of
 LOG_EVERY = 60.0  # [s]
 LARGEST_SEED = 2**63
+LONGEST = 256  # items of a list or a map in a message
+DRAIN = 5.0  # [s], for what was asked before the end
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Serving:
     host: str = "127.0.0.1"
     port: int = 8765
     token: str | None = None
-    max_bytes: int = 4 << 20
-    """Of a message; two pictures of 84x84 are 42 kB."""
+    max_bytes: int | None = None
+    """Of a message; by default so much that a dozen observations fit."""
     max_clients: int = 64
 
 
@@ -78,8 +81,9 @@ class Server:
                 loop.add_signal_handler(number, self._stop.set)
         # No page in a browser may reach a robot: those send an Origin.
         serving = serve(
-            self._serve, how.host, how.port, process_request=self._admit, max_size=how.max_bytes, origins=[None]
-        )
+            self._serve, how.host, how.port, process_request=self._admit, origins=[None],
+            max_size=how.max_bytes or largest_message(self._policy), max_queue=2,
+        )  # fmt: skip
         async with serving as server:
             ready(next(iter(server.sockets)).getsockname()[1])
             while not self._stop.is_set():
@@ -87,9 +91,10 @@ class Server:
                     await asyncio.wait_for(self._stop.wait(), LOG_EVERY)
                 except TimeoutError:
                     self._log(self.words())
-            while self._busy:  # what was asked is answered first
+            ends = loop.time() + DRAIN
+            while self._busy and loop.time() < ends:  # what was asked is answered first
                 await asyncio.sleep(0.01)
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._log(self.words())
 
     def stop(self) -> None:
@@ -125,9 +130,13 @@ class Server:
         stream, loop = Stream(self._policy), asyncio.get_running_loop()
         try:
             async for message in connection:
+                if self._stop.is_set():
+                    break
                 self._busy += 1
                 try:
-                    await connection.send(await loop.run_in_executor(self._pool, self._answer, stream, message))
+                    answer = await loop.run_in_executor(self._pool, _answer, stream, message)
+                    self._count(answer)
+                    await connection.send(answer.message)
                 finally:
                     self._busy -= 1
         except ConnectionClosed:
@@ -135,22 +144,40 @@ class Server:
         finally:
             self._clients -= 1
 
-    def _answer(self, stream: Stream, message: str | bytes) -> bytes:
-        begun = perf_counter()
-        try:
-            if isinstance(message, str):
-                raise TypeError("messages are binary (msgpack), this is text")
-            asked = unpack(message)
-            if not isinstance(asked, dict):
-                raise TypeError("a message is a map")
-            answer, computed = _do(stream, asked)
-        except (ValueError, TypeError, PolicyError) as e:
-            self._refused += 1
-            return pack({"error": str(e)})
-        self._answered += 1
-        if computed:
-            self._times.append((perf_counter() - begun) * 1e3)
-        return pack(answer)
+    def _count(self, answer: _Answer) -> None:
+        self._refused += answer.refused
+        self._answered += not answer.refused
+        if answer.policy_ms is not None:
+            self._times.append(answer.policy_ms)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    message: bytes
+    refused: bool
+    policy_ms: float | None
+    """How long it took [ms], where the policy was computed for it."""
+
+
+def largest_message(policy: Policy) -> int:
+    """Bytes in which a dozen observations fit, each number with 8 bytes and each pixel with one."""
+    sizes = (math.prod(obs["shape"]) * (1 if obs["dtype"] == "uint8" else 8) for obs in policy.obs.values())
+    return 12 * sum(sizes) + (1 << 16)
+
+
+def _answer(stream: Stream, message: str | bytes) -> _Answer:
+    begun, number = perf_counter(), None
+    try:
+        if isinstance(message, str):
+            raise TypeError("messages are binary (msgpack), this is text")
+        asked = unpack(message, LONGEST)
+        if not isinstance(asked, dict):
+            raise TypeError("a message is a map")
+        number = asked.get("id") if isinstance(asked.get("id"), int) else None
+        answer, computed = _do(stream, asked)
+    except (ValueError, TypeError, PolicyError) as e:
+        return _Answer(pack({"error": str(e), "id": number}), True, None)
+    return _Answer(pack({**answer, "id": number}), False, (perf_counter() - begun) * 1e3 if computed else None)
 
 
 def _do(stream: Stream, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:

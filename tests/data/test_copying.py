@@ -71,6 +71,8 @@ def test_the_command_on_a_store(lift_zarr: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert "is a store already" in refused(ddp("convert", lift_zarr))
     assert "is the store itself" in refused(ddp("convert", lift_zarr, "--out", lift_zarr, "--overwrite"))
+    itself = lift_zarr.parent / ".." / lift_zarr.parent.name / lift_zarr.name
+    assert "is the store itself" in refused(ddp("convert", lift_zarr, "--out", itself, "--overwrite"))
     assert ok_json("convert", lift_zarr, "--out", "a.zarr", "--only", ":1")["episodes"] == 1
     assert "--overwrite" in refused(ddp("convert", lift_zarr, "--out", "a.zarr"))
     said = ok(ddp("convert", lift_zarr, "--inspect")).stdout

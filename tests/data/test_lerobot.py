@@ -11,9 +11,11 @@ import pyarrow.parquet
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
+from ddp_cli.data.conversion import convert
 from ddp_cli.data.lerobot import LeRobotDataset, feature_of, read_lerobot
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.parquet import write_table
+from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.sim.video import VideoWriter, read_video
@@ -43,6 +45,11 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_feature(dataset: Path, name: str, shape: object) -> None:
+    features = json.loads((dataset / "meta/info.json").read_text())["features"]
+    edit(dataset / "meta/info.json", features=features | {name: {"dtype": "float32", "shape": shape}})
+
+
 def keys(store: Store) -> list[str]:
     return [*store.pictures, *store.task.vectors("state"), "action"]
 
@@ -63,6 +70,15 @@ def test_a_store_comes_back_as_it_was(lift_store: Store, made: Path, tmp_path: P
     for name in ("render", "env_args", "versions", "action"):
         assert back.attrs[name] == lift_store.attrs[name]
     assert back.check["result"] == "not verified"
+
+
+def test_a_store_without_pictures_comes_back_too(lift_demos: Path, tmp_path: Path) -> None:
+    convert(lift_demos, tmp_path / "s.zarr", 1, quiet, Wanted("state", check=0))
+    write_lerobot(Store(tmp_path / "s.zarr"), tmp_path / "d", quiet)
+    read_lerobot(LeRobotDataset(tmp_path / "d"), tmp_path / "back.zarr", None, 3, quiet)
+    one, back = Store(tmp_path / "s.zarr"), Store(tmp_path / "back.zarr")
+    assert (back.attrs["obs"], back.pictures) == ("state", [])
+    np.testing.assert_array_equal(back.read("object"), one.read("object"))
 
 
 def test_what_lerobot_reads(lift_store: Store, made: Path) -> None:
@@ -157,6 +173,8 @@ def spoil_rows(dataset: Path, name: str, value: float) -> None:
         (lambda d: edit(d / "meta/info.json", codebase_version="v2.1"), "format 'v2.1'.*convert_dataset_v21_to_v30"),
         (lambda d: edit(d / "meta/info.json", fps=30), "30 steps per second"),
         (lambda d: edit(d / "meta/info.json", features=3), "does not say which features"),
+        (lambda d: edit_feature(d, "action", []), "does not say which features"),
+        (lambda d: edit_feature(d, "observation.state", [None, 9]), "does not say which features"),
         (lambda d: edit(d / "meta/info.json", data_path="../../x"), r"data_path is '\.\./\.\./x'"),
         (lambda d: edit(d / "meta/info.json", data_path="{nobody}"), "data_path is '{nobody}'"),
         (lambda d: (d / EPISODES).unlink(), "has no episodes"),
@@ -211,6 +229,9 @@ def test_the_commands(lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert ok_json("convert", lift_zarr, "--to", "lerobot", "--out", "d")["episodes"] == 2
     assert "--overwrite" in refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", "d"))
     assert "--check means nothing" in refused(ddp("convert", "d", "--check", "1"))
+    assert "has delta actions, not absolute ones" in refused(ddp("convert", "d", "--actions", "absolute"))
+    assert "unknown actions 'foo'" in refused(ddp("convert", lift_zarr, "--out", "x.zarr", "--actions", "foo"))
+    assert "cannot be replaced" in refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", ".", "--overwrite"))
     assert "--to means nothing" in refused(ddp("convert", "d", "--to", "lerobot"))
     assert "format v3.0" in ok(ddp("convert", "d", "--inspect")).stdout
     said = ok(ddp("convert", "d", "--preview", "p.png")).stdout

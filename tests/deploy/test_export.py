@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,50 @@ def test_a_difference_beyond_the_tolerance_leaves_nothing(
     with pytest.raises(DdpError, match="encoder differ from torch"):
         exported(checkpoint, lift_store, tmp_path / "out/policy")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_numbers_that_half_precision_cannot_hold_are_found(lift_store: Store, tmp_path: Path) -> None:
+    policy = randomised(obs="state")
+    with torch.no_grad():
+        policy.denoiser.head.weight *= 1e6
+    obs = stored_observations(obs_keys(policy), lift_store, 2)
+    with pytest.raises(DdpError, match="differ from torch by .* Use --precision fp32"):
+        export(policy, {"render": "fast"}, Exporting(precision="fp16"), tmp_path / "policy", lambda: obs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_never_replaced_by_less(
+    checkpoint: Path, lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("onnx", "safetensors", "ddp"):
+        refused(ddp("export", checkpoint, "--format", kind, "--out", checkpoint, "--overwrite"))
+    ok_json("export", checkpoint, "--format", "ddp", "--out", "native")
+    assert "something else" in refused(
+        ddp("export", checkpoint, "--format", "safetensors", "--out", "native", "--overwrite")
+    )
+    assert "'--out'" not in refused(ddp("export", checkpoint, "--out", "."))
+    assert (checkpoint / "train_state.pt").exists()
+
+
+def test_observations_of_another_task_are_refused(
+    checkpoint: Path, lift_zarr: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attrs = json.loads((lift_zarr / "zarr.json").read_text())
+    shutil.copytree(lift_zarr, "other.zarr")
+    attrs["attributes"]["task"] = "can"
+    Path("other.zarr/zarr.json").write_text(json.dumps(attrs))
+    assert "holds demos of 'can', not of 'lift'" in refused(ddp("export", checkpoint, "--data", "other.zarr"))
+    assert not Path("policy").exists()
+
+
+def test_a_damaged_description_is_named(policy_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "policy"))
+    spec = json.loads((folder / "policy.json").read_text())
+    for key in ("policy", "render", "action_normalizer"):
+        (folder / "policy.json").write_text(json.dumps({k: v for k, v in spec.items() if k != key}))
+        assert f"does not say {key}" in refused(ddp("rollout", "--policy", folder))
 
 
 def test_what_cannot_be_written_is_refused(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_observations_that_do_not_fit_are_named(policy: Policy) -> None:
     with pytest.raises(PolicyError, match="missing"):
         stream.action({})
     frame = look(policy)
+    with pytest.raises(PolicyError, match="missing"):
+        stream.chunk([look(policy, 5), {}])
     np.testing.assert_array_equal(stream.action(frame), Stream(policy, seed=0).action(frame))  # nothing was taken in
 
 

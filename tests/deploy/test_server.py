@@ -139,7 +139,7 @@ def test_a_thousand_bad_messages_and_fifty_clients_that_come_and_go(policy: Poli
             for i in range(1000):
                 bad.send(nonsense(rng, good))
                 answer = unpack(bad.recv(timeout=20))
-                assert set(answer) == {"error"}, answer
+                assert answer.keys() == {"error", "id"}, answer
                 if i % 50 == 0:
                     np.testing.assert_array_equal(client.action(frame), alone.action(frame))
             for guest in guests:
@@ -183,9 +183,59 @@ def test_what_a_client_asks_wrongly_it_is_told(policy: Policy) -> None:
         assert client.action(look(policy)).shape == (7,)
 
 
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, slow = look(policy), threading.Event()
+    act = Policy.act
+    monkeypatch.setattr(Policy, "act", lambda *args: (slow.wait(5), act(*args))[1])
+    with serving(policy) as (address, _), Client(address, timeout=0.3) as client:
+        client.reset(0)
+        with pytest.raises(TimeoutError):
+            client.action(frame)
+        slow.set()
+        assert client.describe()["obs"] == policy.obs
+        client.reset(0)
+        np.testing.assert_array_equal(client.action(frame), Stream(policy, seed=0).action(frame))
+
+
+def test_it_ends_while_a_client_goes_on_asking(policy: Policy) -> None:
+    ended, asked = threading.Event(), threading.Event()
+
+    def go_on(address: str) -> None:
+        with connect(address) as connection:
+            try:
+                while True:
+                    for _ in range(8):  # there is always something under way
+                        connection.send(pack({"op": "chunk", "obs": [look(policy)]}))
+                    for _ in range(8):
+                        connection.recv(timeout=20)
+                    asked.set()
+            except ConnectionClosed:
+                ended.set()
+
+    with serving(policy) as (address, _):
+        thread = threading.Thread(target=go_on, args=(address,))
+        thread.start()
+        assert asked.wait(20)
+    # `serving` has seen the server end
+    thread.join(20)
+    assert ended.is_set()
+
+
+def test_small_messages_that_unfold_to_large_ones_are_refused(policy: Policy) -> None:
+    with serving(policy) as (address, _), connect(address) as connection:
+        for wide in ([{}] * 100_000, {str(i): 0 for i in range(50_000)}):
+            connection.send(msgpack.packb({"op": "chunk", "obs": wide}))
+            assert "exceeds" in unpack(connection.recv(timeout=20))["error"]
+
+
 def test_arrays_go_over_the_wire_as_they_are() -> None:
     for array in (np.zeros((0, 3)), np.arange(6, dtype=np.uint8).reshape(1, 2, 3), np.float32([np.nan, np.inf])):
-        np.testing.assert_array_equal(unpack(pack({"a": [array]}))["a"][0], array)
+        found = unpack(pack({"a": [array]}))["a"][0]
+        np.testing.assert_array_equal(found, array)
+        assert found.flags.writeable
+    np.testing.assert_array_equal(unpack(pack({"a": np.array([1, 2], ">f4")}))["a"], [1, 2])
 
 
 def test_which_addresses_are_this_machine() -> None:
@@ -209,3 +259,4 @@ def test_the_command_ends_gracefully(policy_folder: Path) -> None:
 
 def test_the_command_names_what_is_wrong(policy_folder: Path, tmp_path: Path) -> None:
     assert "holds no exported policy" in refused(ddp("serve", tmp_path))
+    assert "--host 'a..b' is no address" in refused(ddp("serve", policy_folder, "--host", "a..b"))
