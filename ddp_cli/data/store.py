@@ -15,6 +15,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,8 @@ from ddp_cli.tasks import IMAGE_SIZE, TASKS, Task, difference, named_file, read_
 
 FORMAT = 1
 FRAMES_PER_CHUNK = 64
+ROWS_PER_CHUNK = 1024  # of everything but pictures
+ROWS_AT_ONCE = 256  # that wait to be written together: 11 MB of pictures
 ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
 
 
@@ -86,14 +89,18 @@ class StoreWriter:
 
         def array(name: str, shape: tuple[int, ...], dtype: str, rows: int) -> None:
             root.create_array(
-                name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors
-            )
+                name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors,
+                # Chunks side by side: a folder for each takes as long as its compression. To look if a chunk is
+                # empty takes as long again, and none is.
+                chunk_key_encoding={"name": "default" if zarr_format == 3 else "v2", "separator": "."},
+                config={"write_empty_chunks": True},
+            )  # fmt: skip
 
         for key in task.images(attributes["obs"]):
             array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
         for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
-            array(f"data/{key}", (total, width), "float32", 8192)
-        array("meta/episode_ends", (episodes,), "int64", 8192)
+            array(f"data/{key}", (total, width), "float32", ROWS_PER_CHUNK)
+        array("meta/episode_ends", (episodes,), "int64", ROWS_PER_CHUNK)
         root["meta/episode_ends"][:] = self._ends  # type: ignore[index]
         root.attrs.update({**attributes, "episodes": 0})
         return root
@@ -109,8 +116,11 @@ class StoreWriter:
             self._waiting[1].setdefault(key, []).append(array)
         end = int(self._ends[self._given])
         self._given += 1
-        # A chunk that is written in two parts is compressed twice, and read in between.
-        self._write(end if self._given == len(self._ends) else end // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK)
+        if self._given == len(self._ends):
+            self._write(end)
+        elif end - self._waiting[0] >= ROWS_AT_ONCE:
+            # A chunk that is written in two parts is compressed twice, and read in between.
+            self._write(end // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK)
 
     def extend(self, episodes: Iterable[dict[str, NDArray[Any]]], progress: Callable[[int, int], None]) -> None:
         """Adds `episodes`, which begin with the first that is missing; `progress` hears of steps done, and of all."""
@@ -132,8 +142,12 @@ class StoreWriter:
         if end <= first:
             return
         rows = {key: np.concatenate(parts) for key, parts in waiting.items()}
-        for key, array in rows.items():
-            self._root[f"data/{key}"][first:end] = array[: end - first]  # type: ignore[index]
+
+        def put(key: str) -> None:
+            self._root[f"data/{key}"][first:end] = rows[key][: end - first]  # type: ignore[index]
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(put, rows))
         self._waiting = end, {key: [array[end - first :]] for key, array in rows.items()}
         self._root.attrs["episodes"] = int(np.searchsorted(self._ends, end, side="right"))
 

@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(partial: Path) -> int:
     """Chunks of one camera."""
-    return len([path for path in partial.glob("data/agentview_image/c/*/0/0/0") if path.is_file()])
+    return len([path for path in partial.glob("data/agentview_image/c.*.0.0.0") if path.is_file()])
 
 
 def kill_often(source: Path, out: Path, times: int, longest: float, *options: str) -> list[int]:

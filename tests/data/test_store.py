@@ -100,7 +100,7 @@ def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
 
 def test_what_is_not_flushed_is_written_again(tmp_path: Path) -> None:
     """A process that is killed leaves whole chunks, and counts the episodes that they hold."""
-    path, lengths = tmp_path / "s.zarr", [70, 5, 130, 64]
+    path, lengths = tmp_path / "s.zarr", [170, 75, 130, 64]
     writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
     counts = []
     for i, length in enumerate(lengths[:3]):
