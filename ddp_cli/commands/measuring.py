@@ -56,8 +56,9 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
             update(done, len(starts), f"{wins} succeeded")
 
         count = min(len(starts), asked.workers or max(1, default_workers() // together.local_count))
-        heard = (lambda r: progress(r.success), asked.half_width)
-        mine = run_evaluation(used.make, used.task, used.render, starts, count, *heard)
+        mine = run_evaluation(
+            used.make, used.task, used.render, starts, count, lambda r: progress(r.success), asked.half_width
+        )
     parts = together.gather(mine)
     result = Evaluation([e for part in parts for e in part.episodes], [seed for part in parts for seed in part.lost])
     report = {

@@ -72,9 +72,9 @@ def rollout(
         report.check_of(folder)
         if report.engine != "exported":
             sampler, inference_steps = sampler or report.sampler, inference_steps or report.inference_steps
-        if engine == "auto" and report.engine != "exported":
-            engine = report.engine or engine
-            device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was measured
+            if engine == "auto":
+                engine = report.engine or engine
+                device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was measured
     first, count = FIRST_SEED["eval"] if seed is None else seed, tiles.tiles if tiles else attempts
     seeds = report.failures if report else list(range(first, first + count))
     if tiles and len(seeds) > tiles.tiles:

@@ -57,7 +57,8 @@ def copy_store(
             f"'{store.path}' is of the task '{store.task.name}', whose arm may stand anywhere.",
             "Convert its demos again with --actions.",
         )
-    spans = [store.spans[i] for i in chosen]
+    every = store.spans
+    spans = [every[i] for i in chosen]
     lengths = [end - begin for begin, end in spans]
     kept = {key: value for key, value in store.attrs.items() if key not in ("format", "task", "complete", "total")}
     names = kept["source"].get("demos", [])

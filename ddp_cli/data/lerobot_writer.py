@@ -7,7 +7,6 @@ own readers decode this, browsers may not play it.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.lerobot import ACTION, DATA, INFO, OBJECT, OURS, STATE, VERSION, VIDEO, feature_of
 from ddp_cli.data.parquet import check_installed, write_table
 from ddp_cli.data.store import Store
+from ddp_cli.disk import replacing_folder
 from ddp_cli.sim.video import VideoWriter
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 
@@ -35,16 +35,8 @@ Progress = Callable[[int, int], None]
 def write_lerobot(store: Store, out: Path, progress: Progress) -> int:
     """Writes `store` as a dataset; returns the number of steps. It exists only once it is whole."""
     check_installed()
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        steps = _write(store, partial, progress)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return steps
+    with replacing_folder(out) as partial:
+        return _write(store, partial, progress)
 
 
 def _write(store: Store, out: Path, progress: Progress) -> int:

@@ -55,9 +55,9 @@ def _column(arrow: Any, values: Any) -> Any:
     return arrow.array(values)
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a small table as plain values; DataError when it is missing or damaged."""
-    return list(_read(path, columns).to_pylist())
+    return list(_read(path, None).to_pylist())
 
 
 def read_columns(path: Path, widths: dict[str, int]) -> dict[str, NDArray[np.float64]]:

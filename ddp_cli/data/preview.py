@@ -35,7 +35,8 @@ def write_preview(store: Store, path: Path) -> None:
         raise DdpError(f"'{store.path}' holds no pictures.", "Convert without --obs state.")
     count = min(EPISODES, len(store.episode_ends))
     chosen = np.linspace(0, len(store.episode_ends) - 1, count).round().astype(int)
-    spans = [store.spans[i] for i in chosen]
+    every = store.spans
+    spans = [every[i] for i in chosen]
     if path.suffix.lower() == ".png":
         rows = [_strip(store, key, i, span) for i, span in zip(chosen, spans, strict=True) for key in cameras]
         write_picture(path, np.concatenate(rows))

@@ -7,7 +7,8 @@ pt2          encoder.pt2, denoiser.pt2, as torch.export saves them
 safetensors  model.safetensors, the weights
 ddp          a native checkpoint, without what only training needs
 
-All but the last with policy.json (what goes in and out), proof.json (what was compared) and README.md.
+All but the last with policy.json (what goes in and out) and README.md, those that compute with proof.json (what was
+compared).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from ddp_cli.deploy.graphs import (
     quantized,
     trace,
 )
+from ddp_cli.disk import replacing_folder
 from ddp_cli.errors import ConfigError, DdpError, close_match
 from ddp_cli.sim.simulator import Simulator
 
@@ -87,16 +89,8 @@ def export(
     if how.kind == "ddp":
         save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
         return Exported(sorted(p.name for p in out.iterdir()), {})
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing_folder(out) as partial:
         shown = _write(policy, meta, how, partial, examples, progress)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Exported(sorted(p.name for p in out.iterdir()), shown)
 
 
