@@ -102,9 +102,9 @@ def evaluate(
 
 
 def _one_or_two(folders: list[Path], asked: Asked, together: Processes) -> dict[str, Any]:
-    for folder in folders:
-        asked.subject(folder, together)  # what cannot be is said before the first one takes its time
-    reports = [measure(folder, asked, together) for folder in folders]
+    # What cannot be is said before the first one takes its time.
+    subjects = [asked.subject(folder, together) for folder in folders]
+    reports = [measure(used, asked, together) for used in subjects]
     return reports[0] if len(reports) == 1 else _comparison(*reports)
 
 
@@ -128,9 +128,11 @@ def _last(
     found = checkpoints(run or latest_run(runs, task))[-count:]
     if not found:
         raise DdpError(f"no checkpoints in '{run}'.", "--last takes the folder of a run, runs/TASK/NAME.")
-    reports = [measure(folder, asked, together) for folder in found]
+    reports = [measure(asked.subject(folder, together), asked, together) for folder in found]
     best = max(reports, key=lambda r: (r["success_rate"], r["step"]))
-    fresh = measure(Path(best["checkpoint"]), replace(asked, seed=FIRST_SEED["report"]), together)
+    fresh = measure(
+        asked.subject(Path(best["checkpoint"]), together), replace(asked, seed=FIRST_SEED["report"]), together
+    )
     mean = sum(r["success_rate"] for r in reports) / len(reports)
     low, high = fresh["interval_95"]
     console.result(

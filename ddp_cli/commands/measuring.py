@@ -35,8 +35,8 @@ class Asked:
         return subject(folder, device, self.sampler, self.inference_steps, self.engine)
 
 
-def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False) -> dict[str, Any]:
-    """Runs the episodes of one checkpoint, shows them unless `quiet`, and returns the report, also written into
+def measure(used: Subject, asked: Asked, together: Processes, quiet: bool = False) -> dict[str, Any]:
+    """Runs the episodes of one policy, shows them unless `quiet`, and returns the report, also written into
     its run.
     """
     from ddp_cli.parallel import default_workers
@@ -44,7 +44,7 @@ def measure(folder: Path, asked: Asked, together: Processes, quiet: bool = False
     from ddp_cli.sim.evaluation import evaluate as run_evaluation
     from ddp_cli.sim.report import write_report
 
-    used = asked.subject(folder, together)
+    folder = used.folder
     console.note(f"policy {folder}, {used.sampler} with {used.inference_steps} steps, engine {used.engine}")
     started, wins, done = time.perf_counter(), 0, 0
     starts = range(asked.seed, asked.seed + asked.episodes)[together.share(asked.episodes)]

@@ -75,7 +75,10 @@ def sweep(
     """
     from ddp_cli.core.curves import draw_sweep
 
-    reports = [measure(checkpoint, one, together, quiet=True) for one in settings(checkpoint, asked, swept)]
+    reports = [
+        measure(one.subject(checkpoint, together), one, together, quiet=True)
+        for one in settings(checkpoint, asked, swept)
+    ]
     if together.first:
         rows = []
         for r in reports:
