@@ -31,6 +31,20 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def begin(function: Callable[[], Result]) -> Future[Result]:
+    """Calls `function` in a thread that nobody waits for where the process ends before it."""
+    future: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as e:  # noqa: BLE001 - raised where the result is asked for
+            future.set_exception(e)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
+
+
 def prepare(*modules: str) -> None:
     """Begins to import `modules` in a process of its own, from which workers are then forked: they start with what
     takes seconds to load, and it is loaded while this process goes on. Name nothing that holds threads or devices.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddp_cli.errors import WorkerError
-from ddp_cli.parallel import Lost, ordered_map, surviving_map
+from ddp_cli.parallel import Lost, begin, ordered_map, surviving_map
 
 
 def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
@@ -81,3 +81,9 @@ def alive(pid: int) -> bool:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_what_was_begun_is_asked_for_later() -> None:
+    assert begin(lambda: 7).result() == 7
+    with pytest.raises(ZeroDivisionError):
+        begin(lambda: 1 // 0).result()

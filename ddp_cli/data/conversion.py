@@ -15,11 +15,11 @@ import numpy as np
 from ddp_cli.data.demos import Demo, DemoFile
 from ddp_cli.data.looking import Episode, Looking, look
 from ddp_cli.data.planning import DEFAULT, Plan, Wanted, make_plan
-from ddp_cli.data.store import StoreWriter
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.verdict import Checked, verdict
 from ddp_cli.data.verification import check_demo
 from ddp_cli.errors import ConfigError
-from ddp_cli.parallel import ordered_map
+from ddp_cli.parallel import begin, ordered_map
 from ddp_cli.sim.renderer import check_profile
 from ddp_cli.sim.simulator import Simulator, check_actions, versions
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task, check_obs
@@ -61,6 +61,7 @@ def convert(
     check_obs(wanted.obs)
     with DemoFile(source, task, wanted.subset) as demos:
         plan = make_plan(demos, wanted)
+        digest = begin(demos.sha256)  # which takes a third as long as copying
         checked = _check(demos, plan, wanted.check, workers, progress)
         plan = plan.without({key for demo in checked for key in demo.differing})
         attributes = {
@@ -70,7 +71,7 @@ def convert(
             "versions": versions(),
             "action": ACTIONS[wanted.actions],
             "source": {
-                "file": source.name, "sha256": demos.sha256(), "demos": plan.names, "left_out": plan.left_out,
+                "file": source.name, "sha256": digest.result(), "demos": plan.names, "left_out": plan.left_out,
                 "observations": list(plan.recorded),
             },
         }  # fmt: skip

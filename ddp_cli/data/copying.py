@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.store import Store, StoreWriter
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, quaternion_to_matrix, rotvec_to_matrix
 from ddp_cli.sim.simulator import check_actions

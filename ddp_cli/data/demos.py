@@ -245,11 +245,13 @@ class DemoFile:
 
     def _has(self, name: str, key: str) -> bool:
         with self._blaming(name):
-            return isinstance(self._data[name], h5py.Group) and key in self._data[name]
+            demo = self._data[name]
+            return isinstance(demo, h5py.Group) and key in demo
 
     def _array(self, name: str, key: str) -> h5py.Dataset:
         with self._blaming(f"{name}/{key}"):
-            array = self._data[name].get(key) if isinstance(self._data[name], h5py.Group) else None
+            demo = self._data[name]
+            array = demo.get(key) if isinstance(demo, h5py.Group) else None
             if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
                 raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
             if array.nbytes > LARGEST:

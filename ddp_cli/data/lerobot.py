@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.copying import choose
 from ddp_cli.data.looking import as_goals
 from ddp_cli.data.parquet import read_columns, read_rows
-from ddp_cli.data.store import StoreWriter
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError, close_match
 from ddp_cli.sim.video import frames
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task, task_from_json

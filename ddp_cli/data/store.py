@@ -1,4 +1,4 @@
-"""The store: a zarr folder in the field's replay-buffer layout; the only user of zarr.
+"""The store: a zarr folder in the field's replay-buffer layout, as it is read; store_writer.py writes it.
 
     data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames; not in a store for state policies
     data/<other key>   (N, width) float32
@@ -13,165 +13,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import shutil
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
-from ddp_cli.errors import ConfigError, DataError, DdpError, WorkerError
-from ddp_cli.tasks import IMAGE_SIZE, TASKS, Task, difference, named_file, read_task, task_from_json
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.tasks import TASKS, Task, difference, named_file, read_task, task_from_json
 
 FORMAT = 1
 FRAMES_PER_CHUNK = 64
-ROWS_PER_CHUNK = 1024  # of everything but pictures
-ROWS_AT_ONCE = 256  # that wait to be written together: 11 MB of pictures
 ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
-
-
-PROGRESS = ("episodes", "complete", "check")
-"""Attributes that change while a store is written."""
-
-
-class StoreWriter:
-    """Writes PATH.partial episode by episode and names it PATH when finished.
-
-    `lengths` are the steps of all episodes. A partial store with the same attributes is continued. Whole chunks are
-    written, so what `append` was given last may still be in memory: `episodes` counts what is on the disk.
-    """
-
-    def __init__(
-        self, path: Path, task: Task, lengths: list[int], attributes: dict[str, Any], zarr_format: int
-    ) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self._ends = np.cumsum(lengths)
-        wanted = {
-            "format": FORMAT,
-            "task": task.to_json(),
-            **attributes,
-            "complete": False,
-            "total": int(self._ends[-1]),
-        }
-        self._root = self._reopen(wanted, zarr_format) or self._create(task, len(lengths), wanted, zarr_format)
-        self._given = self.episodes
-        first = int(self._ends[self._given - 1]) if self._given else 0
-        # What waits, and its first row: one value, since Ctrl-C may come between any two.
-        self._waiting: tuple[int, dict[str, list[NDArray[Any]]]] = (first, {})
-
-    def _reopen(self, wanted: dict[str, Any], zarr_format: int) -> zarr.Group | None:
-        try:
-            root = zarr.open_group(self.partial, mode="r+")
-            kept = {k: v for k, v in root.attrs.asdict().items() if k not in PROGRESS}
-            wanted = {k: v for k, v in wanted.items() if k not in PROGRESS}
-            same = kept == wanted and "episodes" in root.attrs and root.metadata.zarr_format == zarr_format
-            return root if same else None
-        except (FileNotFoundError, ValueError, KeyError):
-            return None
-
-    def _create(self, task: Task, episodes: int, attributes: dict[str, Any], zarr_format: int) -> zarr.Group:
-        if self.partial.exists():
-            shutil.rmtree(self.partial)
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        root = zarr.create_group(self.partial, zarr_format=zarr_format)  # type: ignore[arg-type]
-        total = int(self._ends[-1])
-        compressors: Any = ZstdCodec(level=3)
-        if zarr_format == 2:
-            from numcodecs import Zstd
-
-            compressors = Zstd(level=3)
-
-        def array(name: str, shape: tuple[int, ...], dtype: str, rows: int) -> None:
-            root.create_array(
-                name, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), *shape[1:]), compressors=compressors,
-                # Chunks side by side: a folder for each takes as long as its compression. To look if a chunk is
-                # empty takes as long again, and none is.
-                chunk_key_encoding={"name": "default" if zarr_format == 3 else "v2", "separator": "."},
-                config={"write_empty_chunks": True},
-            )  # fmt: skip
-
-        for key in task.images(attributes["obs"]):
-            array(f"data/{key}", (total, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", FRAMES_PER_CHUNK)
-        for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
-            array(f"data/{key}", (total, width), "float32", ROWS_PER_CHUNK)
-        array("meta/episode_ends", (episodes,), "int64", ROWS_PER_CHUNK)
-        root["meta/episode_ends"][:] = self._ends  # type: ignore[index]
-        root.attrs.update({**attributes, "episodes": 0})
-        return root
-
-    @property
-    def episodes(self) -> int:
-        """How many episodes are written."""
-        return int(self._root.attrs["episodes"])  # type: ignore[arg-type]
-
-    def append(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Adds the next episode: every key of `data`, (length, ...)."""
-        for key, array in arrays.items():
-            self._waiting[1].setdefault(key, []).append(array)
-        end = int(self._ends[self._given])
-        self._given += 1
-        if self._given == len(self._ends):
-            self._write(end)
-        elif end - self._waiting[0] >= ROWS_AT_ONCE:
-            # A chunk that is written in two parts is compressed twice, and read in between.
-            self._write(end // FRAMES_PER_CHUNK * FRAMES_PER_CHUNK)
-
-    def extend(self, episodes: Iterable[dict[str, NDArray[Any]]], progress: Callable[[int, int], None]) -> None:
-        """Adds `episodes`, which begin with the first that is missing; `progress` hears of steps done, and of all."""
-        done, total = int(self._ends[self._given - 1]) if self._given else 0, int(self._ends[-1])
-        progress(done, total)
-        for episode in episodes:
-            self.append(episode)
-            done += len(episode["action"])
-            progress(done, total)
-
-    def flush(self) -> None:
-        """Writes what waits: nobody knows if there will be more."""
-        if self._given:
-            self._write(int(self._ends[self._given - 1]))
-
-    def _write(self, end: int) -> None:
-        """Puts what waits on the disk, up to row `end`."""
-        first, waiting = self._waiting
-        if end <= first:
-            return
-        rows = {key: np.concatenate(parts) for key, parts in waiting.items()}
-
-        def put(key: str) -> None:
-            self._root[f"data/{key}"][first:end] = rows[key][: end - first]  # type: ignore[index]
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(put, rows))
-        self._waiting = end, {key: [array[end - first :]] for key, array in rows.items()}
-        self._root.attrs["episodes"] = int(np.searchsorted(self._ends, end, side="right"))
-
-    def finish(self, found: dict[str, Any]) -> None:
-        """Marks the store complete, with more attributes, and gives it its final name."""
-        assert self.episodes == len(self._ends)
-        self._root.attrs.update({**found, "complete": True})
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.partial.rename(self.path)
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """What was interrupted can be gone on with; after an error of the data or the disk nothing stays."""
-        if kind is not None and issubclass(kind, WorkerError | KeyboardInterrupt):
-            self.flush()
-        elif kind is not None and issubclass(kind, DdpError | OSError):
-            self.discard()
-
-    def discard(self) -> None:
-        """Removes what was written so far."""
-        shutil.rmtree(self.partial, ignore_errors=True)
 
 
 class Store:

@@ -20,7 +20,8 @@ from ddp_cli.core.distributed import Processes
 from ddp_cli.core.loading import load_data
 from ddp_cli.core.run import Run, create_run, go, reopen_run
 from ddp_cli.core.training import BAD_STEPS, Watchers, planned_steps
-from ddp_cli.data.store import Store, StoreWriter
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.presets import train_config
 from ddp_cli.tasks import get_task, task_from_json

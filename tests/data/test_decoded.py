@@ -11,7 +11,8 @@ from conftest import tiny_config
 
 from ddp_cli.core.loading import Loader, load_data
 from ddp_cli.data.decoded import available_memory, decode, decoded_folder
-from ddp_cli.data.store import Store, StoreWriter
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import CAMERAS, PROPRIO
 
@@ -106,7 +107,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import tiny_config
 from ddp_cli.core.loading import Loader, load_data
-from ddp_cli.data.store import Store, StoreWriter
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024

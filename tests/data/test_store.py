@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from conftest import DOOR
 
-from ddp_cli.data.store import Store, StoreWriter, find_task
+from ddp_cli.data import store_writer
+from ddp_cli.data.store import Store, find_task
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.tasks import Task, get_task, task_from_json
 
@@ -98,22 +100,69 @@ def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_not_flushed_is_written_again(tmp_path: Path) -> None:
-    """A process that is killed leaves whole chunks, and counts the episodes that they hold."""
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 2, 3]), (1e9, [0, 0, 0])])
+def test_what_is_not_flushed_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    """A process that is killed leaves chunks, and counts the episodes that it flushed, which it does ever so often."""
+    monkeypatch.setattr(store_writer, "SECONDS_AT_RISK", seconds)
     path, lengths = tmp_path / "s.zarr", [170, 75, 130, 64]
     writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
     counts = []
     for i, length in enumerate(lengths[:3]):
         writer.append(episode(length, i))
         counts.append(writer.episodes)
-    assert counts == [0, 0, 2]
+    assert counts == expected
     writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    assert writer.episodes == counts[-1]
     for i in range(writer.episodes, 4):
         writer.append(episode(lengths[i], i))
     writer.finish({})
     for key in episode(1, 0):
-        expected = np.concatenate([episode(length, i)[key] for i, length in enumerate(lengths)])
-        np.testing.assert_array_equal(Store(path).read(key), expected)
+        expected_rows = np.concatenate([episode(length, i)[key] for i, length in enumerate(lengths)])
+        np.testing.assert_array_equal(Store(path).read(key), expected_rows)
+
+
+def test_a_chunk_that_is_written_again_is_always_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill may come while a chunk that already holds counted rows is replaced."""
+    path = tmp_path / "s.zarr"
+    begin(path)  # 70 of 75 rows: the second chunk is not full
+    write_bytes, replace = Path.write_bytes, Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.parent.parent.name == "data":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: write_bytes(self, data[: len(data) // 2]))
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3) as writer:
+        writer.append(episode(5, 1))
+    monkeypatch.undo()
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 1
+    writer.append(episode(5, 1))
+    writer.finish({})
+    for key in episode(1, 0):
+        np.testing.assert_array_equal(Store(path).read(key), np.concatenate([episode(70, 0)[key], episode(5, 1)[key]]))
+    assert not list(path.rglob("*.partial"))
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole chunks are written by threads; that the disk was full for one of them is heard of all the same."""
+    write_bytes = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name == "c.3.0.0.0.partial":
+            raise OSError(28, "No space left on device")
+        return write_bytes(self, data)
+
+    path = tmp_path / "s.zarr"
+    with pytest.raises(OSError, match="No space left"), StoreWriter(path, TASK, [640, 5], ATTRIBUTES, 3) as writer:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        for length in (640, 5):
+            writer.append(episode(length, 0))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_was_whole_but_not_yet_named_is_not_made_again(tmp_path: Path) -> None:
