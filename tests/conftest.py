@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from ddp_cli.cli import app
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.onnx_policy import obs_keys
 from ddp_cli.core.run import create_run, go
 from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
@@ -26,7 +27,6 @@ from ddp_cli.data.demos import Demo
 from ddp_cli.data.recording import DemoWriter
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.export import Exporting, export, stored_observations
-from ddp_cli.deploy.graphs import obs_keys
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args

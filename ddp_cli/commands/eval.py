@@ -79,7 +79,7 @@ def evaluate(
     if out:
         options.check_output(out, overwrite)
     if min(count, workers or default_workers()) > 1:
-        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_network")
+        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_policy")
     from ddp_cli.core.distributed import processes
     from ddp_cli.sim.report import write_report
 

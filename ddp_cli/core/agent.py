@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch import Tensor
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.chain import Chain, compiled_network, has_chain
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.onnx_network import onnx_network
-from ddp_cli.core.policy import BeginChain, DiffusionPolicy
+from ddp_cli.core.onnx_policy import onnx_predictor
+from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError, close_match
 from ddp_cli.sim.safety import Safety
+
+Predict = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
+"""From observations {key: (B, To, ...)} to actions (B, Ta, Da)."""
 
 ENGINES = ("auto", "torch", "compile", "onnx")
 
@@ -25,7 +28,7 @@ ENGINES = ("auto", "torch", "compile", "onnx")
 class PolicyAgent:
     """Runs `policy` for one episode at a time, with noise that depends on the episode's seed alone.
 
-    `engine` is what goes through the denoiser: torch, compile (torch.compile, with CUDA graphs on a GPU) or onnx
+    `engine` is what computes: torch, compile (torch.compile, with CUDA graphs on a GPU) or onnx
     (ONNX Runtime, on a CPU). auto takes onnx on a CPU, where it was measured to be the fastest, if the denoiser
     is one that it knows, and torch elsewhere.
     """
@@ -37,7 +40,7 @@ class PolicyAgent:
         self.n_obs_steps = policy.config.n_obs_steps
         self.n_action_steps = policy.config.n_action_steps
         self.engine = choose_engine(policy.config, policy.device.type, engine)
-        self._begin = begin_chain(policy, self.engine)
+        self._predict = predictor(policy, self.engine)
         self._generator = torch.Generator(policy.device)
 
     @property
@@ -49,7 +52,7 @@ class PolicyAgent:
 
     def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
         obs = to_batch(history, self.policy.device)
-        return self.policy.predict_action(obs, self._generator, self._begin)["action"][0].cpu().numpy()
+        return self._predict(obs, self._generator)[0].cpu().numpy()
 
 
 def safety_of(policy: DiffusionPolicy) -> Safety:
@@ -71,16 +74,14 @@ def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
     return ("onnx" if able else "torch") if engine == "auto" else engine
 
 
-def begin_chain(policy: DiffusionPolicy, engine: str) -> BeginChain | None:
-    """The way through the denoiser that `predict_action` takes with `engine`; None: the network itself."""
-    if not has_chain(policy.config):
-        return None
-    if engine == "torch":
-        return Chain(policy).begin
-    if engine == "compile":
-        return Chain(policy, compiled_network(policy.denoiser)).begin
-    network = onnx_network(policy.denoiser, policy.config.trajectory_steps, torch.get_num_threads())
-    return Chain(policy, network).begin
+def predictor(policy: DiffusionPolicy, engine: str) -> Predict:
+    """`policy.predict_action` the way that `engine` goes."""
+    if engine == "onnx":
+        return onnx_predictor(policy, torch.get_num_threads())
+    begin = None
+    if has_chain(policy.config):
+        begin = Chain(policy, compiled_network(policy.denoiser) if engine == "compile" else None).begin
+    return lambda obs, generator: policy.predict_action(obs, generator, begin)["action"]
 
 
 def to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device) -> dict[str, Tensor]:

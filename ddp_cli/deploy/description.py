@@ -8,8 +8,8 @@ from typing import Any
 from ddp_cli import __version__
 from ddp_cli.core.agent import safety_of
 from ddp_cli.core.checkpoint import Meta
+from ddp_cli.core.onnx_policy import noise_draws, obs_keys, trajectory_width
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.deploy.graphs import noise_draws, obs_keys, trajectory_width
 from ddp_cli.deploy.runtime import FORMAT
 from ddp_cli.sim.safety import Safety
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE

@@ -26,7 +26,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ddp_cli.core.chain import has_chain
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
+from ddp_cli.core.onnx_policy import DEFAULT_OPSET, build, obs_keys
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
@@ -34,14 +36,12 @@ from ddp_cli.deploy import proof, runtime
 from ddp_cli.deploy.description import describe, readme
 from ddp_cli.deploy.exported import open_policy
 from ddp_cli.deploy.graphs import (
-    DEFAULT_OPSET,
     Encoder,
-    compose,
     denoiser_names,
     difference,
     example,
     half,
-    obs_keys,
+    joined,
     quantized,
     trace,
 )
@@ -172,8 +172,11 @@ def _onnx(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, 
             )
             for n in (1, len(expected))
         )
-    parts = [onnx.load(folder / f"{name}.onnx") for name in differences]
-    onnx.save(compose(policy, *parts), folder / runtime.GRAPH)
+    if how.precision == "fp32" and has_chain(policy.config):
+        whole = build(policy, how.opset)
+    else:
+        whole = joined(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
+    onnx.save(whole, folder / runtime.GRAPH)
     shutil.copy(Path(runtime.__file__), folder / "runtime.py")
     return differences
 

@@ -1,13 +1,9 @@
-"""A policy as ONNX graphs.
+"""The parts of a policy as ONNX graphs, traced by torch, in any precision.
 
-encoder    observations -> features                                    exported by torch
-denoiser   noisy trajectory, diffusion step, features -> prediction    exported by torch
-policy     observations, noise -> actions                              both, with the chain around as a Loop
+encoder    observations -> features
+denoiser   noisy trajectory, diffusion step, features -> prediction
 
-The chain is that of core/diffusion.py: its numbers per step are a table in the graph. All noise comes in as an input,
-so that whoever calls decides about randomness.
-
-Shapes: B batch, To observation steps, T trajectory, Ta action steps, Da action, D width of the trajectory, n steps.
+Shapes: B batch, To observation steps.
 """
 
 from __future__ import annotations
@@ -23,14 +19,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from torch import Tensor, nn
 
+from ddp_cli.core.onnx_nodes import Nodes
+from ddp_cli.core.onnx_policy import compose, obs_keys, trajectory_width
 from ddp_cli.core.policy import DiffusionPolicy
-
-DEFAULT_OPSET = 18
-NUMBERS = ("x_from", "out_from", "keep", "direct", "clean", "before", "noise")
-"""Of a step of the chain, in the order of the table."""
 
 
 class Encoder(nn.Module):
@@ -44,24 +38,9 @@ class Encoder(nn.Module):
         return self.policy.encode_obs(dict(zip(self.keys, obs, strict=True)))
 
 
-def obs_keys(policy: DiffusionPolicy) -> list[str]:
-    """Inputs of the encoder, in order."""
-    return [*policy.config.image_keys, *policy.config.low_dim]
-
-
-def trajectory_width(policy: DiffusionPolicy) -> int:
-    """D: with inpainting the features are part of the trajectory."""
-    return policy.config.action_dim + (0 if policy.config.obs_as_cond else policy.feature_dim)
-
-
 def denoiser_names(policy: DiffusionPolicy) -> list[str]:
     """Inputs of the denoiser, in order."""
     return ["trajectory", "timesteps", "features"][: 3 if policy.config.obs_as_cond else 2]
-
-
-def noise_draws(policy: DiffusionPolicy) -> int:
-    """How many arrays of noise (B, T, D) the chain takes: its beginning, and one per step that adds noise."""
-    return 1 + sum(step.noise > 0 for step in policy.steps)
 
 
 def example(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -97,118 +76,23 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outpu
             logging.disable(logging.NOTSET)
 
 
-class _Nodes:
-    """Nodes and constants of a graph, named as they come."""
+def joined(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
+    """The whole policy of the graphs of its parts."""
+    main = Nodes("main/")
+    main.embed(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
 
-    def __init__(self, prefix: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._prefix = prefix
+    def predict(g: Nodes, x: str) -> str:
+        batch = g("Slice", g("Shape", x), g.whole(0), g.whole(1))
+        timestep = g("Gather", g.whole(*(step.timestep for step in policy.steps)), "i", axis=0)
+        inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}
+        g.embed(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_names(policy)}, "out")
+        return "out"
 
-    def __call__(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        made = name or f"{self._prefix}{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
-        return made
-
-    def constant(self, value: Any, kind: type) -> str:
-        name = f"{self._prefix}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
-        return name
-
-    def embed(self, model: onnx.ModelProto, prefix: str, inputs: dict[str, str], output: str) -> None:
-        """The nodes of `model`, whose inputs are called `inputs` here, and its one output `output`."""
-        renamed = {**inputs, model.graph.output[0].name: output}
-
-        def name(old: str) -> str:
-            return renamed.get(old, prefix + old) if old else ""
-
-        for tensor in model.graph.initializer:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = name(tensor.name)
-            self.constants.append(copy)
-        for node in model.graph.node:
-            own = onnx.NodeProto()
-            own.CopyFrom(node)
-            own.name = ""
-            own.input[:], own.output[:] = [name(x) for x in node.input], [name(x) for x in node.output]
-            self.nodes.append(own)
-
-
-def compose(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph from observations and `noise` (draws, B, T, D) to `action` (B, Ta, Da)."""
-    config, keys, steps = policy.config, obs_keys(policy), policy.steps
-    t, width = config.trajectory_steps, trajectory_width(policy)
-    main, inside = _Nodes("main/"), _Nodes("step/")
-    main.embed(encoder, "encoder/", {key: key for key in keys}, "features")
-    known = None if config.obs_as_cond else _known(main, policy)
-    first = main("Gather", "noise", main.constant(0, np.int64), axis=0)
-    _step(inside, main, policy, denoiser, known)
-    kind = TensorProto.FLOAT
-    shape: list[str | int | None] = ["batch", t, width]
-    values = [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", 9, [])]
-    values += [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "clean_before")]
-    results = [helper.make_tensor_value_info("going", 9, [])]
-    results += [helper.make_tensor_value_info(name, kind, shape) for name in ("x_next", "clean")]
-    body = helper.make_graph(inside.nodes, "step", values, results, [])
-    loop = [main.constant(len(steps), np.int64), main.constant(True, np.bool_), first, first]
-    main.nodes.append(helper.make_node("Loop", loop, ["x_end", "clean_end"], body=body))
-    _finish(main, policy, "x_end" if known is None else main("Where", *known, "x_end"))
-    inputs = list(encoder.graph.input)
-    noise = helper.make_tensor_value_info("noise", kind, [noise_draws(policy), "batch", t, width])
-    action = helper.make_tensor_value_info("action", kind, ["batch", config.n_action_steps, config.action_dim])
-    graph = helper.make_graph(main.nodes, "policy", [*inputs, noise], [action], [*main.constants, *inside.constants])
-    opsets = {o.domain: max(o.version, *(x.version for x in encoder.opset_import if x.domain == o.domain), 0)
-              for o in denoiser.opset_import}  # fmt: skip
-    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    return helper.make_model(graph, opset_imports=imports, ir_version=denoiser.ir_version)
-
-
-def _step(g: _Nodes, main: _Nodes, policy: DiffusionPolicy, denoiser: onnx.ModelProto, known: Any) -> None:
-    """One step of the chain: from `x` to `x_next`; `clean` is what it took for the clean trajectory."""
-    steps = policy.steps
-    g("Identity", "go", name="going")
-    x = "x" if known is None else g("Where", *known, "x")
-    batch = g("Slice", g("Shape", x), *(main.constant([i], np.int64) for i in (0, 1)))
-    timestep = g("Gather", main.constant([step.timestep for step in steps], np.int64), "i", axis=0)
-    inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}
-    g.embed(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_names(policy)}, "out")
-    table = np.array([[getattr(step, number) for number in NUMBERS] for step in steps])
-    row = g("Gather", main.constant(table, np.float32), "i", axis=0)
-    number = {name: g("Gather", row, main.constant(j, np.int64), axis=0) for j, name in enumerate(NUMBERS)}
-    clean = g("Add", g("Mul", x, number["x_from"]), g("Mul", "out", number["out_from"]))
-    limits = (main.constant(-1.0, np.float32), main.constant(1.0, np.float32))
-    clean = g("Clip", clean, *limits, name="clean") if steps[0].clip else g("Identity", clean, name="clean")
-    following = g("Mul", clean, number["clean"])
-    parts = {"keep": x, "direct": "out", "before": "clean_before"}
-    for name, value in parts.items():
-        if table[:, NUMBERS.index(name)].any():
-            following = g("Add", following, g("Mul", value, number[name]))
-    if noise_draws(policy) > 1:  # without noise the number is 0, and any draw will do
-        draws = np.where(table[:, -1] > 0, np.cumsum(table[:, -1] > 0), 0)
-        draw = g("Gather", main.constant(draws, np.int64), "i", axis=0)
-        following = g("Add", following, g("Mul", g("Gather", "noise", draw, axis=0), number["noise"]))
-    g("Identity", following, name="x_next")
-
-
-def _known(g: _Nodes, policy: DiffusionPolicy) -> tuple[str, str]:
-    """Inpainting: mask and values of what is known of a trajectory."""
-    config = policy.config
-    mask = np.zeros((1, config.trajectory_steps, trajectory_width(policy)), np.bool_)
-    mask[:, : config.n_obs_steps, config.action_dim :] = True
-    later = config.trajectory_steps - config.n_obs_steps
-    pads = g.constant([0, 0, config.action_dim, 0, later, 0], np.int64)
-    return g.constant(mask, np.bool_), g("Pad", "features", pads)
-
-
-def _finish(g: _Nodes, policy: DiffusionPolicy, x: str) -> None:
-    """The actions to execute of the trajectory `x`, as they were recorded."""
-    config = policy.config
-    first = 0 if config.pred_action_steps_only else config.n_obs_steps - 1
-    begin, end, axes = ([first, 0], [first + config.n_action_steps, config.action_dim], [1, 2])
-    x = g("Slice", x, *(g.constant(bound, np.int64) for bound in (begin, end, axes)))
-    offset, scale = (policy.normalizer.get_buffer(f"action_{part}").numpy() for part in ("offset", "scale"))
-    g("Div", g("Sub", x, g.constant(offset, np.float32)), g.constant(scale, np.float32), name="action")
+    opset = max(x.version for model in (encoder, denoiser) for x in model.opset_import if not x.domain)
+    made = compose(policy, main, "features", predict, opset)
+    others = {x.domain: x.version for model in (encoder, denoiser) for x in model.opset_import if x.domain}
+    made.opset_import.extend(helper.make_opsetid(*item) for item in others.items())
+    return made
 
 
 def half(path: Path) -> None:

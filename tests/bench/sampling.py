@@ -1,6 +1,6 @@
 """Latency of the denoising chain against the plain loop: `python tests/bench/sampling.py [--threads 2]`.
 
-The paper policy from state with random weights: the encoder is not part of the chain. The plain loop is
+The paper policy from state with random weights: its encoder only scales numbers. The plain loop is
 plain.py's network (PyTorch's `nn.TransformerDecoder`) under diffusers' own scheduler. Rounds go by turns.
 """
 
@@ -15,8 +15,8 @@ import torch
 from plain import PlainPolicy
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.agent import begin_chain
-from ddp_cli.core.diffusion import make_scheduler, sample
+from ddp_cli.core.agent import predictor
+from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.presets import train_config
 
@@ -41,17 +41,16 @@ def plain_loop(batch: int) -> Callable[[], torch.Tensor]:
 
 
 def chain(sampler: str, steps: int, batch: int, engine: str) -> Callable[[], torch.Tensor]:
-    """`ddp`'s chain, behind the encoder."""
+    """`ddp`'s chain; `network` is that without an engine."""
     torch.manual_seed(0)
     config = PolicyConfig(obs="state", sampler=sampler, num_inference_steps=steps)
     policy = DiffusionPolicy(config).eval()
-    begin = begin_chain(policy, engine) if engine != "network" else policy._begin
-    features = torch.randn(batch, 2, policy.feature_dim)
+    predict = predictor(policy, engine) if engine != "network" else None
+    obs = {key: torch.randn(batch, 2, width) for key, width in config.low_dim.items()}
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, 10, 7, generator=generator)
-        return sample(begin(features), x, policy.steps, generator)
+        return predict(obs, generator) if predict else policy.predict_action(obs, generator)["action"]
 
     return run
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.agent import PolicyAgent, begin_chain, choose_engine
+from ddp_cli.core.agent import PolicyAgent, choose_engine, predictor
 from ddp_cli.core.chain import has_chain
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError
@@ -41,19 +41,35 @@ def observations(p: DiffusionPolicy, b: int) -> dict[str, torch.Tensor]:
 )
 def test_the_folded_chain_equals_the_network(engine: str, b: int, settings: dict) -> None:
     p = policy(**settings)
-    begin = begin_chain(p, engine)
+    fast = predictor(p, engine)
     for seed in (0, 1):  # the memory of the second chunk is another one
         obs = observations(p, b)
-        plain, folded = (p.predict_action(obs, torch.Generator().manual_seed(seed), way) for way in (None, begin))
-        torch.testing.assert_close(folded["action_pred"], plain["action_pred"], atol=1e-5, rtol=0)
+        plain = p.predict_action(obs, torch.Generator().manual_seed(seed))["action"]
+        torch.testing.assert_close(fast(obs, torch.Generator().manual_seed(seed)), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"encoder": "small", "fusion": 16}, {"encoder": "small", "crop_shape": (83, 84)}, {"encoder": "resnet18"}],
+)
+def test_pictures_are_encoded_by_the_graph_as_by_torch(settings: dict) -> None:
+    p = policy(obs="image", **settings)
+    for name, buffer in p.normalizer.named_buffers():
+        buffer.uniform_(0.5, 1.5) if name.endswith("scale") else buffer.uniform_(-0.3, 0.3)
+    obs = observations(p, 2) | {
+        key: torch.randint(0, 256, (2, p.config.n_obs_steps, 3, 84, 84), dtype=torch.uint8)
+        for key in p.config.image_keys
+    }
+    plain, whole = (predictor(p, engine)(obs, torch.Generator().manual_seed(0)) for engine in ("torch", "onnx"))
+    torch.testing.assert_close(whole, plain, atol=1e-5, rtol=0)
 
 
 def test_the_compiled_chain_equals_the_network() -> None:
     p = policy()
     obs = observations(p, 1)
-    ways = (None, begin_chain(p, "compile"))
-    plain, compiled = (p.predict_action(obs, torch.Generator().manual_seed(0), way) for way in ways)
-    torch.testing.assert_close(compiled["action_pred"], plain["action_pred"], atol=1e-5, rtol=0)
+    plain = p.predict_action(obs, torch.Generator().manual_seed(0))["action"]
+    compiled = predictor(p, "compile")(obs, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("settings", UNFOLDED)
@@ -61,7 +77,6 @@ def test_other_denoisers_run_as_they_are(settings: dict) -> None:
     p = policy(**settings)
     assert not has_chain(p.config)
     assert choose_engine(p.config, "cpu", "auto") == "torch"
-    assert begin_chain(p, "torch") is None
     with pytest.raises(ConfigError, match="cannot run this policy.*--engine torch"):
         PolicyAgent(p, "onnx")
     with pytest.raises(ConfigError, match="compile cannot run this policy"):

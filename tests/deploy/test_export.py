@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 from conftest import ddp, ok_json, refused, tiny_config
 
+from ddp_cli.core.agent import PolicyAgent
 from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.onnx_policy import obs_keys
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import export as module
 from ddp_cli.deploy.export import Exporting, export, first_observations, stored_observations
 from ddp_cli.deploy.exported import load_exported, open_policy, torch_noise
-from ddp_cli.deploy.graphs import obs_keys
 from ddp_cli.errors import ConfigError, DdpError
 
 
@@ -85,6 +87,22 @@ def test_the_graph_acts_as_torch_on_every_branch(settings: dict, lift_store: Sto
     (found,) = session.run(None, {k: v.contiguous().numpy() for k, v in obs.items()} | {"noise": noise})
     assert found.shape == (3, 8, policy.config.action_dim)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "ddpm", "num_inference_steps": 4}, {"obs": "state"}])
+def test_what_was_evaluated_is_what_is_deployed(settings: dict, lift_store: Store, tmp_path: Path) -> None:
+    """On a CPU a policy acts as its export does, to the last bit: where there are contacts, it decides episodes."""
+    policy, rng = randomised(**settings), np.random.default_rng(0)
+    obs = stored_observations(obs_keys(policy), lift_store, 2, count=3)
+    export(policy, {"render": "fast"}, Exporting(), tmp_path / "policy", lambda: obs)
+    torch.set_num_threads(1)  # as whoever evaluates does
+    agents = PolicyAgent(policy), load_exported(tmp_path / "policy")
+    frames = [{k: lift_store.read(k)[row] for k in obs_keys(policy)} for row in rng.integers(0, 70, 8)]
+    for agent in agents:
+        agent.reset(7)
+    for history in itertools.pairwise(frames):
+        one, other = (agent.act(history) for agent in agents)
+        np.testing.assert_array_equal(one.clip(-1, 1), other)
 
 
 def test_parts_compute_the_chain_by_hand(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
