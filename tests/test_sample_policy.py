@@ -23,7 +23,8 @@ def test_it_succeeds_as_often_as_when_it_was_trained() -> None:
 
 def test_a_video_of_a_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = ok(ddp("rollout", POLICY, "--video", "out.mp4", "--json")).stdout
+    # A start with room to spare: contacts enlarge the last digit, which differs between processors.
+    said = ok(ddp("rollout", POLICY, "--seed", 100_002, "--video", "out.mp4", "--json")).stdout
     [episode] = json.loads(said)["episodes"]
     assert episode["success"]
     assert len(read_video(Path("out.mp4"))) > episode["steps"]  # it goes on for a moment

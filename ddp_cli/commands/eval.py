@@ -105,7 +105,7 @@ def _one_or_two(folders: list[Path], asked: Asked, together: Processes) -> dict[
     # What cannot be is said before the first one takes its time.
     subjects = [asked.subject(folder, together) for folder in folders]
     reports = [measure(used, asked, together) for used in subjects]
-    return reports[0] if len(reports) == 1 else _comparison(*reports)
+    return reports[0] if len(reports) == 1 else compare(*reports)
 
 
 def _picture(out: Path, overwrite: bool) -> Path:
@@ -142,18 +142,26 @@ def _last(
     return {"mean": mean, "best": best["success_rate"], "fresh": fresh, "checkpoints": reports}
 
 
-def _comparison(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two reports over the same starts, with an exact paired test and the starts that end otherwise."""
     from ddp_cli.sim.statistics import paired
 
     def outcomes(report: dict[str, Any]) -> dict[int, bool]:
         return {e["seed"]: e["success"] for e in report["episodes"]}
 
-    found = paired(outcomes(first), outcomes(second))
+    one, other = outcomes(first), outcomes(second)
+    found = paired(one, other)
+    differing = sorted(seed for seed in one.keys() & other.keys() if one[seed] != other[seed])
     verdict = "the difference is real" if found.p_value < 0.05 else "the difference may be chance"
     count = found.both + found.only_first + found.only_second + found.neither
     console.result(
         f"of {count} starts both succeed on {found.both}, only the first on {found.only_first}, only the second on "
         f"{found.only_second}: p = {found.p_value:.3g} (exact McNemar test), {verdict}"
     )
+    if differing:
+        console.result(f"starts that end otherwise: {', '.join(map(str, differing))}")
     table = {"both": found.both, "only_first": found.only_first, "only_second": found.only_second}
-    return {"first": first, "second": second, "paired": {**table, "neither": found.neither, "p": found.p_value}}
+    return {
+        "first": first, "second": second,
+        "paired": {**table, "neither": found.neither, "p": found.p_value, "differing": differing},
+    }  # fmt: skip

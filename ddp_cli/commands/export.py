@@ -22,7 +22,7 @@ DEFAULT_OPSET = 18
 def export(
     checkpoint: options.Checkpoint = None,
     kind: Annotated[
-        str, typer.Option("--format", "-f", help="onnx, pt2, safetensors, or ddp (a native checkpoint).")
+        str, typer.Option("--format", "-f", help="onnx, pt2, aoti, safetensors, or ddp (a native checkpoint).")
     ] = "onnx",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("policy"),
     precision: Annotated[str, typer.Option("--precision", help="Of the graphs: fp32, fp16 or int8.")] = "fp32",

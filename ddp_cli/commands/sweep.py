@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
 from ddp_cli.commands.measuring import Asked, measure
+from ddp_cli.commands.subject import is_exported
 from ddp_cli.errors import ConfigError, DdpError, close_match
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> lis
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
 
+    if is_exported(checkpoint):
+        raise DdpError(f"'{checkpoint}' is an exported policy, whose sampler is decided.", "Sweep its checkpoint.")
     for name, given in (("sampler", asked.sampler), ("inference-steps", asked.inference_steps)):
         if name in swept and given is not None:
             raise DdpError(f"--{name} {given} contradicts --sweep {name}=...", "Leave one of them out.")

@@ -101,6 +101,11 @@ def readme(spec: dict[str, Any], kind: str, proof: dict[str, Any]) -> str:
         lines += ["`encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for samplers of your own.", ""]
     elif kind == "pt2":
         lines += ['`torch.export.load("encoder.pt2").module()`, and `denoiser.pt2`, take what `policy.json` says.', ""]
+    elif kind == "aoti":
+        lines += [
+            '`torch._inductor.aoti_load_package("encoder.pt2")`, and `denoiser.pt2`, take what `policy.json` says.'
+        ]
+        lines += ["They are compiled for the processor that exported them, and for contiguous tensors.", ""]
     else:
         lines += [
             "`model.safetensors` holds the weights; `ddp export --format ddp` makes a checkpoint that `ddp` runs.",

@@ -4,6 +4,7 @@ onnx         policy.onnx    observations and noise -> actions: the whole chain
              encoder.onnx, denoiser.onnx, its parts
              runtime.py     runs it, with numpy and onnxruntime
 pt2          encoder.pt2, denoiser.pt2, as torch.export saves them
+aoti         the same, compiled for this machine by AOTInductor: they run without Python
 safetensors  model.safetensors, the weights
 ddp          a native checkpoint, without what only training needs
 
@@ -49,7 +50,7 @@ from ddp_cli.disk import replacing_folder
 from ddp_cli.errors import ConfigError, DdpError, close_match
 from ddp_cli.sim.simulator import Simulator
 
-FORMATS = ("onnx", "pt2", "safetensors", "ddp")
+FORMATS = ("onnx", "pt2", "aoti", "safetensors", "ddp")
 TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
 """Largest difference from torch in float32, by precision. Actions reach from -1 to 1."""
 
@@ -119,7 +120,7 @@ def _write(
         (folder / "model.safetensors").write_bytes(save(policy.state_dict()))
     else:
         obs = examples()
-        write = _onnx if how.kind == "onnx" else _pt2
+        write = _onnx if how.kind == "onnx" else _programs
         shown = {"tolerance": TOLERANCES[how.precision], "differences": write(policy, how, folder, obs)}
         _check_differences(shown)
         if how.kind == "onnx":
@@ -187,7 +188,7 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def _pt2(policy: DiffusionPolicy, _how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
+def _programs(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
     """Writes encoder and denoiser as torch.export has them; returns how far what is read back is from them."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     differences = {}
@@ -196,14 +197,27 @@ def _pt2(policy: DiffusionPolicy, _how: Exporting, folder: Path, obs: dict[str, 
         program = torch.export.export(
             module.eval(), inputs, dynamic_shapes=(dynamic,) if name == "encoder" else dynamic, strict=False
         )
-        torch.export.save(program, folder / f"{name}.pt2")
-        read = torch.export.load(folder / f"{name}.pt2").module()
+        read = (_compiled if how.kind == "aoti" else _saved)(program, folder / f"{name}.pt2")
         with torch.no_grad():
             differences[name] = max(
                 difference(read(*(x[:n] for x in inputs)), module(*(x[:n] for x in inputs)))
                 for n in (1, len(inputs[0]))
             )
     return differences
+
+
+def _saved(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _compiled(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as e:  # a missing compiler shows as one of many
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise ConfigError(f"AOTInductor does not work here: {reason}", "Use --format pt2.") from e
+    return torch._inductor.aoti_load_package(str(path))
 
 
 def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import DOOR, TINY, ddp, ok, ok_json, refused
 
+from ddp_cli.commands.eval import compare
 from ddp_cli.core.checkpoint import file_hash
 from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
@@ -63,8 +64,17 @@ def test_two_checkpoints_are_compared_on_the_same_starts(trained: Path) -> None:
     assert "of 2 starts both succeed on 0, only the first on 0, only the second on 0: p = 1" in text
     assert "may be chance" in text
     report = ok_json("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)
-    assert report["paired"] == {"both": 0, "only_first": 0, "only_second": 0, "neither": 2, "p": 1.0}
+    assert report["paired"] == {"both": 0, "only_first": 0, "only_second": 0, "neither": 2, "p": 1.0, "differing": []}
     assert "Give one checkpoint, two to compare" in refused(ddp("eval", run, run, run))
+
+
+def test_starts_that_end_otherwise_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (
+        {"episodes": [{"seed": seed, "success": success} for seed, success in ends.items()]}
+        for ends in ({5: True, 6: True, 7: False, 8: False}, {5: True, 6: False, 7: True, 8: False})
+    )
+    assert compare(one, other)["paired"]["differing"] == [6, 7]
+    assert "starts that end otherwise: 6, 7" in capsys.readouterr().out
 
 
 def test_the_last_checkpoints_and_the_best_on_fresh_starts(trained: Path) -> None:
@@ -76,7 +86,7 @@ def test_the_last_checkpoints_and_the_best_on_fresh_starts(trained: Path) -> Non
     assert "takes the folder of a run" in refused(ddp("eval", trained, "--last", 2))
 
 
-def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained: Path) -> None:
+def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained: Path, policy_folder: Path) -> None:
     run = trained / "lift/tiny"
     asked = ("eval", run, "-n", 1, "--workers", 1, "--sweep", "inference-steps=1,2", "sampler=ddim,dpm")
     text = ok(ddp(*asked)).stdout
@@ -99,6 +109,7 @@ def test_a_sweep_measures_every_setting_on_the_same_starts_and_draws_it(trained:
     ):  # fmt: skip
         assert word in refused(ddp("eval", run, "--sweep", sweep))
     assert "contradicts --sweep sampler=" in refused(ddp("eval", run, "--sweep", "sampler=dpm", "--sampler", "ddim"))
+    assert "whose sampler is decided" in refused(ddp("eval", policy_folder, "--sweep", "sampler=ddim"))
     assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))
 
 

@@ -179,6 +179,27 @@ def test_programs_of_torch_export(checkpoint: Path, lift_store: Store, tmp_path:
     torch.testing.assert_close(encoder(*(obs[k] for k in obs_keys(policy))), policy.encode_obs(obs))
 
 
+def test_without_a_compiler_nothing_is_left_of_a_compiled_export(
+    checkpoint: Path, lift_store: Store, tmp_path: Path
+) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/compiler",)}),
+        pytest.raises(ConfigError, match=r"AOTInductor does not work here: .*--format pt2"),
+    ):
+        exported(checkpoint, lift_store, tmp_path / "policy", kind="aoti")
+    assert not (tmp_path / "policy").exists()
+
+
+def test_programs_compiled_for_this_machine(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
+    done = exported(checkpoint, lift_store, tmp_path / "policy", kind="aoti")
+    assert done.files == ["README.md", "denoiser.pt2", "encoder.pt2", "policy.json", "proof.json"]
+    assert max(done.proof["differences"].values()) < 1e-4
+    policy, _ = load_policy(checkpoint)
+    obs = stored_observations(obs_keys(policy), lift_store, 2, count=5)
+    encoder = torch._inductor.aoti_load_package(str(tmp_path / "policy/encoder.pt2"))
+    torch.testing.assert_close(encoder(*(obs[k].contiguous() for k in obs_keys(policy))), policy.encode_obs(obs))
+
+
 def test_safetensors_folder_holds_weights_and_configuration(
     checkpoint: Path, lift_store: Store, tmp_path: Path
 ) -> None:
