@@ -44,6 +44,11 @@ def noise_draws(policy: DiffusionPolicy) -> int:
     return 1 + sum(step.noise > 0 for step in policy.steps)
 
 
+def draw_noise(draws: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """(draws, *shape), as `predict_action` draws it: one array after the other."""
+    return torch.stack([torch.randn(shape, generator=generator) for _ in range(draws)])
+
+
 @torch.no_grad()
 def build(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The graph of a policy whose denoiser can be folded (`has_chain`)."""
@@ -160,7 +165,7 @@ def onnx_predictor(policy: DiffusionPolicy, threads: int) -> Callable[[Mapping[s
     def predict(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         feeds = {key: obs[key][:, :steps].contiguous().numpy() for key in obs_keys(policy)}
         shape = (len(next(iter(feeds.values()))), policy.config.trajectory_steps, width)
-        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(draws)])
-        return torch.from_numpy(session.run(["action"], feeds | {"noise": noise.numpy()})[0])
+        noise = draw_noise(draws, shape, generator).numpy()
+        return torch.from_numpy(session.run(["action"], feeds | {"noise": noise})[0])
 
     return predict

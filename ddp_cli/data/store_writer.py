@@ -142,12 +142,7 @@ class StoreWriter:
         if kind is not None and issubclass(kind, WorkerError | KeyboardInterrupt):
             self.flush()
         elif kind is not None and issubclass(kind, DdpError | OSError):
-            self.discard()
-
-    def discard(self) -> None:
-        """Removes what was written so far."""
-        self._pool.shutdown()
-        shutil.rmtree(self.partial, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
 
 class _Column:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.onnx_policy import draw_noise
 from ddp_cli.deploy.runtime import GRAPH, SPEC, Policy, PolicyError
 from ddp_cli.errors import CheckpointError, DdpError
 from ddp_cli.sim.safety import Safety
@@ -68,7 +69,7 @@ class ExportedAgent:
 def torch_noise(policy: Policy, generator: torch.Generator) -> NDArray[np.float32]:
     """Noise as a checkpoint draws it: one array after the other."""
     draws, *shape = policy.spec["noise"]
-    return np.stack([torch.randn(1, *shape, generator=generator)[0].numpy() for _ in range(draws)])
+    return draw_noise(draws, (1, *shape), generator)[:, 0].numpy()
 
 
 def load_exported(folder: Path) -> ExportedAgent:
