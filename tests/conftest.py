@@ -18,19 +18,19 @@ from typer.testing import CliRunner, Result
 from ddp_cli.cli import app
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.onnx_policy import obs_keys
-from ddp_cli.core.run import create_run, go
-from ddp_cli.core.training import Watchers
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.demos import Demo
-from ddp_cli.data.recording import DemoWriter
+from ddp_cli.data.demo_file import Demo
+from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.export import Exporting, export, stored_observations
 from ddp_cli.deploy.runtime import Policy
+from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import Task, get_task, task_from_file
+from ddp_cli.training.loop import Watchers
+from ddp_cli.training.run import create_run, go
 
 TINY = {
     "n_layer": 1,

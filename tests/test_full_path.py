@@ -10,10 +10,10 @@ import pytest
 from conftest import DOOR, TINY, Recorded, ok, ok_json, refused
 from conftest import ddp as run
 
-from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
-from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
+from ddp_cli.video.video import read_video
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]

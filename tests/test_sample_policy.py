@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ddp, ok, ok_json
 
-from ddp_cli.sim.statistics import wilson
-from ddp_cli.sim.video import read_video
+from ddp_cli.evaluation.statistics import wilson
+from ddp_cli.video.video import read_video
 
 POLICY = Path(__file__).parents[1] / "sample_data" / "square-policy"
 SEED, EPISODES, SUCCEEDED = 100_000, 10, 9

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ddp_cli import console, options
+from ddp_cli import console
+from ddp_cli.commands import options
 from ddp_cli.tasks import FIRST_SEED
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddp_cli import console, options
-from ddp_cli.commands.copying import STORE_MARKS, Copying, copy, read
+from ddp_cli import console
+from ddp_cli.commands import options
+from ddp_cli.commands.copy import STORE_MARKS, Copying, copy, read
 from ddp_cli.errors import DdpError
 
 OF_STORES = ("to",)
@@ -19,7 +20,7 @@ NO_TURNING = ("only", "actions", "zarr_format", "preview")
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import Converted
-    from ddp_cli.data.planning import Wanted
+    from ddp_cli.data.conversion_plan import Wanted
     from ddp_cli.tasks import Task
 
 
@@ -80,9 +81,9 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
-    from ddp_cli.data.demos import DemoFile
+    from ddp_cli.data.conversion_plan import Wanted
+    from ddp_cli.data.demo_file import DemoFile
     from ddp_cli.data.inspection import inspect_file, rows
-    from ddp_cli.data.planning import Wanted
     from ddp_cli.tasks import check_obs, read_task
 
     if preview:
@@ -141,7 +142,7 @@ def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) 
 
 def _convert_folder(ctx: typer.Context, said: Copying, inspect: bool, preview: Path | None) -> None:
     from ddp_cli.data.inspection import inspect_lerobot, inspect_store
-    from ddp_cli.data.lerobot import LeRobotDataset, is_lerobot
+    from ddp_cli.data.lerobot_reader import LeRobotDataset, is_lerobot
     from ddp_cli.data.store import Store
     from ddp_cli.tasks import read_task
 
@@ -179,7 +180,7 @@ def _preview(store: Path, path: Path) -> None:
 
 
 def _tell(done: Converted) -> None:
-    from ddp_cli.data.verdict import in_words
+    from ddp_cli.data.replay_report import in_words
 
     text = f"check {in_words(done.check)}"
     if done.check["result"] == "failed":

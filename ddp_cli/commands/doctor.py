@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from ddp_cli import console, options
+from ddp_cli import console
+from ddp_cli.commands import options
 
 
 def doctor(json: options.Json = False) -> None:
     """Check versions, rendering, GPU and memory; one line of cure for each trouble. Exit 1 if something is wrong."""
     from dataclasses import asdict
 
-    from ddp_cli.diagnosis import diagnose
+    from ddp_cli.commands.diagnosis import diagnose
 
     findings = diagnose()
     if json:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddp_cli import console, options
-from ddp_cli.commands.measuring import Asked, measure
-from ddp_cli.commands.subject import find
+from ddp_cli import console
+from ddp_cli.commands import options
+from ddp_cli.commands.measurement import Asked, measure
 from ddp_cli.commands.sweep import split_sweep, sweep
+from ddp_cli.deploy.policy_source import find
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import default_workers, prepare
 from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
-    from ddp_cli.core.distributed import Processes
+    from ddp_cli.training.distributed import Processes
 
 EPISODES = 50
 MOST_EPISODES = 2000  # where an interval decides
@@ -79,9 +80,9 @@ def evaluate(
     if out:
         options.check_output(out, overwrite)
     if min(count, workers or default_workers()) > 1:
-        prepare("ddp_cli.core.agent", "ddp_cli.core.onnx_policy")
-    from ddp_cli.core.distributed import processes
-    from ddp_cli.sim.report import write_report
+        prepare("ddp_cli.inference.agent", "ddp_cli.inference.onnx_policy")
+    from ddp_cli.evaluation.report import write_report
+    from ddp_cli.training.distributed import processes
 
     asked = Asked(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
     with processes() as together, console.without_results(json):
@@ -144,7 +145,7 @@ def _last(
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two reports over the same starts, with an exact paired test and the starts that end otherwise."""
-    from ddp_cli.sim.statistics import paired
+    from ddp_cli.evaluation.statistics import paired
 
     def outcomes(report: dict[str, Any]) -> dict[int, bool]:
         return {e["seed"]: e["success"] for e in report["episodes"]}

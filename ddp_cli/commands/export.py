@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import console, options
+from ddp_cli import console
+from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import FIRST_SEED
 
@@ -88,10 +89,10 @@ def export(
 
 def _examples(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
     """Observations of the store that is named, the run's own, or, where there is none, of a few starts."""
-    from ddp_cli.core.onnx_policy import obs_keys
-    from ddp_cli.core.run import store_of
     from ddp_cli.data.store import Store
     from ddp_cli.deploy.export import first_observations, stored_observations
+    from ddp_cli.inference.onnx_policy import obs_keys
+    from ddp_cli.training.run import store_of
 
     config = policy.config
     found = data or store_of(folder) or options.known_store(config.task.name, config.obs)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import console, options
-from ddp_cli.commands.subject import find, subject
+from ddp_cli import console
+from ddp_cli.commands import options
+from ddp_cli.deploy.policy_source import find, subject
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
-    from ddp_cli.sim.grid import Grid
-    from ddp_cli.sim.rollout import Agent, EpisodeResult
+    from ddp_cli.evaluation.grid import Grid
+    from ddp_cli.evaluation.rollout import Agent, EpisodeResult
     from ddp_cli.sim.simulator import Simulator
 
 
@@ -57,9 +58,9 @@ def rollout(
     json: options.Json = False,
 ) -> None:
     """Run a policy in the simulator and say how it went."""
-    from ddp_cli.sim.grid import parse_grid
-    from ddp_cli.sim.report import read_report
-    from ddp_cli.sim.video import check_format
+    from ddp_cli.evaluation.grid import parse_grid
+    from ddp_cli.evaluation.report import read_report
+    from ddp_cli.video.video import check_format
 
     _check_together(video, seed, attempts, grid, failures)
     if video:
@@ -134,9 +135,9 @@ def _play(
     sim: Simulator, agent: Agent, places: dict[int, Path | None], tiles: Grid | None, until_success: bool
 ) -> list[EpisodeResult]:
     """Runs the start of each seed in `places`, into the video that it names."""
-    from ddp_cli.sim.filming import record
-    from ddp_cli.sim.grid import record_grid
-    from ddp_cli.sim.rollout import run_episode
+    from ddp_cli.evaluation.filming import record
+    from ddp_cli.evaluation.grid import record_grid
+    from ddp_cli.evaluation.rollout import run_episode
 
     results: list[EpisodeResult] = []
     with console.progress(f"rollout {sim.task.name}") as update:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.commands.measuring import Asked, measure
-from ddp_cli.commands.subject import is_exported
+from ddp_cli.commands.measurement import Asked, measure
+from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, close_match
 
 if TYPE_CHECKING:
-    from ddp_cli.core.distributed import Processes
+    from ddp_cli.training.distributed import Processes
 
 SWEPT = ("sampler", "inference-steps")
 EXAMPLE = "Write --sweep inference-steps=1,2,4,8,16,100 sampler=ddim,dpm."
@@ -76,7 +76,7 @@ def sweep(
     """Measures every setting over the same starts, shows a table, and draws it (PNG, in the run's eval/, or here
     for a checkpoint of no run, unless `picture` says where).
     """
-    from ddp_cli.core.curves import draw_sweep
+    from ddp_cli.training.plots import draw_sweep
 
     reports = [
         measure(one.subject(checkpoint, together), one, together, quiet=True)

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import console, options
-from ddp_cli.commands.scoring import scorer
+from ddp_cli import console
+from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import Task
+from ddp_cli.training.rollouts import scorer
 
 if TYPE_CHECKING:
-    from ddp_cli.core.distributed import Processes
-    from ddp_cli.core.run import Run
-    from ddp_cli.core.training import Progress
     from ddp_cli.data.store import Store
+    from ddp_cli.training.distributed import Processes
+    from ddp_cli.training.loop import Progress
+    from ddp_cli.training.run import Run
 
 
 def train(
@@ -82,11 +83,11 @@ def train(
     if plot or curves_of:
         _plot(plot, curves_of or [])
         return
-    from ddp_cli.core.distributed import processes
-    from ddp_cli.core.metrics import check_wandb
-    from ddp_cli.core.run import choose_device, go, newest_run, reopen_run
-    from ddp_cli.core.training import Watchers
     from ddp_cli.tasks import check_described, task_name
+    from ddp_cli.training.distributed import processes
+    from ddp_cli.training.loop import Watchers
+    from ddp_cli.training.metrics import check_wandb
+    from ddp_cli.training.run import choose_device, go, newest_run, reopen_run
 
     started = time.perf_counter()
     if wandb:
@@ -162,9 +163,9 @@ def _begin(
 
     from ddp_cli.config import read_json
     from ddp_cli.core.checkpoint import resolve_checkpoint
-    from ddp_cli.core.run import create_run
     from ddp_cli.data.store import Store, find_task
     from ddp_cli.presets import parse_settings, train_config
+    from ddp_cli.training.run import create_run
 
     assert isinstance(device, torch.device)
     values = parse_settings(settings or []) | {k: v for k, v in given.items() if v is not None}
@@ -190,7 +191,7 @@ def _begin(
 
 def _check_verified(store: Store, allow: bool) -> None:
     """DdpError if the demos of `store` did something else here than where they were recorded."""
-    from ddp_cli.data.verdict import in_words
+    from ddp_cli.data.replay_report import in_words
 
     if store.check["result"] == "failed" and not allow:
         raise DdpError(
@@ -221,7 +222,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def _plot(plot: bool, folders: list[Path]) -> None:
-    from ddp_cli.core.curves import draw
+    from ddp_cli.training.plots import draw
 
     if not plot or not folders:
         raise DdpError(
@@ -243,7 +244,7 @@ def _refuse_with_resume(**given: object) -> None:
 
 def _default_store(task: Task, obs: str) -> Path:
     from ddp_cli.commands.convert import run_conversion
-    from ddp_cli.data.planning import Wanted
+    from ddp_cli.data.conversion_plan import Wanted
 
     store = options.known_store(task.name, obs)
     if not store.exists():

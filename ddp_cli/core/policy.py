@@ -144,7 +144,7 @@ class DiffusionPolicy(nn.Module):
 
         `obs` holds at least To observations; the first To are used. The generator's first draw is the
         initial noise, then one per step of the chain that adds noise. `begin` is a faster way through the
-        denoiser (core/chain.py); without, the network itself is called in every step.
+        denoiser (inference/folded_denoiser.py); without, the network itself is called in every step.
         """
         config, da = self.config, self.config.action_dim
         features = self.encode_obs(obs)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import Meta
-from ddp_cli.core.inert import plain, read_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.core.safe_unpickle import plain, read_checkpoint
 from ddp_cli.errors import CheckpointError, ConfigError
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE, TASKS
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_cli.data.demos import Demo
-from ddp_cli.data.recording import DemoWriter
+from ddp_cli.data.demo_file import Demo
+from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DdpError
+from ddp_cli.evaluation.rollout import HOLD_STEPS
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.experts import VERSION, check_demonstrator, demonstrations
-from ddp_cli.sim.rollout import HOLD_STEPS
+from ddp_cli.sim.scripted_policies import VERSION, check_demonstrator, demonstrations
 from ddp_cli.sim.simulator import Simulator, env_args, versions
 from ddp_cli.tasks import Task
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ddp_cli.data.demos import Demo, DemoFile
-from ddp_cli.data.looking import Episode, Looking, look
-from ddp_cli.data.planning import DEFAULT, Plan, Wanted, make_plan
+from ddp_cli.data.conversion_plan import DEFAULT, Plan, Wanted, make_plan
+from ddp_cli.data.demo_file import Demo, DemoFile
+from ddp_cli.data.observations import Episode, Looking, look
+from ddp_cli.data.replay_check import check_demo
+from ddp_cli.data.replay_report import Checked, verdict
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.data.verdict import Checked, verdict
-from ddp_cli.data.verification import check_demo
 from ddp_cli.errors import ConfigError
 from ddp_cli.parallel import begin, ordered_map
 from ddp_cli.sim.renderer import check_profile

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ddp_cli.data.demos import DemoFile
-from ddp_cli.data.lerobot import INFO, read_object
+from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.lerobot_reader import INFO, read_object
+from ddp_cli.data.replay_report import in_words
 from ddp_cli.data.store import Store
-from ddp_cli.data.verdict import in_words
 from ddp_cli.errors import DataError
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lerobot import ACTION, DATA, INFO, OBJECT, OURS, STATE, VERSION, VIDEO, feature_of
+from ddp_cli.data.lerobot_reader import ACTION, DATA, INFO, OBJECT, OURS, STATE, VERSION, VIDEO, feature_of
 from ddp_cli.data.parquet import check_installed, write_table
 from ddp_cli.data.store import Store
 from ddp_cli.disk import replacing_folder
-from ddp_cli.sim.video import VideoWriter
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
+from ddp_cli.video.video import VideoWriter
 
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 SENTENCES = {

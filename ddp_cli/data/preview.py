@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.sim.overlay import DARK, Picture, draw_text
-from ddp_cli.sim.video import FORMATS, VideoWriter, write_picture
 from ddp_cli.tasks import IMAGE_SIZE
+from ddp_cli.video.overlay import DARK, Picture, draw_text
+from ddp_cli.video.video import FORMATS, VideoWriter, write_picture
 
 EPISODES, MOMENTS = 4, 6
 LARGER = 2  # times the size of a stored picture

@@ -90,7 +90,7 @@ class Store:
 
     @property
     def check(self) -> dict[str, Any]:
-        """What came of executing some of its demos; see data/verification.py."""
+        """What came of executing some of its demos; see data/replay_check.py."""
         found = self.attrs.get("check")
         return found if isinstance(found, dict) else {"result": "not verified", "why": "an older ddp made the store"}
 

@@ -27,16 +27,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ddp_cli.core.chain import has_chain
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
-from ddp_cli.core.onnx_policy import DEFAULT_OPSET, build, obs_keys
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
-from ddp_cli.deploy import proof, runtime
-from ddp_cli.deploy.description import describe, readme
-from ddp_cli.deploy.exported import open_policy
-from ddp_cli.deploy.graphs import (
+from ddp_cli.deploy import export_check as proof
+from ddp_cli.deploy import runtime
+from ddp_cli.deploy.exported_policy import open_policy
+from ddp_cli.deploy.metadata import describe, readme
+from ddp_cli.deploy.onnx_export import (
     Encoder,
     denoiser_names,
     difference,
@@ -48,6 +47,8 @@ from ddp_cli.deploy.graphs import (
 )
 from ddp_cli.disk import replacing_folder
 from ddp_cli.errors import ConfigError, DdpError, close_match
+from ddp_cli.inference.folded_denoiser import has_chain
+from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build, obs_keys
 from ddp_cli.sim.simulator import Simulator
 
 FORMATS = ("onnx", "pt2", "aoti", "safetensors", "ddp")

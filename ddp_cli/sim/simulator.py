@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
-from ddp_cli.sim.fit import check_environment, check_fit
 from ddp_cli.sim.renderer import Image, Renderer, View, camera_view, check_profile, choose_gl_backend
+from ddp_cli.sim.task_checks import check_environment, check_fit
 from ddp_cli.tasks import ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task
 
 Array = NDArray[np.float64]

@@ -25,7 +25,7 @@ import imagecodecs
 import numpy as np
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.planning import Wanted
+from ddp_cli.data.conversion_plan import Wanted
 from ddp_cli.data.store import Store
 
 

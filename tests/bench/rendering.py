@@ -17,7 +17,7 @@ import numpy as np
 
 os.environ["LP_NUM_THREADS"] = "0"  # Mesa draws in the thread that asks, as in a process of ours
 
-from ddp_cli.data.demos import Demo, DemoFile
+from ddp_cli.data.demo_file import Demo, DemoFile
 from ddp_cli.sim.renderer import RENDER_PROFILES
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import IMAGE_SIZE, Task

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.core.metrics import read_metrics
-from ddp_cli.sim.statistics import wilson
+from ddp_cli.evaluation.statistics import wilson
 from ddp_cli.tasks import FIRST_SEED
+from ddp_cli.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 FINAL, LAST, STARTS = 100, 5, 25

@@ -15,9 +15,9 @@ import torch
 from plain import PlainPolicy
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.agent import predictor
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.inference.agent import predictor
 from ddp_cli.presets import train_config
 
 CHAINS = [("ddpm", 100), ("ddim", 16), ("ddim", 10), ("dpm", 10), ("ddim", 4), ("ddim", 1)]

@@ -20,11 +20,11 @@ import torch
 from plain import PlainDataset, PlainTrainer
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.loading import load_data
-from ddp_cli.core.trainer import Trainer, keep_freed_memory
 from ddp_cli.core.windows import to_device
 from ddp_cli.data.store import Store
 from ddp_cli.presets import train_config
+from ddp_cli.training.dataloader import load_data
+from ddp_cli.training.trainer import Trainer, keep_freed_memory
 
 WORKERS = 2  # of the baseline's DataLoader, besides none
 

@@ -16,8 +16,8 @@ from conftest import DOOR, TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.commands.eval import compare
 from ddp_cli.core.checkpoint import file_hash
-from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
+from ddp_cli.video.video import read_video
 
 SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
 
@@ -126,7 +126,7 @@ def test_doctor_finds_this_machine_well() -> None:
 
 
 def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddp_cli import diagnosis
+    from ddp_cli.commands import diagnosis
 
     monkeypatch.setattr(diagnosis.importlib.metadata, "version", lambda name: "4.0.0" if name == "mujoco" else "1.5.2")
     monkeypatch.setattr(diagnosis, "_python", lambda _: (False, "libEGL.so.1 is missing"))
@@ -217,7 +217,7 @@ def test_overwrite_replaces_only_its_own_kind(lift_demos: Path, trained: Path) -
 
 
 def test_doctor_finds_a_back_end_that_loads_but_does_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddp_cli import diagnosis
+    from ddp_cli.commands import diagnosis
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(diagnosis, "_python", lambda code: ("osmesa" in code or "egl" not in code, "no display"))
@@ -292,12 +292,12 @@ def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
 
 
 def test_ctrl_c_in_other_commands_exits_130(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
-    import ddp_cli.sim.rollout
+    import ddp_cli.evaluation.rollout
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ddp_cli.sim.rollout, "run_episode", interrupt)
+    monkeypatch.setattr(ddp_cli.evaluation.rollout, "run_episode", interrupt)
     result = ddp("rollout", trained / "lift/tiny")
     assert result.exit_code == 130
     assert "Traceback" not in result.output

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
-from ddp_cli.sim.rollout import EpisodeResult
-from ddp_cli.sim.video import read_video
+from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.tasks import TASKS
+from ddp_cli.video.video import read_video
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +70,8 @@ def test_the_failures_of_an_evaluation_are_filmed_as_they_were_measured(trained:
 def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddp_cli.core import agent
     from ddp_cli.errors import DdpError
+    from ddp_cli.inference import agent
 
     asked: list[tuple] = []
 
@@ -80,7 +80,7 @@ def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
         raise DdpError("enough")
 
     monkeypatch.setattr(agent, "load_agent", note)
-    monkeypatch.setattr("ddp_cli.core.run.choose_device", lambda name: name)
+    monkeypatch.setattr("ddp_cli.training.run.choose_device", lambda name: name)
     run = trained / "lift" / "tiny"
     path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
     command = ["rollout", run, "--video", "out.mp4", "--failures", path]
@@ -104,7 +104,7 @@ def test_a_failure_that_now_succeeds_does_not_end_the_filming(trained: Path, mon
     def record(_sim: object, _agent: object, seed: int, _path: Path) -> EpisodeResult:
         return EpisodeResult(seed, True, True, 3, 1.0)
 
-    monkeypatch.setattr("ddp_cli.sim.filming.record", record)
+    monkeypatch.setattr("ddp_cli.evaluation.filming.record", record)
     run = trained / "lift" / "tiny"
     found = ok_json("rollout", run, "--video", "o.mp4", "--failures", report(run, "r.json", {1: False, 2: False}))
     assert [e["seed"] for e in found["episodes"]] == [1, 2]

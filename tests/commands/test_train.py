@@ -12,8 +12,8 @@ import pytest
 from conftest import TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.errors import SimulatorError
-from ddp_cli.sim.video import read_video
 from ddp_cli.tasks import TASKS
+from ddp_cli.video.video import read_video
 
 SETTINGS = [x for key, value in {**TINY, "num_inference_steps": 1}.items() for x in ("--set", f"{key}={value}")]
 
@@ -53,7 +53,7 @@ def test_a_video_that_fails_does_not_cost_the_score(lift_zarr: Path, monkeypatch
     def broken(*_: object) -> None:
         raise RuntimeError("no encoder")
 
-    monkeypatch.setattr("ddp_cli.sim.evaluation.record_apart", broken)
+    monkeypatch.setattr("ddp_cli.evaluation.evaluation.record_apart", broken)
     result = ddp(*command(lift_zarr, "--steps", 1, "--eval-every", 1, "--set", "eval_episodes=1"))
     ok(result)
     assert "step-00000001 was not filmed: RuntimeError: no encoder" in result.stderr
@@ -69,7 +69,7 @@ def test_a_broken_simulator_does_not_stop_training(lift_zarr: Path, monkeypatch:
     def broken(*_: object) -> None:
         raise SimulatorError("no display here.")
 
-    monkeypatch.setattr("ddp_cli.sim.evaluation.evaluate", broken)
+    monkeypatch.setattr("ddp_cli.evaluation.evaluation.evaluate", broken)
     result = ddp(*command(lift_zarr, "--steps", 2, "--eval-every", 1))
     ok(result)
     assert "step-00000001 was not evaluated: no display here." in result.stderr

@@ -7,9 +7,9 @@ from conftest import DOOR, tiny_config
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.agent import PolicyAgent
 from ddp_cli.core.normalizer import Normalizer
 from ddp_cli.core.policy import FUSED, DiffusionPolicy, Draws
+from ddp_cli.inference.agent import PolicyAgent
 
 
 def policy(**changes: object) -> DiffusionPolicy:

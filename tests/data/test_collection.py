@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.data.collection import collect
-from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 

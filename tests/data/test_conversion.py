@@ -9,8 +9,8 @@ import pytest
 from conftest import Recorded
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.demos import DemoFile
-from ddp_cli.data.planning import Wanted
+from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator

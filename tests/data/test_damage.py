@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.demos import Demo, DemoFile
-from ddp_cli.data.planning import Wanted
-from ddp_cli.data.recording import DemoWriter
+from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.demo_file import Demo, DemoFile
+from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DataError, DdpError
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

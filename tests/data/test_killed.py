@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddp_cli.commands.options import sample_data
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.copying import copy_store
-from ddp_cli.data.planning import Wanted
+from ddp_cli.data.conversion_plan import Wanted
 from ddp_cli.data.store import Store
+from ddp_cli.data.store_copy import copy_store
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.options import sample_data
 from ddp_cli.tasks import get_task
 
 TASK = get_task("lift")

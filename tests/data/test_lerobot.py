@@ -12,14 +12,14 @@ import pytest
 from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.lerobot import LeRobotDataset, feature_of, read_lerobot
+from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.lerobot_reader import LeRobotDataset, feature_of, read_lerobot
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.parquet import write_table
-from ddp_cli.data.planning import Wanted
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.sim.video import VideoWriter, read_video
 from ddp_cli.tasks import get_task
+from ddp_cli.video.video import VideoWriter, read_video
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 

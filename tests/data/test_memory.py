@@ -11,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 
-from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 
 CONVERT = """
 import resource, sys
 from pathlib import Path
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.planning import Wanted
+from ddp_cli.data.conversion_plan import Wanted
 
 convert(Path(sys.argv[1]), Path(sys.argv[2]), 1, lambda *_: None, Wanted(check=1, skip_bad=True))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB

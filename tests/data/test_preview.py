@@ -8,11 +8,11 @@ import pytest
 from conftest import ddp, ok, refused
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.planning import Wanted
+from ddp_cli.data.conversion_plan import Wanted
 from ddp_cli.data.preview import LARGER, write_preview
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.sim.video import read_video
+from ddp_cli.video.video import read_video
 
 
 def test_a_picture_shows_moments_of_both_cameras(lift_store: Store, tmp_path: Path) -> None:

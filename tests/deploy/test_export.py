@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import ddp, ok_json, refused, tiny_config
 
-from ddp_cli.core.agent import PolicyAgent
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.onnx_policy import obs_keys
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import export as module
 from ddp_cli.deploy.export import Exporting, export, first_observations, stored_observations
-from ddp_cli.deploy.exported import load_exported, open_policy, torch_noise
+from ddp_cli.deploy.exported_policy import load_exported, open_policy, torch_noise
 from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.inference.agent import PolicyAgent
+from ddp_cli.inference.onnx_policy import obs_keys
 
 
 def exported(folder: Path, store: Store, out: Path, **how: object) -> module.Exported:

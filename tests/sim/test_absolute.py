@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, ddp, ok, ok_json, refused
 
-from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import SimulatorError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
@@ -92,8 +92,8 @@ def test_convert_train_and_eval_follow_the_store(
     report = ok_json("rollout", "--inference-steps", 1, "--seed", 5)
     assert report["episodes"][0]["steps"] > 0
 
-    from ddp_cli.core.agent import PolicyAgent
     from ddp_cli.core.checkpoint import load_policy
+    from ddp_cli.inference.agent import PolicyAgent
 
     policy, meta = load_policy(Path("runs/lift/a/checkpoints/best").resolve())
     assert meta["action"]["convention"] == policy.config.actions == "absolute"

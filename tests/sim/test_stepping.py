@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_cli.data.demos import DemoFile
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CAMERAS, TASKS, task_from_json

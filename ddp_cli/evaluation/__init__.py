@@ -1,0 +1,1 @@
+"""Closed-loop episodes: one, many, their statistics, reports and videos."""

@@ -1,0 +1,1 @@
+"""A policy as what an episode needs: engines that predict action chunks."""

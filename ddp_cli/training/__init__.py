@@ -1,0 +1,1 @@
+"""Training: a run as a folder, one step, the loop, what is recorded."""

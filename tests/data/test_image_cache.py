@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from ddp_cli.data.image_cache import available_memory, decode, decoded_folder
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.errors import DataError
+from ddp_cli.tasks import CAMERAS, PROPRIO
+from ddp_cli.training.dataloader import Loader, load_data
+
+KEYS = [*CAMERAS, "action"]
+
+
+@pytest.fixture
+def store(lift_zarr: Path, tmp_path: Path) -> Store:
+    """A store of its own, to be decoded beside."""
+    (tmp_path / "lift.zarr").symlink_to(lift_zarr)
+    return Store(tmp_path / "lift.zarr")
+
+
+def test_pictures_stay_on_disk_when_they_exceed_the_budget(store: Store) -> None:
+    notes: list[str] = []
+    size = sum(store.nbytes(k) for k in CAMERAS)
+    small, large = decode(store, KEYS, size, notes.append), None
+    assert not small.mapped
+    assert not decoded_folder(store).exists()
+    assert notes == []
+    large = decode(store, KEYS, size - 1, notes.append)
+    assert len(large.mapped) == len(CAMERAS)
+    assert "0.00 GB" in notes[0]
+    assert str(decoded_folder(store)) in notes[0]
+    for key in KEYS:
+        np.testing.assert_array_equal(large.data[key], small.data[key])
+    decode(store, KEYS, 0, pytest.fail)  # a second time it is there
+
+
+def test_a_folder_of_another_store_is_decoded_again(store: Store) -> None:
+    decode(store, KEYS, 0, lambda _: None)
+    folder = decoded_folder(store)
+    (folder / "identity").write_text("another")
+    (folder / "agentview_image.npy").write_bytes(b"")
+    notes: list[str] = []
+    again = decode(store, KEYS, 0, notes.append)
+    assert len(notes) == 1
+    np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
+
+
+def test_a_file_that_was_cut_off_is_decoded_again(store: Store) -> None:
+    decode(store, KEYS, 0, lambda _: None)
+    path = decoded_folder(store) / "agentview_image.npy"
+    path.write_bytes(path.read_bytes()[:5000])
+    again = decode(store, KEYS, 0, lambda _: None)
+    np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
+
+
+def test_an_interruption_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Store.read
+
+    def interrupted(self: Store, key: str, **kwargs: object) -> np.ndarray:
+        if kwargs:
+            raise KeyboardInterrupt
+        return read(self, key)
+
+    monkeypatch.setattr(Store, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode(store, KEYS, 0, lambda _: None)
+    assert sorted(p.name for p in store.path.parent.iterdir()) == [".lift.zarr.decoded.lock", "lift.zarr"]
+
+
+def test_too_little_room_is_said_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(DataError, match="the disk has 0.00 GB"):
+        decode(store, KEYS, 0, lambda _: None)
+    assert not decoded_folder(store).exists()
+
+
+def test_batches_from_disk_equal_those_from_memory(store: Store) -> None:
+    """Prepared ahead by threads or not, in any order of asking."""
+    loaders = []
+    for memory_gb in (1.0, 1e-9):
+        config = tiny_config(memory_gb=memory_gb)
+        data = load_data(config, store, torch.device("cpu"), lambda _: None)
+        loaders.append(Loader(data.train, 16, 42, slice(3, 9), torch.device("cpu")))
+    memory, disk = loaders
+    assert (memory.threads, memory.windows.on_disk) == (0, False)
+    assert disk.threads >= 1
+    assert disk.windows.on_disk
+    for step in (0, 1, 2, 7, 3):
+        a, b = memory.batch(step), disk.batch(step)
+        assert len(a["action"]) == 6
+        assert torch.equal(a["action"], b["action"])
+        for key in CAMERAS:
+            assert torch.equal(a["obs"][key], b["obs"][key])
+
+
+FOOTPRINT = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import tiny_config
+from ddp_cli.training.dataloader import Loader, load_data
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+store, cpu = Store(Path(sys.argv[2])), torch.device("cpu")
+config = tiny_config(memory_gb=float(sys.argv[3]), batch_size=16)
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = memory("VmRSS")
+loader = Loader(load_data(config, store, cpu, lambda _: None).train, 16, 42, slice(0, 16), cpu)
+for step in range(800):
+    loader.batch(step)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
+def test_a_store_ten_times_the_budget_is_read_within_it(lift_store: Store, tmp_path: Path) -> None:
+    steps, budget_mb = 10_000, 42
+    attributes = {k: lift_store.attrs[k] for k in ("render", "obs", "env_args", "versions", "action", "source")}
+    writer = StoreWriter(tmp_path / "large.zarr", lift_store.task, [1000] * 10, attributes, 3)
+    for i in range(10):
+        pictures = np.full((1000, 84, 84, 3), i, np.uint8)
+        low_dim = {"object": 10, **PROPRIO, "action": 7}
+        writer.append(
+            dict.fromkeys(CAMERAS, pictures) | {k: np.zeros((1000, n), np.float32) for k, n in low_dim.items()}
+        )
+    writer.finish({})
+    store = Store(tmp_path / "large.zarr")
+    assert sum(store.nbytes(k) for k in CAMERAS) == steps * 2 * 84 * 84 * 3 > 10 * budget_mb * 1e6
+
+    def footprint(memory_gb: float) -> float:
+        values = [str(x) for x in (Path(__file__).parents[1], store.path, memory_gb)]
+        done = subprocess.run([sys.executable, "-c", FOOTPRINT, *values], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert footprint(budget_mb / 1e3) < budget_mb
+    assert footprint(1.0) > 400  # what it would take: the measure works
+
+
+def test_available_memory_is_what_the_machine_has() -> None:
+    assert 1e8 < available_memory() < 1e14
