@@ -26,6 +26,21 @@ class ConfigError(DdpError, ValueError):
     """A setting that is unknown, out of range, or contradicts another."""
 
 
+class UnknownNameError(ConfigError):
+    """A name that is not among the valid ones; the message lists them, and the closest match.
+
+    `kind` says what is named ("task", "sampler"); `hint` replaces the list of valid names as the next step.
+    """
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str], hint: str = "") -> None:
+        names = list(valid)
+        super().__init__(f"unknown {kind} '{name}'{close_match(name, names)}", hint or f"Valid: {', '.join(names)}.")
+        self._arguments = (kind, name, names, hint)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str], str]]:  # type: ignore[override]
+        return type(self), self._arguments
+
+
 class DataError(DdpError, ValueError):
     """Recordings or a store that cannot be used as they are."""
 

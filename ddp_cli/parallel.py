@@ -63,7 +63,7 @@ def _context() -> BaseContext:
     return get_context("forkserver" if _can_fork() else "spawn")
 
 
-class Lost(Generic[Item]):
+class FailedItem(Generic[Item]):
     """Stands for the result of an item under which processes died, again and again."""
 
     def __init__(self, item: Item) -> None:
@@ -80,21 +80,21 @@ def ordered_map(
     their number. Close the generator (contextlib.closing) to stop the processes at once. Raises WorkerError
     when a process dies.
     """
-    with closing(surviving_map(make, items, workers, patience=0)) as results:
+    with closing(fault_tolerant_map(make, items, workers, patience=0)) as results:
         for result in results:
-            if isinstance(result, Lost):
+            if isinstance(result, FailedItem):
                 raise WorkerError(
                     "a worker process died (killed, or out of memory).", "Run again with fewer --workers."
                 )
             yield result
 
 
-def surviving_map(
+def fault_tolerant_map(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int, patience: int = 2
-) -> Generator[Result | Lost[Item], None, None]:
+) -> Generator[Result | FailedItem[Item], None, None]:
     """`ordered_map` that outlives its processes: when one dies all are started anew, and what was under way is
     done again; after a second death the item whose turn it is goes alone, so that no other one can be the cause
-    of a third: then it is given up, and `Lost(item)` stands for its result.
+    of a third: then it is given up, and `FailedItem(item)` stands for its result.
     """
     if workers <= 1:
         function = make()
@@ -109,7 +109,7 @@ def surviving_map(
             if not waiting:
                 pool.close()
                 return
-            result: Result | Lost[Item]
+            result: Result | FailedItem[Item]
             try:
                 result = pool.first_of(waiting, alone=deaths >= 2)
             except BrokenProcessPool:
@@ -118,7 +118,7 @@ def surviving_map(
                 pool = _Pool(make, workers)
                 if deaths <= patience:
                     continue
-                result = Lost(waiting[0])
+                result = FailedItem(waiting[0])
             waiting.popleft()
             deaths = 0
             yield result

@@ -40,7 +40,7 @@ class Safety:
     high: tuple[float, ...] = (np.inf,) * 3
 
     @classmethod
-    def of_normalizer(
+    def from_normalizer(
         cls, actions: str, scale: Sequence[float], offset: Sequence[float], margin: float = MARGIN
     ) -> Self:
         """The rule for a policy whose normaliser of actions is y = x * scale + offset, (Da,) each.

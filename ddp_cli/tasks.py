@@ -266,7 +266,7 @@ def _flat(task: Task, but: Iterable[str]) -> dict[str, str]:
     return flat
 
 
-def check_described(found: Task, text: str | None, where: Path) -> None:
+def check_same_task(found: Task, text: str | None, where: Path) -> None:
     """ConfigError if `--task` names a file that describes another task than `found`, that of `where`."""
     path = named_file(text) if text else None
     differs = difference(found, task_from_file(path)) if path else ""
@@ -275,8 +275,3 @@ def check_described(found: Task, text: str | None, where: Path) -> None:
             f"'{where}' is of another task than '{path}' describes: {differs}.",
             "It keeps its task: leave --task out, or train a new policy.",
         )
-
-
-FIRST_SEED = {"collect": 1_000, "eval": 100_000, "training": 200_000, "report": 300_000}
-"""Where the starts of each purpose begin, so that by default they never mix: what a policy was trained on,
-looked at and judged by are different episodes."""

@@ -23,13 +23,13 @@ from ddp_cli.data.conversion import convert
 from ddp_cli.data.demo_file import Demo
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import Exporting, export, stored_observations
+from ddp_cli.deploy.export import ExportOptions, export, observations_from_store
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.presets import train_config
 from ddp_cli.sim.simulator import Simulator, env_args
 from ddp_cli.tasks import Task, get_task, task_from_file
-from ddp_cli.training.loop import Watchers
+from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import create_run, go
 
 TINY = {
@@ -93,7 +93,7 @@ def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder of runs with one run of four steps in it."""
     runs = tmp_path_factory.mktemp("runs")
     run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"), lambda _: None)
-    go(run, Watchers())
+    go(run, Callbacks())
     return runs
 
 
@@ -139,7 +139,7 @@ def policy_folder(trained: Path, lift_store: Store, tmp_path_factory: pytest.Tem
     """The tiny policy, exported as ONNX."""
     policy, meta = load_policy(trained / "lift/tiny/checkpoints/last")
     out = tmp_path_factory.mktemp("exported") / "policy"
-    export(policy, meta, Exporting(), out, lambda: stored_observations(obs_keys(policy), lift_store, 2))
+    export(policy, meta, ExportOptions(), out, lambda: observations_from_store(obs_keys(policy), lift_store, 2))
     return out
 
 

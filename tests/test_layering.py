@@ -24,7 +24,7 @@ FLOORS = [
     {"sim", "video", "config", "safety"},
     {"tasks", "parallel"},
     {"rotation", "disk", "console"},
-    {"errors"},
+    {"errors", "choices"},
     {"__init__"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddp_cli.errors import WorkerError
-from ddp_cli.parallel import Lost, begin, ordered_map, surviving_map
+from ddp_cli.parallel import FailedItem, begin, fault_tolerant_map, ordered_map
 
 
 def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
@@ -32,17 +32,17 @@ def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
 
 
 def values(results: list) -> list:
-    return [f"lost {r.item}" if isinstance(r, Lost) else r for r in results]
+    return [f"lost {r.item}" if isinstance(r, FailedItem) else r for r in results]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_death_costs_nothing(tmp_path: Path, workers: int) -> None:
-    found = surviving_map(functools.partial(make, tmp_path, {4: 1}), range(9), workers)
+    found = fault_tolerant_map(functools.partial(make, tmp_path, {4: 1}), range(9), workers)
     assert values(list(found)) == [i * i for i in range(9)]
 
 
 def test_an_item_that_always_kills_is_given_up_and_no_other(tmp_path: Path) -> None:
-    found = surviving_map(functools.partial(make, tmp_path, {3: 99}), range(7), 2)
+    found = fault_tolerant_map(functools.partial(make, tmp_path, {3: 99}), range(7), 2)
     assert values(list(found)) == [0, 1, 4, "lost 3", 16, 25, 36]
 
 

@@ -94,10 +94,10 @@ def test_the_box_is_the_range_of_the_store_and_a_margin() -> None:
     normalizer = Normalizer({"action": 10})
     normalizer.fit({"action": actions})
     scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    safety = Safety.of_normalizer("absolute", scale, offset, margin=0.04)
+    safety = Safety.from_normalizer("absolute", scale, offset, margin=0.04)
     np.testing.assert_allclose(safety.low, actions[:, :3].numpy().min(0) - 0.04, atol=1e-5)
     np.testing.assert_allclose(safety.high, actions[:, :3].numpy().max(0) + 0.04, atol=1e-5)
-    assert Safety.of_normalizer("delta", [1.0] * 7, [0.0] * 7) == Safety("delta")
+    assert Safety.from_normalizer("delta", [1.0] * 7, [0.0] * 7) == Safety("delta")
 
 
 def test_holding_stops_and_keeps_the_gripper() -> None:

@@ -14,7 +14,7 @@ from ddp_cli.tasks import (
     PROPRIO,
     TASKS,
     Task,
-    check_described,
+    check_same_task,
     difference,
     get_task,
     read_task,
@@ -175,8 +175,8 @@ def test_the_order_matters_only_inside_object() -> None:
 
 def test_a_file_that_describes_another_task_is_refused(tmp_path: Path) -> None:
     path = str(written(tmp_path, DOOR | {"horizon": 99}))
-    check_described(task_from_json(DOOR), None, tmp_path)
-    check_described(task_from_json(DOOR), "door", tmp_path)
-    check_described(task_from_json(DOOR | {"horizon": 99}), path, tmp_path)
+    check_same_task(task_from_json(DOOR), None, tmp_path)
+    check_same_task(task_from_json(DOOR), "door", tmp_path)
+    check_same_task(task_from_json(DOOR | {"horizon": 99}), path, tmp_path)
     with pytest.raises(ConfigError, match="horizon 12 instead of 99"):
-        check_described(task_from_json(DOOR), path, tmp_path)
+        check_same_task(task_from_json(DOOR), path, tmp_path)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ddp_cli import console
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
-from ddp_cli.tasks import FIRST_SEED
 
 
 def collect(

@@ -10,7 +10,7 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import options
-from ddp_cli.commands.copy import STORE_MARKS, Copying, copy, read
+from ddp_cli.commands.copy import STORE_MARKS, CopyOptions, copy, read
 from ddp_cli.errors import DdpError
 
 OF_STORES = ("to",)
@@ -19,8 +19,8 @@ NO_TURNING = ("only", "actions", "zarr_format", "preview")
 """Options that mean nothing where there is no store, are no states of the simulator, is no store made."""
 
 if TYPE_CHECKING:
-    from ddp_cli.data.conversion import Converted
-    from ddp_cli.data.conversion_plan import Wanted
+    from ddp_cli.data.conversion import ConversionResult
+    from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.tasks import Task
 
 
@@ -81,7 +81,7 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
-    from ddp_cli.data.conversion_plan import Wanted
+    from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.data.demo_file import DemoFile
     from ddp_cli.data.inspection import inspect_file, rows
     from ddp_cli.tasks import check_obs, read_task
@@ -92,7 +92,7 @@ def convert(
         check_preview(preview)
         options.check_output(preview, overwrite)
     if source.is_dir():
-        said = Copying(source, out, to, task, only, actions, zarr_format, overwrite, json)
+        said = CopyOptions(source, out, to, task, only, actions, zarr_format, overwrite, json)
         _convert_folder(ctx, said, inspect, preview)
         return
     _refuse_others(ctx, source, "a file", OF_STORES)
@@ -105,7 +105,7 @@ def convert(
             return
     out = out or options.new_store(spec.name, obs)
     options.check_output(out, overwrite, STORE_MARKS)
-    wanted = Wanted(obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format)
+    wanted = ConvertOptions(obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format)
     started = time.perf_counter()
     done = run_conversion(source, out, wanted, workers, spec)
     _report(out, spec, done, time.perf_counter() - started, json)
@@ -122,7 +122,7 @@ def _refuse_others(ctx: typer.Context, source: Path, kind: str, others: tuple[st
             raise DdpError(f"'{source}' is {kind}, for which {option.opts[0]} means nothing.", "Leave it out.")
 
 
-def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) -> None:
+def _report(out: Path, task: Task, done: ConversionResult, seconds: float, json: bool) -> None:
     from dataclasses import asdict
 
     if json:
@@ -140,7 +140,7 @@ def _report(out: Path, task: Task, done: Converted, seconds: float, json: bool) 
     _tell(done)
 
 
-def _convert_folder(ctx: typer.Context, said: Copying, inspect: bool, preview: Path | None) -> None:
+def _convert_folder(ctx: typer.Context, said: CopyOptions, inspect: bool, preview: Path | None) -> None:
     from ddp_cli.data.inspection import inspect_lerobot, inspect_store
     from ddp_cli.data.lerobot_reader import LeRobotDataset, is_lerobot
     from ddp_cli.data.store import Store
@@ -179,7 +179,7 @@ def _preview(store: Path, path: Path) -> None:
     console.note(f"Look at {path}")
 
 
-def _tell(done: Converted) -> None:
+def _tell(done: ConversionResult) -> None:
     from ddp_cli.data.replay_report import in_words
 
     text = f"check {in_words(done.check)}"
@@ -197,8 +197,8 @@ def _describe(source: Path, found: dict[str, Any], rows: list[tuple[str, ...]], 
 
 
 def run_conversion(
-    source: Path, out: Path, wanted: Wanted, workers: int | None = None, task: Task | None = None
-) -> Converted:
+    source: Path, out: Path, wanted: ConvertOptions, workers: int | None = None, task: Task | None = None
+) -> ConversionResult:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
     from ddp_cli.parallel import default_workers

@@ -23,7 +23,7 @@ FORMATS = ("lerobot", "robomimic")
 
 
 @dataclass(frozen=True)
-class Copying:
+class CopyOptions:
     """What is said about a copy; the names are those of the options."""
 
     source: Path
@@ -54,7 +54,7 @@ def check_format(name: str) -> None:
         raise DdpError(f"unknown format '{name}'{close_match(name, FORMATS)}", f"Valid: --to {' or '.join(FORMATS)}.")
 
 
-def copy(store: Store, said: Copying) -> Path:
+def copy(store: Store, said: CopyOptions) -> Path:
     """`store` as another store, or as what `said.to` names; returns what was made, or the store itself."""
     from ddp_cli.data.store import Store
     from ddp_cli.data.store_copy import copy_store
@@ -70,7 +70,7 @@ def copy(store: Store, said: Copying) -> Path:
     return out
 
 
-def _turn(store: Store, to: str, said: Copying) -> Path:
+def _turn(store: Store, to: str, said: CopyOptions) -> Path:
     from ddp_cli.data.lerobot_reader import INFO
     from ddp_cli.data.lerobot_writer import write_lerobot
     from ddp_cli.data.robomimic_writer import write_robomimic
@@ -89,7 +89,7 @@ def _turn(store: Store, to: str, said: Copying) -> Path:
     return out
 
 
-def read(data: LeRobotDataset, said: Copying) -> Path:
+def read(data: LeRobotDataset, said: CopyOptions) -> Path:
     """The store that is made of `data`."""
     from ddp_cli.data.lerobot_reader import read_lerobot
     from ddp_cli.data.replay_report import in_words

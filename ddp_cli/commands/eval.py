@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddp_cli import console
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
-from ddp_cli.commands.measurement import Asked, measure
-from ddp_cli.commands.sweep import split_sweep, sweep
+from ddp_cli.commands.measurement import EvalOptions, measure
+from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import find
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import default_workers, prepare
-from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes
@@ -69,7 +69,7 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure the success rate over fixed starts, with its 95% interval."""
-    folders, swept = split_sweep(checkpoints or [], sweeps)
+    folders, swept = parse_sweep(checkpoints or [], sweeps)
     folders += [policy] if policy else []
     if len(folders) > (1 if last or swept else 2) or (last and swept):
         raise DdpError(
@@ -84,7 +84,7 @@ def evaluate(
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.training.distributed import processes
 
-    asked = Asked(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
+    asked = EvalOptions(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
     with processes() as together, console.without_results(json):
         if not together.first:
             console.mute()
@@ -102,7 +102,7 @@ def evaluate(
         console.print_json(report)
 
 
-def _one_or_two(folders: list[Path], asked: Asked, together: Processes) -> dict[str, Any]:
+def _one_or_two(folders: list[Path], asked: EvalOptions, together: Processes) -> dict[str, Any]:
     # What cannot be is said before the first one takes its time.
     subjects = [asked.subject(folder, together) for folder in folders]
     reports = [measure(used, asked, together) for used in subjects]
@@ -119,7 +119,7 @@ def _picture(out: Path, overwrite: bool) -> Path:
 
 
 def _last(
-    run: Path | None, runs: Path, task: str | None, count: int, asked: Asked, together: Processes
+    run: Path | None, runs: Path, task: str | None, count: int, asked: EvalOptions, together: Processes
 ) -> dict[str, Any]:
     """The last checkpoints of a run. The best of several is luck in part: what it does on starts that did not
     choose it is told beside it.

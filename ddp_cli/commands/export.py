@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
-from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def export(
 
     from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
     from ddp_cli.core.published import load_published
-    from ddp_cli.deploy.export import Exporting
+    from ddp_cli.deploy.export import ExportOptions
     from ddp_cli.deploy.export import export as write_export
 
     # A checkpoint is replaced by a checkpoint only: it may be all that is left of a training.
@@ -69,7 +69,7 @@ def export(
         raise DdpError(f"'{out}' is the checkpoint itself.", "Name another output with --out.")
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
-    how = Exporting(kind, precision, opset, seeds)
+    how = ExportOptions(kind, precision, opset, seeds)
     with console.progress(f"export {policy.config.task.name}") as update:
         done = write_export(
             policy, meta, how, out, lambda: _examples(policy, folder, data, str(meta.get("render", "fast"))),
@@ -90,14 +90,14 @@ def export(
 def _examples(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
     """Observations of the store that is named, the run's own, or, where there is none, of a few starts."""
     from ddp_cli.data.store import Store
-    from ddp_cli.deploy.export import first_observations, stored_observations
+    from ddp_cli.deploy.export import observations_from_simulator, observations_from_store
     from ddp_cli.inference.onnx_policy import obs_keys
     from ddp_cli.training.run import store_of
 
     config = policy.config
     found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
     if data is None and not found.exists():
-        return first_observations(policy, render)
+        return observations_from_simulator(policy, render)
     store = Store(found)
     store.check_task(config.task)
-    return stored_observations(obs_keys(policy), store, config.n_obs_steps)
+    return observations_from_store(obs_keys(policy), store, config.n_obs_steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.deploy.policy_source import Subject, is_exported, subject
+from ddp_cli.deploy.policy_source import PolicySource, is_exported, subject
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalOptions:
     """What to run every checkpoint on."""
 
     episodes: int
@@ -28,14 +28,14 @@ class Asked:
     workers: int | None
     device: str
 
-    def subject(self, folder: Path, together: Processes) -> Subject:
+    def subject(self, folder: Path, together: Processes) -> PolicySource:
         """The policy in `folder`, run as asked; ConfigError or DdpError where it cannot be."""
         # An exported policy knows no devices: what this process was given is no wish of the user's.
         device = self.device if is_exported(folder) else together.device(self.device)
         return subject(folder, device, self.sampler, self.inference_steps, self.engine)
 
 
-def measure(used: Subject, asked: Asked, together: Processes, quiet: bool = False) -> dict[str, Any]:
+def measure(used: PolicySource, asked: EvalOptions, together: Processes, quiet: bool = False) -> dict[str, Any]:
     """Runs the episodes of one policy, shows them unless `quiet`, and returns the report, also written into
     its run.
     """

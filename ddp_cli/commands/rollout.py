@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
 from ddp_cli.deploy.policy_source import find, subject
 from ddp_cli.errors import DdpError
-from ddp_cli.tasks import FIRST_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.grid import Grid

@@ -27,7 +27,7 @@ def serve(
 ) -> None:
     """Serve an exported policy over websockets, until Ctrl-C. Clients: ddp_cli/deploy/client.py."""
     try:
-        from ddp_cli.deploy.server import Server, Serving, is_loopback, new_token
+        from ddp_cli.deploy.server import Server, ServerOptions, is_loopback, new_token
     except ImportError as e:
         raise DdpError(f"serving needs {e.name}.", "pip install 'ddp-cli[serve]'") from e
     import asyncio
@@ -42,7 +42,7 @@ def serve(
         token = new_token()
         console.result(f"token {token}")
     shown = f"[{host}]" if ":" in host else host
-    how = Serving(host, port, token, max_clients=max_clients)
+    how = ServerOptions(host, port, token, max_clients=max_clients)
 
     async def run() -> None:
         server = Server(loaded, how, console.note)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.commands.measurement import Asked, measure
+from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, close_match
 
@@ -18,7 +18,7 @@ SWEPT = ("sampler", "inference-steps")
 EXAMPLE = "Write --sweep inference-steps=1,2,4,8,16,100 sampler=ddim,dpm."
 
 
-def split_sweep(arguments: list[Path], sweeps: list[str] | None) -> tuple[list[Path], dict[str, list[str]]]:
+def parse_sweep(arguments: list[Path], sweeps: list[str] | None) -> tuple[list[Path], dict[str, list[str]]]:
     """Checkpoints, and the values of every swept setting. What follows `--sweep NAME=VALUES` on the command line
     arrives among the arguments: of those, the ones that hold a `=` and are no path belong to the sweep.
     """
@@ -42,7 +42,7 @@ def split_sweep(arguments: list[Path], sweeps: list[str] | None) -> tuple[list[P
     return checkpoints, found
 
 
-def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> list[Asked]:
+def settings(checkpoint: Path, asked: EvalOptions, swept: dict[str, list[str]]) -> list[EvalOptions]:
     """What to measure, every sampler with every number of steps; ConfigError if one of them cannot be."""
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
@@ -71,12 +71,12 @@ def settings(checkpoint: Path, asked: Asked, swept: dict[str, list[str]]) -> lis
 
 
 def sweep(
-    checkpoint: Path, asked: Asked, swept: dict[str, list[str]], picture: Path | None, together: Processes
+    checkpoint: Path, asked: EvalOptions, swept: dict[str, list[str]], picture: Path | None, together: Processes
 ) -> dict[str, Any]:
     """Measures every setting over the same starts, shows a table, and draws it (PNG, in the run's eval/, or here
     for a checkpoint of no run, unless `picture` says where).
     """
-    from ddp_cli.training.plots import draw_sweep
+    from ddp_cli.training.plots import plot_sweep
 
     reports = [
         measure(one.subject(checkpoint, together), one, together, quiet=True)
@@ -100,6 +100,6 @@ def sweep(
             picture = Path(f"sweep-{checkpoint.name}-{what}-{asked.seed}x{asked.episodes}.png")
             if checkpoint.parent.name == "checkpoints":
                 picture = checkpoint.parents[1] / "eval" / picture
-        draw_sweep(reports, picture)
+        plot_sweep(reports, picture)
         console.note(f"drawn to {picture}")
     return {"sweep": reports}

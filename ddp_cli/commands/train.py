@@ -83,11 +83,12 @@ def train(
     if plot or curves_of:
         _plot(plot, curves_of or [])
         return
-    from ddp_cli.tasks import check_described, task_name
+    from ddp_cli.inference.device import choose_device
+    from ddp_cli.tasks import check_same_task, task_name
     from ddp_cli.training.distributed import processes
-    from ddp_cli.training.loop import Watchers
+    from ddp_cli.training.loop import Callbacks
     from ddp_cli.training.metrics import check_wandb
-    from ddp_cli.training.run import choose_device, go, newest_run, reopen_run
+    from ddp_cli.training.run import go, newest_run, resume_run
 
     started = time.perf_counter()
     if wandb:
@@ -103,8 +104,8 @@ def train(
                 eval_every=eval_every, keep=keep, obs=obs,
             )  # fmt: skip
             folder = together.from_first(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
-            run = reopen_run(folder, chosen, console.warn, console.note, together)
-            check_described(run.trainer.config.policy.task, task, folder)
+            run = resume_run(folder, chosen, console.warn, console.note, together)
+            check_same_task(run.trainer.config.policy.task, task, folder)
             console.note(f"going on with {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
         else:
             given = {**lengths, "eval_every": eval_every, "keep": keep}
@@ -118,7 +119,7 @@ def train(
                 rate = f"{p.rate:.1f} steps/s, {p.rate * run.trainer.config.batch_size:.0f} samples/s"
                 update(p.step, p.total, f"loss {p.loss:.4f}, lr {p.lr:.1e}, {rate}")
 
-            watchers = Watchers(report=report, should_stop=stopped, rollouts=scorer(run, str(chosen), stopped))
+            watchers = Callbacks(report=report, should_stop=stopped, rollouts=scorer(run, str(chosen), stopped))
             checkpoint = go(run, watchers, wandb)
     where = "" if runs == options.RUNS else f" --runs {runs}"
     again = f"`ddp train --task {task} --name {run.folder.name}{where} --resume`"
@@ -244,7 +245,7 @@ def _refuse_with_resume(**given: object) -> None:
 
 def _default_store(task: Task, obs: str) -> Path:
     from ddp_cli.commands.convert import run_conversion
-    from ddp_cli.data.conversion_plan import Wanted
+    from ddp_cli.data.conversion_plan import ConvertOptions
 
     store = options.known_store(task.name, obs)
     if not store.exists():
@@ -255,6 +256,6 @@ def _default_store(task: Task, obs: str) -> Path:
                 "Name a store with --data, or make one with `ddp convert`.",
             )
         console.note(f"no {store}: converting the sample demos {source} first")
-        done = run_conversion(source, store, Wanted(obs), task=task)
+        done = run_conversion(source, store, ConvertOptions(obs), task=task)
         console.note(f"{store}: {done.episodes} episodes, {done.frames} steps")
     return store

@@ -26,7 +26,7 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import sync
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.tasks import check_described, task_from_json, task_name
+from ddp_cli.tasks import check_same_task, task_from_json, task_name
 
 FORMAT = 1
 CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
@@ -155,7 +155,7 @@ def remove_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def clear_leftovers(run: Path) -> None:
+def remove_partial_checkpoints(run: Path) -> None:
     """Removes what an interrupted process left of checkpoints that it was writing or removing."""
     for pattern in (".*.partial", ".*.removed"):
         for path in (run / "checkpoints").glob(pattern):
@@ -188,11 +188,11 @@ def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -
         path = (path / "checkpoints" / "best").resolve()
     meta: dict[str, Any] = load_meta(path)
     if task:
-        check_described(task_from_json(meta["policy"]["task"], f"'{path}'"), task, path)
+        check_same_task(task_from_json(meta["policy"]["task"], f"'{path}'"), task, path)
     return path
 
 
-def point_link(link: Path, target: Path) -> None:
+def update_link(link: Path, target: Path) -> None:
     """Makes `link` a relative symbolic link to `target`, atomically."""
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)

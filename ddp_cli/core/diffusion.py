@@ -77,7 +77,7 @@ class Step:
     clip: bool
 
 
-def chain_steps(config: PolicyConfig) -> list[Step]:
+def denoising_steps(config: PolicyConfig) -> list[Step]:
     """The steps of the chain of `config`, from noise to clean."""
     scheduler = make_scheduler(config)
     if isinstance(scheduler, DPMSolverMultistepScheduler):

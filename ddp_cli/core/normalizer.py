@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddp_cli.tasks import ACTIONS
 
 
-def by_range(key: str, width: int) -> int:
+def n_range_scaled(key: str, width: int) -> int:
     """How many of the first values of `key` are scaled to [-1, 1] by their range in the store: all of them,
     except that quaternions, rotations and delta actions stay as they are.
     """
@@ -29,12 +29,12 @@ class Normalizer(nn.Module):
             self.register_buffer(f"{key}_offset", torch.zeros(width))
 
     def fit(self, data: Mapping[str, Tensor]) -> None:
-        """Takes scale and offset of what goes `by_range` from `data` {key: (N, d)}.
+        """Takes scale and offset of what goes `n_range_scaled` from `data` {key: (N, d)}.
 
         A value that hardly varies (range below 1e-4) is only shifted to 0.
         """
         for key, values in data.items():
-            columns = by_range(key, values.shape[1])
+            columns = n_range_scaled(key, values.shape[1])
             low, high = values[:, :columns].amin(0), values[:, :columns].amax(0)
             varies = high - low >= 1e-4
             scale = torch.where(varies, 2.0 / (high - low).clamp_min(1e-8), torch.ones_like(low))

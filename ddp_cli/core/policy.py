@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
-from ddp_cli.core.diffusion import chain_steps, make_noising, sample
+from ddp_cli.core.diffusion import denoising_steps, make_noising, sample
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.vision import FEATURES, ImageEncoder, crop, random_corners
+from ddp_cli.core.vision import FEATURES, ImageEncoder, crop, random_crop_offsets
 from ddp_cli.core.windows import upload
 from ddp_cli.tasks import IMAGE_SIZE
 
@@ -34,19 +34,19 @@ FUSED = 128
 
 
 @dataclass(frozen=True)
-class Draws:
+class TrainingNoise:
     """What is random in the loss of a batch. It is drawn for a whole batch and then divided, so a sample
     sees the same noise however many processes or parts share the batch.
     """
 
-    corners: dict[str, Tensor]  # per camera (B, frames, 2); empty: central crops
+    crop_offsets: dict[str, Tensor]  # per camera (B, frames, 2); empty: central crops
     noise: Tensor  # (B, R, T, D)
     timesteps: Tensor  # (B, R)
 
-    def part(self, rows: slice, device: torch.device) -> Draws:
+    def part(self, rows: slice, device: torch.device) -> TrainingNoise:
         """Those of some samples, on `device`."""
-        corners = {key: upload(c[rows], device) for key, c in self.corners.items()}
-        return Draws(corners, upload(self.noise[rows], device), upload(self.timesteps[rows], device))
+        crop_offsets = {key: upload(c[rows], device) for key, c in self.crop_offsets.items()}
+        return TrainingNoise(crop_offsets, upload(self.noise[rows], device), upload(self.timesteps[rows], device))
 
 
 class DiffusionPolicy(nn.Module):
@@ -63,7 +63,7 @@ class DiffusionPolicy(nn.Module):
         self.feature_dim = seen + (FUSED if config.fusion else 0)
         self.denoiser = Denoiser(config, self.feature_dim)
         self.noising = make_noising(config)
-        self.steps = chain_steps(config)
+        self.steps = denoising_steps(config)
 
     @property
     def device(self) -> torch.device:
@@ -72,50 +72,52 @@ class DiffusionPolicy(nn.Module):
     def set_sampler(self, sampler: str | None, num_inference_steps: int | None) -> None:
         """Changes how chunks are sampled, by the rule of `PolicyConfig.with_sampler`."""
         self.config = self.config.with_sampler(sampler, num_inference_steps)
-        self.steps = chain_steps(self.config)
+        self.steps = denoising_steps(self.config)
 
     def encode_obs(
-        self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, frames: int | None = None
+        self, obs: Mapping[str, Tensor], crop_offsets: Mapping[str, Tensor] | None = None, frames: int | None = None
     ) -> Tensor:
         """Features (B, To, Do): cameras first, then low-dimensional keys, then what `fusion` makes of these.
 
         `obs`: uint8 images (B, To, 3, 84, 84), float32 low-dim (B, To, d); of more steps the first To are
-        taken, or the first `frames`. Crops begin at `corners` {key: (B, To, 2)}, or are central.
+        taken, or the first `frames`. Crops begin at `crop_offsets` {key: (B, To, 2)}, or are central.
         """
         steps = frames or self.config.n_obs_steps
         obs = {key: obs[key][:, :steps] for key in (*self.encoders, *self.config.low_dim)}
         features = []
         for key, encoder in self.encoders.items():
             x = obs[key]
-            pictures = crop(x.flatten(0, 1), self.config.crop_shape, corners[key].flatten(0, 1) if corners else None)
+            pictures = crop(
+                x.flatten(0, 1), self.config.crop_shape, crop_offsets[key].flatten(0, 1) if crop_offsets else None
+            )
             features.append(encoder(self.normalizer.image(pictures)).unflatten(0, x.shape[:2]))
         features += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
         seen = torch.cat(features, dim=-1)
         return seen if self.fusion is None else torch.cat([seen, self.fusion(seen).to(seen.dtype)], dim=-1)
 
-    def draw(self, b: int, generator: torch.Generator, noise_samples: int = 1, crops: bool = True) -> Draws:
+    def draw(self, b: int, generator: torch.Generator, noise_samples: int = 1, crops: bool = True) -> TrainingNoise:
         """Everything random for a batch of `b`: crops (central without), noise, diffusion steps."""
         config = self.config
-        corners = {}
+        crop_offsets = {}
         if crops:
             for key in self.encoders:
-                drawn = random_corners(b * config.frames, IMAGE_SIZE, config.crop_shape, generator)
-                corners[key] = drawn.unflatten(0, (b, config.frames))
+                drawn = random_crop_offsets(b * config.frames, IMAGE_SIZE, config.crop_shape, generator)
+                crop_offsets[key] = drawn.unflatten(0, (b, config.frames))
         width = config.action_dim + (0 if config.obs_as_cond else self.feature_dim)
         noise = torch.randn(b, noise_samples, config.trajectory_steps, width, generator=generator)
         timesteps = torch.randint(0, config.num_train_timesteps, (b, noise_samples), generator=generator)
-        return Draws(corners, noise, timesteps)
+        return TrainingNoise(crop_offsets, noise, timesteps)
 
-    def compute_loss(self, batch: Mapping[str, Any], draws: Draws) -> Tensor:
+    def compute_loss(self, batch: Mapping[str, Any], draws: TrainingNoise) -> Tensor:
         """Mean squared error of the prediction at random noise levels (DDPM, eq. 14), a scalar.
 
         `batch`: {"obs": ..., "action": (B, T, Da)}; inpainting needs the observations of all T steps. Each
         encoded observation is used R times, with other noise and another level.
         """
-        features = self.encode_obs(batch["obs"], draws.corners, self.config.frames)
-        return self.loss_given(features, self.normalizer.normalize("action", batch["action"]), draws)
+        features = self.encode_obs(batch["obs"], draws.crop_offsets, self.config.frames)
+        return self.loss_from_features(features, self.normalizer.normalize("action", batch["action"]), draws)
 
-    def loss_given(self, features: Tensor, actions: Tensor, draws: Draws) -> Tensor:
+    def loss_from_features(self, features: Tensor, actions: Tensor, draws: TrainingNoise) -> Tensor:
         """`compute_loss` behind the encoder: features (B, To or T, Do), normalised actions (B, T, Da)."""
         noise_samples = draws.noise.shape[1]
         noise, timesteps = draws.noise.flatten(0, 1), draws.timesteps.flatten()

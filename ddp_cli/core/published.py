@@ -29,7 +29,7 @@ def import_published(state_dict: Mapping[str, Tensor], config: PolicyConfig) -> 
 
     CheckpointError when weights are missing, left over, or of other shapes than `config` makes them.
     """
-    theirs = _Published(state_dict)
+    theirs = _PublishedWeights(state_dict)
     policy = DiffusionPolicy(config)
     weights: dict[str, Tensor] = {}
     for key in policy.encoders:
@@ -50,7 +50,7 @@ def import_published(state_dict: Mapping[str, Tensor], config: PolicyConfig) -> 
     return policy.eval()
 
 
-class _Published:
+class _PublishedWeights:
     """A state dict that remembers what was taken from it."""
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -78,7 +78,7 @@ class _Published:
             )
 
 
-def _camera(theirs: _Published, policy: DiffusionPolicy, key: str) -> dict[str, Tensor]:
+def _camera(theirs: _PublishedWeights, policy: DiffusionPolicy, key: str) -> dict[str, Tensor]:
     prefix = f"obs_encoder.obs_nets.{key}."
     weights = {}
     for name in policy.encoders[key].state_dict():
@@ -100,7 +100,7 @@ def _camera(theirs: _Published, policy: DiffusionPolicy, key: str) -> dict[str, 
     return weights
 
 
-def _normalizer(theirs: _Published, policy: DiffusionPolicy) -> dict[str, Tensor]:
+def _normalizer(theirs: _PublishedWeights, policy: DiffusionPolicy) -> dict[str, Tensor]:
     weights = {}
     config = policy.config
     for part in ("scale", "offset"):
@@ -123,7 +123,7 @@ def _normalizer(theirs: _Published, policy: DiffusionPolicy) -> dict[str, Tensor
     return weights
 
 
-def _denoiser_weight(theirs: _Published, name: str, config: PolicyConfig) -> Tensor:
+def _denoiser_weight(theirs: _PublishedWeights, name: str, config: PolicyConfig) -> Tensor:
     parts = name.split(".")
     kind = parts[-1]
     if parts[0] == "layers":
@@ -136,7 +136,7 @@ def _denoiser_weight(theirs: _Published, name: str, config: PolicyConfig) -> Ten
     return theirs.take("model." + name.replace("cond_emb.", "cond_obs_emb."))
 
 
-def _layer_weight(theirs: _Published, prefix: str, parts: list[str], decoder: bool) -> Tensor:
+def _layer_weight(theirs: _PublishedWeights, prefix: str, parts: list[str], decoder: bool) -> Tensor:
     """Ours keep query apart from key and value; torch packs the three into one."""
     module, kind = parts[0], parts[-1]
     if module in ("self_attention", "cross_attention"):

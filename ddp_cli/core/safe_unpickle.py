@@ -1,7 +1,7 @@
 """Reads a torch checkpoint without running anything that it carries.
 
 A pickle is a program: it may call any function it names. Here only tensors, their storages and plain
-containers are rebuilt; every other class or function becomes an `Inert` record that remembers its name
+containers are rebuilt; every other class or function becomes an `InertObject` record that remembers its name
 and what it was given.
 """
 
@@ -26,7 +26,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class Inert:
+class InertObject:
     """Something of a class or function `name` that does not exist here, or must not run."""
 
     name = ""
@@ -37,9 +37,9 @@ class Inert:
         self.items: list[Any] = []
         self.entries: dict[Any, Any] = {}
 
-    def __new__(cls, *_: Any, **__: Any) -> Inert:
+    def __new__(cls, *_: Any, **__: Any) -> InertObject:
         made = super().__new__(cls)
-        Inert.__init__(made)
+        InertObject.__init__(made)
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> Any:
 
 def plain(value: Any) -> Any:
     """OmegaConf's nodes, read as Inert records, as plain dictionaries, lists and values."""
-    if isinstance(value, Inert):
+    if isinstance(value, InertObject):
         state: dict[Any, Any] = value.state if isinstance(value.state, dict) else {}
         if "_content" in state:
             return plain(state["_content"])
@@ -103,7 +103,7 @@ class _Reader(pickle.Unpickler):
             return tuple
         if module in ("torch", "torch.storage") and name in DTYPES:
             return DTYPES[name]
-        return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+        return type("Inert", (InertObject,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
         kind, dtype, key, _location, count = pid

@@ -78,22 +78,22 @@ def small() -> nn.Module:
     return nn.Sequential(*blocks, nn.Conv2d(64, 32, 1))
 
 
-def crop(x: Tensor, shape: tuple[int, int], corners: Tensor | None) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own corner (top, left) of `corners` (N, 2), or all at
+def crop(x: Tensor, shape: tuple[int, int], crop_offsets: Tensor | None) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own corner (top, left) of `crop_offsets` (N, 2), or all at
     the centre.
     """
     height, width = x.shape[-2:]
     h, w = shape
-    if corners is None:
+    if crop_offsets is None:
         top, left = round((height - h) / 2), round((width - w) / 2)  # an odd margin as torchvision rounds it
         return x[:, :, top : top + h, left : left + w]
-    rows = (corners[:, :1] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
-    columns = (corners[:, 1:] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
+    rows = (crop_offsets[:, :1] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
+    columns = (crop_offsets[:, 1:] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
     pictures = torch.arange(len(x), device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[pictures, rows, columns].permute(0, 3, 1, 2)
 
 
-def random_corners(count: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def random_crop_offsets(count: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """(count, 2): where independent random crops of `shape` begin in pictures of `size` x `size`."""
     rooms = [size - side + 1 for side in shape]
     return torch.stack([torch.randint(0, room, (count,), generator=generator) for room in rooms], dim=1)

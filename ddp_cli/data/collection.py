@@ -16,7 +16,7 @@ from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import HOLD_STEPS
 from ddp_cli.parallel import ordered_map
-from ddp_cli.sim.scripted_policies import VERSION, check_demonstrator, demonstrations
+from ddp_cli.sim.scripted_policies import VERSION, check_scripted_policy, scripted_actions
 from ddp_cli.sim.simulator import Simulator, env_args, versions
 from ddp_cli.tasks import Task
 
@@ -25,7 +25,7 @@ GIVE_UP = 50  # failures in a row after which something must be wrong
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectionResult:
     """What `collect` did."""
 
     demos: int
@@ -43,7 +43,7 @@ def record(sim: Simulator, seed: int) -> Demo | None:
     xml = sim.model_xml()
     rng = np.random.default_rng([seed, EXPERT_STREAM])
     states, actions, intentions, held = [], [], [], 0
-    for intended, action in itertools.islice(demonstrations(sim, rng), sim.task.horizon):
+    for intended, action in itertools.islice(scripted_actions(sim, rng), sim.task.horizon):
         states.append(sim.state())
         actions.append(action)
         intentions.append(intended)
@@ -55,13 +55,13 @@ def record(sim: Simulator, seed: int) -> Demo | None:
 
 def collect(
     task: Task, episodes: int, out: Path, seed: int, workers: int, progress: Callable[[int, int, int], None]
-) -> Collected:
+) -> CollectionResult:
     """Writes `episodes` successful demos from seeds `seed`, `seed` + 1, ... to `out`.
 
     The content does not depend on `workers`. An interrupted call goes on where it ended.
     `progress(demos, attempts, failures)` is called after every attempt.
     """
-    check_demonstrator(task)
+    check_scripted_policy(task)
     identity = {
         "task": task.name, "episodes": episodes, "seed": seed, "demonstrator": VERSION, "versions": versions(),
     }  # fmt: skip
@@ -80,7 +80,7 @@ def collect(
                     raise DdpError(f"{GIVE_UP} attempts at {task.name} failed in a row.", "Run `ddp doctor`.")
                 progress(counts["demos"], counts["attempts"], counts["failures"])
         writer.finish()
-    return Collected(counts["demos"], counts["attempts"], counts["failures"], counts["total"])
+    return CollectionResult(counts["demos"], counts["attempts"], counts["failures"], counts["total"])
 
 
 def _recorder(task: Task) -> Callable[[int], Demo | None]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ddp_cli.data.conversion_plan import DEFAULT, Plan, Wanted, make_plan
+from ddp_cli.data.conversion_plan import DEFAULT, ConvertOptions, Plan, plan_conversion
 from ddp_cli.data.demo_file import Demo, DemoFile
-from ddp_cli.data.observations import Episode, Looking, look
+from ddp_cli.data.observations import Episode, RenderSpec, look
 from ddp_cli.data.replay_check import check_demo
-from ddp_cli.data.replay_report import Checked, verdict
+from ddp_cli.data.replay_report import ReplayResult, verdict
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import ConfigError
 from ddp_cli.parallel import begin, ordered_map
@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """What `convert` did."""
 
     episodes: int
@@ -47,9 +47,9 @@ def convert(
     out: Path,
     workers: int,
     progress: Progress,
-    wanted: Wanted = DEFAULT,
+    wanted: ConvertOptions = DEFAULT,
     task: Task | None = None,
-) -> Converted:
+) -> ConversionResult:
     """Converts the demos in `source` to the store `out`, replacing what is there. `task` is by default the built-in
     one of their environment.
 
@@ -60,7 +60,7 @@ def convert(
     check_actions(wanted.actions)
     check_obs(wanted.obs)
     with DemoFile(source, task, wanted.subset) as demos:
-        plan = make_plan(demos, wanted)
+        plan = plan_conversion(demos, wanted)
         digest = begin(demos.sha256)  # which takes a third as long as copying
         checked = _check(demos, plan, wanted.check, workers, progress)
         plan = plan.without({key for demo in checked for key in demo.differing})
@@ -81,16 +81,18 @@ def convert(
         check = verdict(checked)
         writer.finish({"check": check})
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    return Converted(len(plan.lengths), sum(plan.lengths), size / 1e6, wanted.obs, plan.recorded, plan.left_out, check)
+    return ConversionResult(
+        len(plan.lengths), sum(plan.lengths), size / 1e6, wanted.obs, plan.recorded, plan.left_out, check
+    )
 
 
-def _check(demos: DemoFile, plan: Plan, count: int, workers: int, progress: Progress) -> list[Checked]:
+def _check(demos: DemoFile, plan: Plan, count: int, workers: int, progress: Progress) -> list[ReplayResult]:
     """Executes `count` demos, spread over the file."""
     count = min(max(count, bool(plan.recorded)), len(plan.names))  # what is copied is never copied unseen
     if not count:
         return []
     names = [plan.names[i] for i in np.linspace(0, len(plan.names) - 1, count).round().astype(int)]
-    checked: list[Checked] = []
+    checked: list[ReplayResult] = []
     progress("check", 0, count)
     make = functools.partial(_checker, demos.task, plan.how, demos.origin.lite_physics)
     chosen = (demos.read(name, plan.recorded) for name in names)
@@ -101,14 +103,14 @@ def _check(demos: DemoFile, plan: Plan, count: int, workers: int, progress: Prog
     return checked
 
 
-def _checker(task: Task, how: Looking, lite_physics: bool) -> Callable[[Demo], Checked]:
+def _checker(task: Task, how: RenderSpec, lite_physics: bool) -> Callable[[Demo], ReplayResult]:
     sim = executor = Simulator(task, how.render, lite_physics=lite_physics)
     if how.actions == "absolute":
         executor = Simulator(task, how.render, "absolute", lite_physics)
     return functools.partial(check_demo, sim, how, executor)
 
 
-def _episodes(task: Task, how: Looking, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:
+def _episodes(task: Task, how: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:
     first = next(demos, None)
     if first is None:
         return
@@ -120,14 +122,14 @@ def _episodes(task: Task, how: Looking, demos: Iterator[Demo], workers: int) -> 
         yield from episodes
 
 
-def _looker(task: Task, how: Looking) -> Callable[[Demo], Episode]:
+def _looker(task: Task, how: RenderSpec) -> Callable[[Demo], Episode]:
     sim = Simulator(task, how.render)
     if not task.built_in:
-        check_recalled(sim)
+        check_state_determines_observations(sim)
     return functools.partial(look, sim, how)
 
 
-def check_recalled(sim: Simulator) -> None:
+def check_state_determines_observations(sim: Simulator) -> None:
     """ConfigError for observables that setting a state does not bring back (accelerations, for one): the store
     would hold others than a rollout sees.
     """

@@ -7,13 +7,13 @@ import hashlib
 from dataclasses import dataclass
 
 from ddp_cli.data.demo_file import DemoFile
-from ddp_cli.data.observations import Looking
+from ddp_cli.data.observations import RenderSpec
 from ddp_cli.data.store_copy import choose
 from ddp_cli.errors import DataError
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ConvertOptions:
     """How to convert. `obs` "state" draws nothing; `actions` "absolute" stores the goals that recorded delta actions
     set, each computed at the recorded state, not along a replay that drifts. Pictures that were recorded are kept,
     unless `rerender`. `subset` names a filter of the file, `only` is a slice of its demos. `check`: how many demos
@@ -31,14 +31,14 @@ class Wanted:
     zarr_format: int = 3
 
 
-DEFAULT = Wanted()
+DEFAULT = ConvertOptions()
 
 
 @dataclass(frozen=True)
 class Plan:
     """What converting a file comes to."""
 
-    how: Looking
+    how: RenderSpec
     names: list[str]
     lengths: list[int]
     left_out: dict[str, str]
@@ -51,7 +51,7 @@ class Plan:
         return dataclasses.replace(self, recorded=tuple(key for key in self.recorded if key not in keys))
 
 
-def make_plan(demos: DemoFile, wanted: Wanted) -> Plan:
+def plan_conversion(demos: DemoFile, wanted: ConvertOptions) -> Plan:
     """Reads every demo once, to find bad ones before an hour is spent on the good ones. DataError names the first,
     unless they are to be left out, and tells where the actions would mean something else here.
     """
@@ -59,18 +59,18 @@ def make_plan(demos: DemoFile, wanted: Wanted) -> Plan:
     lengths, left_out = _good_and_bad(demos, wanted)
     task = demos.task
     keys = () if wanted.rerender else (*task.images(wanted.obs), *task.vectors("state"))
-    recorded = tuple(key for key in keys if not demos.unfit(key, list(lengths)))
+    recorded = tuple(key for key in keys if not demos.reason_unusable(key, list(lengths)))
     # Recorded pictures were drawn as robosuite draws, and so will be what a rollout sees.
     render = "full" if any(key in task.cameras for key in recorded) else wanted.render
-    how = Looking(wanted.obs, wanted.actions, demos.origin.actions, render)
+    how = RenderSpec(wanted.obs, wanted.actions, demos.origin.actions, render)
     return Plan(how, list(lengths), list(lengths.values()), left_out, recorded)
 
 
-def _check_meaning(demos: DemoFile, wanted: Wanted) -> None:
-    obstacles = demos.origin.obstacles()
-    if obstacles:
+def _check_meaning(demos: DemoFile, wanted: ConvertOptions) -> None:
+    incompatibilities = demos.origin.incompatibilities()
+    if incompatibilities:
         raise DataError(
-            f"'{demos.path}' cannot be converted: {'; '.join(obstacles)}.",
+            f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
             "A policy that learns it would be executed by other controllers. Record it with `ddp collect`, "
             "or with OSC_POSE.",
         )
@@ -80,7 +80,7 @@ def _check_meaning(demos: DemoFile, wanted: Wanted) -> None:
         )
 
 
-def _good_and_bad(demos: DemoFile, wanted: Wanted) -> tuple[dict[str, int], dict[str, str]]:
+def _good_and_bad(demos: DemoFile, wanted: ConvertOptions) -> tuple[dict[str, int], dict[str, str]]:
     """Name -> steps of the good demos, and name -> fault of the bad ones."""
     lengths: dict[str, int] = {}
     left_out: dict[str, str] = {}

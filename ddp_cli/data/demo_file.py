@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.env_metadata import Origin, read_origin
+from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info
 from ddp_cli.errors import ConfigError, DataError, close_match
 from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, task_of_env
 
@@ -58,7 +58,7 @@ class Demo:
         return {name: array for name, array in found.items() if array is not None}
 
     @property
-    def lesson(self) -> NDArray[np.float64]:
+    def target_actions(self) -> NDArray[np.float64]:
         """The actions (n, 7) to learn: as intended, where that is known, otherwise as executed."""
         return self.actions if self.intended is None else self.intended
 
@@ -105,7 +105,7 @@ class DemoFile:
             )
         if subset is not None:
             self.names = self._filtered(subset)
-        self.origin: Origin = read_origin(attrs, f"'{self.path}'")
+        self.origin: RecordingInfo = read_recording_info(attrs, f"'{self.path}'")
         self.task: Task = task or self._known_task(any_task)
         if self.task.env_name != self.origin.env_name:
             raise DataError(
@@ -216,7 +216,7 @@ class DemoFile:
             group = self._data[name]["obs"]
             return {key: tuple(array.shape) for key, array in group.items() if isinstance(array, h5py.Dataset)}
 
-    def unfit(self, key: str, names: list[str]) -> str:
+    def reason_unusable(self, key: str, names: list[str]) -> str:
         """Why the observation `key` cannot be taken from the demos `names`; empty if it can."""
         is_picture = key in self.task.cameras
         wanted = (IMAGE_SIZE, IMAGE_SIZE, 3) if is_picture else (self.task.vectors("state")[key],)

@@ -21,7 +21,7 @@ SCALE = [DELTA_METRES] * 3 + [DELTA_RADIANS] * 3
 
 
 @dataclass(frozen=True)
-class Origin:
+class RecordingInfo:
     """Where a recording comes from. `version` of robosuite is empty, and `controller` None, where it does not say."""
 
     tool: str
@@ -43,7 +43,7 @@ class Origin:
         """Whether robosuite stepped its physics the short way, as it does since 1.4.2."""
         return version_tuple(self.version) > (1, 4, 1) if self.version else True
 
-    def obstacles(self) -> list[str]:
+    def incompatibilities(self) -> list[str]:
         """Why its actions would mean something else here, in words; empty if they would not."""
         found = []
         robots = self.kwargs.get("robots", ["Panda"])
@@ -69,7 +69,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def read_origin(attrs: Mapping[str, Any], where: str) -> Origin:
+def read_recording_info(attrs: Mapping[str, Any], where: str) -> RecordingInfo:
     """The origin that the attributes of `data` tell; `where` begins the messages of DataErrors."""
     if "env_args" in attrs:
         said = _json(attrs["env_args"], where, "env_args")
@@ -90,7 +90,7 @@ def read_origin(attrs: Mapping[str, Any], where: str) -> Origin:
             f"{where} does not say its environment: env_name is {name!r}.", 'Expected JSON with "env_name".'
         )
     version = version if isinstance(version, str) else ""
-    return Origin(tool, name, version, kwargs, _arm(kwargs.get("controller_configs"), where))
+    return RecordingInfo(tool, name, version, kwargs, _arm(kwargs.get("controller_configs"), where))
 
 
 def _json(text: Any, where: str, name: str) -> dict[str, Any]:

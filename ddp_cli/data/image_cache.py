@@ -54,7 +54,7 @@ def decode(store: Store, keys: Sequence[str], budget: float, note: Note, write: 
     arrays = Arrays({k: store.read(k) for k in keys if k not in pictures or size <= budget})
     if size <= budget:
         return arrays
-    folder = decoded_folder(store)
+    folder = cache_folder(store)
     if write:
         with _locked(folder):  # two that train for the first time would write the same files
             if not _is_decoded(folder, store, pictures):
@@ -80,7 +80,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def decoded_folder(store: Store) -> Path:
+def cache_folder(store: Store) -> Path:
     """Where the decoded pictures of `store` are, if they are."""
     return store.path.with_name(f"{store.path.name}.decoded")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddp_cli.data.demo_file import DemoFile
-from ddp_cli.data.lerobot_reader import INFO, read_object
+from ddp_cli.data.lerobot_reader import INFO, read_json_object
 from ddp_cli.data.replay_report import in_words
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
@@ -33,7 +33,9 @@ def inspect_file(demos: DemoFile) -> dict[str, Any]:
             ranges[key] = (min(low, float(array.min())), max(high, float(array.max())))
     good = [name for name in demos.names if name not in bad]
     keys = (*demos.task.cameras, *demos.task.vectors("state"))
-    lacking = next(filter(None, (demos.unfit(key, good) for key in keys)), "") if good else "no demo can be used"
+    lacking = (
+        next(filter(None, (demos.reason_unusable(key, good) for key in keys)), "") if good else "no demo can be used"
+    )
     controller = origin.controller or {}
     return {
         "kind": f"HDF5, written by {origin.tool}",
@@ -50,7 +52,7 @@ def inspect_file(demos: DemoFile) -> dict[str, Any]:
         "ranges": {key: list(pair) for key, pair in ranges.items()},
         "observations": demos.observations(good[0]) if good else {},
         "bad": bad,
-        "obstacles": origin.obstacles(),
+        "obstacles": origin.incompatibilities(),
         "plan": _plan(demos, lacking),
     }
 
@@ -58,7 +60,7 @@ def inspect_file(demos: DemoFile) -> dict[str, Any]:
 def _plan(demos: DemoFile, lacking: str) -> str:
     if demos.task.name == "none":
         return f"describe a task of {demos.task.env_name} in a file, and name it with --task"
-    if demos.origin.obstacles():
+    if demos.origin.incompatibilities():
         return "it would be refused"
     what = "observations are taken from the file"
     if lacking:
@@ -111,7 +113,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
 
 def inspect_lerobot(path: Path) -> dict[str, Any]:
     """What a LeRobot dataset says of itself."""
-    info = read_object(path / INFO)
+    info = read_json_object(path / INFO)
     features = info["features"] if isinstance(info.get("features"), dict) else {}
     shapes = [f"{name} {f.get('shape')}" for name, f in features.items() if isinstance(f, dict)]
     return {

@@ -49,7 +49,7 @@ def feature_of(key: str) -> str:
     return f"observation.images.{key.removesuffix('_image')}"
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """What a JSON file of a dataset says; DataError when it is missing or no object."""
     try:
         value = json.loads(path.read_text())
@@ -68,13 +68,13 @@ class LeRobotDataset:
 
     def __init__(self, path: Path, task: Task | None = None, actions: str | None = None) -> None:
         self.path = path
-        self.info = read_object(path / INFO)
+        self.info = read_json_object(path / INFO)
         if self.info.get("codebase_version") != VERSION:
             raise DataError(
                 f"'{path}' has LeRobot's format {self.info.get('codebase_version')!r}, read is '{VERSION}'.",
                 "LeRobot's own convert_dataset_v21_to_v30 brings older ones up to it.",
             )
-        self.attrs = read_object(path / OURS) if (path / OURS).is_file() else {}
+        self.attrs = read_json_object(path / OURS) if (path / OURS).is_file() else {}
         self.task = task or self._own_task()
         if self.info.get("fps") != CONTROL_HZ:
             raise DataError(
@@ -164,7 +164,7 @@ class LeRobotDataset:
 
     def episodes(self, chosen: list[int]) -> Iterator[dict[str, NDArray[Any]]]:
         """The chosen episodes as a store keeps them. Memory holds one, and one file of vectors."""
-        table, videos = functools.lru_cache(maxsize=1)(self._table), {key: _Video() for key in self.cameras}
+        table, videos = functools.lru_cache(maxsize=1)(self._table), {key: _VideoReader() for key in self.cameras}
         for i in chosen:
             row, length = self._episodes[i], self.lengths[i]
             columns = table(self._number(row, "data/chunk_index"), self._number(row, "data/file_index"))
@@ -196,7 +196,7 @@ class LeRobotDataset:
         found |= {"action": action} | ({"object": rows[OBJECT]} if self.task.object else {})
         return {key: values.astype(np.float32) for key, values in found.items()}
 
-    def _pictures(self, video: _Video, key: str, row: dict[str, Any], length: int) -> NDArray[np.uint8]:
+    def _pictures(self, video: _VideoReader, key: str, row: dict[str, Any], length: int) -> NDArray[np.uint8]:
         name = f"videos/{feature_of(key)}"
         where = {n: self._number(row, f"{name}/{n}") for n in ("chunk_index", "file_index")}
         begin = row.get(f"{name}/from_timestamp")
@@ -222,7 +222,7 @@ def _is_shape(value: object) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(type(side) is int for side in value)
 
 
-class _Video:
+class _VideoReader:
     """Pictures from files that hold many episodes: in the order of the episodes, each is decoded once."""
 
     def __init__(self) -> None:

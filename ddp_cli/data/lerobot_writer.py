@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.lerobot_reader import ACTION, DATA, INFO, OBJECT, OURS, STATE, VERSION, VIDEO, feature_of
 from ddp_cli.data.parquet import check_installed, write_table
 from ddp_cli.data.store import Store
-from ddp_cli.disk import replacing_folder
+from ddp_cli.disk import atomic_folder
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 from ddp_cli.video.video import VideoWriter
 
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 def write_lerobot(store: Store, out: Path, progress: Progress) -> int:
     """Writes `store` as a dataset; returns the number of steps. It exists only once it is whole."""
     check_installed()
-    with replacing_folder(out) as partial:
+    with atomic_folder(out) as partial:
         return _write(store, partial, progress)
 
 
@@ -43,7 +43,7 @@ def _write(store: Store, out: Path, progress: Progress) -> int:
     columns, total = _columns(store), int(store.episode_ends[-1])
     stats = {name: _statistics(values) for name, values in columns.items()}
     for done, key in enumerate(store.pictures):
-        totals = _Totals()
+        totals = _PixelStatistics()
         path = out / VIDEO.format(video_key=feature_of(key), chunk_index=0, file_index=0)
         with VideoWriter(path, lossless=True) as video:
             for begin, end in store.spans:
@@ -144,7 +144,7 @@ def _statistics(values: NDArray[Any]) -> dict[str, Any]:
     return {name: x.tolist() for name, x in found.items()} | {"count": [len(values)]}
 
 
-class _Totals:
+class _PixelStatistics:
     """What is left of pictures for their statistics."""
 
     def __init__(self) -> None:

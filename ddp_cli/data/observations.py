@@ -21,7 +21,7 @@ RECORDED, SHARED, TODAYS = "recorded", "the same for all demos", "of this robosu
 
 
 @dataclass(frozen=True)
-class Looking:
+class RenderSpec:
     """What an episode is to hold: pictures and poses for `obs`, and actions by the convention `actions`, made of
     recorded ones by the convention `given`. What is drawn is drawn by the profile `render`.
     """
@@ -37,19 +37,19 @@ class Looking:
         return self.given != self.actions or any(key not in demo.obs for key in wanted)
 
 
-def look(sim: Simulator | None, how: Looking, demo: Demo) -> Episode:
+def look(sim: Simulator | None, how: RenderSpec, demo: Demo) -> Episode:
     """What the robot saw before each action of `demo`: (n, ...) per key, and the actions to learn (n, 7 or 10).
 
     Without a simulator, `demo.obs` holds everything.
     """
     # Delta actions beyond 1 (people push hard) do what 1 does: the controller limits them, and the store says so.
-    lesson = demo.lesson.clip(-1, 1) if how.given == "delta" else as_goals(demo.lesson)
+    target_actions = demo.target_actions.clip(-1, 1) if how.given == "delta" else as_goals(demo.target_actions)
     if sim is None:
-        return demo.obs | {"action": lesson.astype(np.float32)}
-    fit_model(sim, demo)
+        return demo.obs | {"action": target_actions.astype(np.float32)}
+    load_demo_model(sim, demo)
     frames: list[Episode] = []
     drawn = [key for key in sim.task.images(how.obs) if key not in demo.obs]
-    for state, action in zip(demo.states, lesson, strict=True):
+    for state, action in zip(demo.states, target_actions, strict=True):
         if how.given != how.actions:
             sim.set_state(state)  # the goal is made by controllers that know where the arm is
         else:
@@ -66,7 +66,7 @@ def as_goals(actions: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([actions[:, :3], turns, actions[:, 6:]], axis=1)
 
 
-def fit_model(sim: Simulator, demo: Demo) -> str:
+def load_demo_model(sim: Simulator, demo: Demo) -> str:
     """Loads the model that `demo` was recorded with, where models vary; says which one the states are in.
 
     The XML of an older robosuite does not load. Then the states are set in a model of today, as far as that is

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.demo_file import Demo
-from ddp_cli.data.observations import Looking, as_goals, fit_model
-from ddp_cli.data.replay_report import CHUNK, Checked
+from ddp_cli.data.observations import RenderSpec, as_goals, load_demo_model
+from ddp_cli.data.replay_report import CHUNK, ReplayResult
 from ddp_cli.rotation import rotation_angle
 from ddp_cli.sim.simulator import Array, Simulator
 
@@ -23,9 +23,9 @@ Pose = tuple[Array, Array, float]
 SAME = 1e-3  # [m], parts of a quaternion
 
 
-def check_demo(sim: Simulator, how: Looking, executor: Simulator, demo: Demo) -> Checked:
+def check_demo(sim: Simulator, how: RenderSpec, executor: Simulator, demo: Demo) -> ReplayResult:
     """Executes `demo` in `executor`, whose convention is the stored one; compares with its states in `sim`."""
-    model = fit_model(sim, demo)
+    model = load_demo_model(sim, demo)
     recorded, succeeds = [], False
     for state in demo.states:
         sim.show_state(state)
@@ -33,7 +33,7 @@ def check_demo(sim: Simulator, how: Looking, executor: Simulator, demo: Demo) ->
         succeeds = succeeds or sim.success()
     actions = _to_execute(sim, how, demo)
     if executor is not sim:
-        fit_model(executor, demo)
+        load_demo_model(executor, demo)
     chunks = []
     for begin in range(0, max(1, len(actions) - CHUNK), EVERY):
         end = min(begin + CHUNK, len(actions) - 1)
@@ -48,10 +48,10 @@ def check_demo(sim: Simulator, how: Looking, executor: Simulator, demo: Demo) ->
         replayed = executor.step(action) or replayed
     worst = np.max(drift, axis=0)
     psnr, differing = _compare(sim, demo)
-    return Checked(demo.name, model, succeeds, replayed, float(worst[0]), float(worst[1]), chunks, psnr, differing)
+    return ReplayResult(demo.name, model, succeeds, replayed, float(worst[0]), float(worst[1]), chunks, psnr, differing)
 
 
-def _to_execute(sim: Simulator, how: Looking, demo: Demo) -> Array:
+def _to_execute(sim: Simulator, how: RenderSpec, demo: Demo) -> Array:
     """What was executed (not what was intended), by the convention to be stored."""
     if how.given == "absolute":
         return as_goals(demo.actions)

@@ -15,7 +15,7 @@ LEAST_PSNR = 30.0  # [dB]
 
 
 @dataclass(frozen=True)
-class Checked:
+class ReplayResult:
     """What one demo shows. Distances of the hand from where it was recorded: [mm], [deg]."""
 
     demo: str
@@ -34,7 +34,7 @@ class Checked:
     """Recorded observations, no pictures, that are others than a rollout would see in the recorded states."""
 
 
-def verdict(checked: list[Checked]) -> dict[str, Any]:
+def verdict(checked: list[ReplayResult]) -> dict[str, Any]:
     """Passed or failed, why, by which limits, and the figures: as a store keeps it."""
     if not checked:
         return {"result": "not verified", "why": "no demo was checked", "demos": []}

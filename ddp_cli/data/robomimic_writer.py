@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.store import Store
-from ddp_cli.disk import replacing
+from ddp_cli.disk import atomic_file
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec
 from ddp_cli.sim.simulator import env_args
 from ddp_cli.tasks import IMAGE_SIZE
@@ -25,7 +25,7 @@ from ddp_cli.tasks import IMAGE_SIZE
 def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None]) -> int:
     """Writes `store` to the HDF5 file `out`; returns the number of steps. It exists only once it is whole."""
     total = int(store.episode_ends[-1])
-    with replacing(out) as partial, h5py.File(partial, "w") as file:
+    with atomic_file(out) as partial, h5py.File(partial, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = total
         data.attrs["env_args"] = json.dumps(_env_args(store))

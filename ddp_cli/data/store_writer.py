@@ -52,7 +52,7 @@ class StoreWriter:
         self._root = self._reopen(wanted, zarr_format) or self._create(task, wanted, zarr_format)
         self._given = self.episodes
         self._columns = {
-            name: _Column(array, self.partial / "data" / name, self._ends[self._given])
+            name: _ArrayWriter(array, self.partial / "data" / name, self._ends[self._given])
             for name, array in self._root["data"].arrays()  # type: ignore[union-attr]
         }
         self._pool = ThreadPoolExecutor(default_workers())
@@ -145,7 +145,7 @@ class StoreWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
 
 
-class _Column:
+class _ArrayWriter:
     """The rows of one array: whole chunks go to the disk, the others wait."""
 
     def __init__(self, array: Any, folder: Path, rows: int) -> None:

@@ -45,9 +45,9 @@ from ddp_cli.deploy.onnx_export import (
     quantized,
     trace,
 )
-from ddp_cli.disk import replacing_folder
+from ddp_cli.disk import atomic_folder
 from ddp_cli.errors import ConfigError, DdpError, close_match
-from ddp_cli.inference.folded_denoiser import has_chain
+from ddp_cli.inference.folded_denoiser import supports_folding
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build, obs_keys
 from ddp_cli.sim.simulator import Simulator
 
@@ -57,7 +57,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
 
 
 @dataclass(frozen=True)
-class Exporting:
+class ExportOptions:
     """How to export. `episodes`: starts on which the exported policy is held against the checkpoint."""
 
     kind: str = "onnx"
@@ -67,7 +67,7 @@ class Exporting:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written, and what was shown of it (empty for formats without graphs)."""
 
     files: list[str]
@@ -77,11 +77,11 @@ class Exported:
 def export(
     policy: DiffusionPolicy,
     meta: Meta,
-    how: Exporting,
+    how: ExportOptions,
     out: Path,
     examples: Callable[[], dict[str, Tensor]],
     progress: Callable[[int], None] = lambda _: None,
-) -> Exported:
+) -> ExportResult:
     """Writes the folder `out`, replacing it; nothing is left of it when the proof fails.
 
     `examples()` gives observations {key: (B, To, ...)} to compare on; `progress` hears of episodes.
@@ -90,13 +90,13 @@ def export(
     policy = policy.cpu().eval()
     if how.kind == "ddp":
         save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
-        return Exported(sorted(p.name for p in out.iterdir()), {})
-    with replacing_folder(out) as partial:
+        return ExportResult(sorted(p.name for p in out.iterdir()), {})
+    with atomic_folder(out) as partial:
         shown = _write(policy, meta, how, partial, examples, progress)
-    return Exported(sorted(p.name for p in out.iterdir()), shown)
+    return ExportResult(sorted(p.name for p in out.iterdir()), shown)
 
 
-def _check(how: Exporting) -> None:
+def _check(how: ExportOptions) -> None:
     for what, value, valid in (("format", how.kind, FORMATS), ("precision", how.precision, TOLERANCES)):
         if value not in valid:
             raise ConfigError(f"unknown {what} '{value}'{close_match(value, valid)}", f"Valid: {', '.join(valid)}.")
@@ -109,7 +109,7 @@ def _check(how: Exporting) -> None:
 def _write(
     policy: DiffusionPolicy,
     meta: Meta,
-    how: Exporting,
+    how: ExportOptions,
     folder: Path,
     examples: Callable[[], dict[str, Tensor]],
     progress: Callable[[int], None],
@@ -158,7 +158,7 @@ def _parts(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _onnx(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
+def _onnx(policy: DiffusionPolicy, how: ExportOptions, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
     """Writes the graphs; returns how far the parts are from torch, for one and for all examples."""
     differences = {}
     for name, (module, inputs, names, output) in _parts(policy, obs).items():
@@ -174,7 +174,7 @@ def _onnx(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, 
             )
             for n in (1, len(expected))
         )
-    if how.precision == "fp32" and has_chain(policy.config):
+    if how.precision == "fp32" and supports_folding(policy.config):
         whole = build(policy, how.opset)
     else:
         whole = joined(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
@@ -189,7 +189,7 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def _programs(policy: DiffusionPolicy, how: Exporting, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
+def _programs(policy: DiffusionPolicy, how: ExportOptions, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
     """Writes encoder and denoiser as torch.export has them; returns how far what is read back is from them."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     differences = {}
@@ -221,7 +221,9 @@ def _compiled(program: torch.export.ExportedProgram, path: Path) -> Callable[...
     return torch._inductor.aoti_load_package(str(path))
 
 
-def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:
+def observations_from_store(
+    config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8
+) -> dict[str, Tensor]:
     """`count` observation windows spread over the store."""
     bounds = window_bounds(store.episode_ends, n_obs_steps, 0, 0)
     keys = (*config_keys, "action")
@@ -232,7 +234,7 @@ def stored_observations(config_keys: list[str], store: Store, n_obs_steps: int, 
     return obs
 
 
-def first_observations(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
+def observations_from_simulator(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
     """What is seen at `count` starts, where there is no store: {key: (count, To, ...)}."""
     sim = Simulator(policy.config.task, render, policy.config.actions)
     seen: dict[str, list[Tensor]] = {key: [] for key in obs_keys(policy)}

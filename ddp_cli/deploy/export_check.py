@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.deploy.exported_policy import ExportedAgent, torch_noise
+from ddp_cli.deploy.exported_policy import ExportedAgent, draw_torch_noise
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import SimulatorError
 from ddp_cli.evaluation.rollout import Agent, run_episode
@@ -32,7 +32,7 @@ def action_difference(policy: DiffusionPolicy, exported: Policy, obs: dict[str, 
         expected = policy.predict_action(one, torch.Generator().manual_seed(i))["action"][0].numpy()
         seen = {key: _as_observed(value[0]) for key, value in one.items()}
         try:
-            found = exported.act(seen, torch_noise(exported, torch.Generator().manual_seed(i)))
+            found = exported.act(seen, draw_torch_noise(exported, torch.Generator().manual_seed(i)))
         except PolicyError:  # not finite: less precise numbers end earlier
             return math.inf
         worst = max(worst, float(np.abs(found - np.fmin(np.fmax(expected, limits[0]), limits[1])).max()))

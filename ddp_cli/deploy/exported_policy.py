@@ -52,7 +52,7 @@ class ExportedAgent:
         self.actions: str = config.actions
         self.n_obs_steps = config.n_obs_steps
         self.n_action_steps = config.n_action_steps
-        self.safety = Safety.of_normalizer(config.actions, normalizer["scale"], normalizer["offset"])
+        self.safety = Safety.from_normalizer(config.actions, normalizer["scale"], normalizer["offset"])
         self._generator = torch.Generator()
 
     def reset(self, seed: int) -> None:
@@ -61,12 +61,12 @@ class ExportedAgent:
     def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
         obs = {key: np.stack([frame[key] for frame in history]) for key in self.policy.obs}
         try:
-            return self.policy.act(obs, torch_noise(self.policy, self._generator))
+            return self.policy.act(obs, draw_torch_noise(self.policy, self._generator))
         except PolicyError as e:
             raise DdpError(str(e)) from e
 
 
-def torch_noise(policy: Policy, generator: torch.Generator) -> NDArray[np.float32]:
+def draw_torch_noise(policy: Policy, generator: torch.Generator) -> NDArray[np.float32]:
     """Noise as a checkpoint draws it: one array after the other."""
     draws, *shape = policy.spec["noise"]
     return draw_noise(draws, (1, *shape), generator)[:, 0].numpy()

@@ -10,7 +10,7 @@ from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT
 from ddp_cli.inference.agent import safety_of
-from ddp_cli.inference.onnx_policy import noise_draws, obs_keys, trajectory_width
+from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys, trajectory_width
 from ddp_cli.safety import Safety
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 
@@ -34,7 +34,7 @@ def describe(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "action": meta.get("action"),
         "limits": _limits(safety_of(policy)),
         "control_hz": CONTROL_HZ,
-        "noise": [noise_draws(policy), config.trajectory_steps, trajectory_width(policy)],
+        "noise": [n_noise_tensors(policy), config.trajectory_steps, trajectory_width(policy)],
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "timesteps": [step.timestep for step in policy.steps],
@@ -70,9 +70,9 @@ def _limits(safety: Safety) -> dict[str, list[float | None]]:
 
 
 USAGE = """import numpy as np
-from runtime import Policy, Stream          # runtime.py lies beside this file; it needs numpy and onnxruntime
+from runtime import Policy, ChunkRunner          # runtime.py lies beside this file; it needs numpy and onnxruntime
 
-stream = Stream(Policy.load("."), seed=0)
+stream = ChunkRunner(Policy.load("."), seed=0)
 while True:                                 # {hz} times a second
     action = stream.action({{
 {keys}

@@ -23,7 +23,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.inference.onnx_graph import Nodes
+from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.inference.onnx_policy import compose, obs_keys, trajectory_width
 
 
@@ -78,10 +78,10 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outpu
 
 def joined(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
     """The whole policy of the graphs of its parts."""
-    main = Nodes("main/")
+    main = GraphBuilder("main/")
     main.embed(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
 
-    def predict(g: Nodes, x: str) -> str:
+    def predict(g: GraphBuilder, x: str) -> str:
         batch = g("Slice", g("Shape", x), g.whole(0), g.whole(1))
         timestep = g("Gather", g.whole(*(step.timestep for step in policy.steps)), "i", axis=0)
         inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PolicySource:
     """A policy, and how it is run. `make` can be sent to other processes."""
 
     folder: Path
@@ -45,12 +45,12 @@ def find(path: Path | None, runs: Path, task: str | None) -> Path:
     return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
 
 
-def subject(folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str) -> Subject:
+def subject(folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str) -> PolicySource:
     """The policy in `folder`, on `device` (auto: a GPU where there is one)."""
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.inference.agent import choose_engine, load_agent
-    from ddp_cli.training.run import choose_device
+    from ddp_cli.inference.device import choose_device
 
     if is_exported(folder):
         said = {"--sampler": sampler, "--inference-steps": inference_steps}
@@ -64,20 +64,20 @@ def subject(folder: Path, device: str, sampler: str | None, inference_steps: int
     where = str(choose_device(device))
     engine = choose_engine(used, where.partition(":")[0], engine)
     make = functools.partial(load_agent, folder, where, used.sampler, used.num_inference_steps, engine)
-    return Subject(
+    return PolicySource(
         folder, used.task, used.obs, used.actions, str(meta["render"]), meta.get("step"), used.sampler,
         used.num_inference_steps, engine, make,
     )  # fmt: skip
 
 
-def _exported(folder: Path, said: list[str]) -> Subject:
+def _exported(folder: Path, said: list[str]) -> PolicySource:
     from ddp_cli.deploy.exported_policy import config_of, load_exported, open_policy
 
     if said:
         raise DdpError(f"'{folder}' is an exported policy, for which {said[0]} is decided.", "Leave it out.")
     policy = open_policy(folder)
     used, spec = config_of(policy), policy.spec
-    return Subject(
+    return PolicySource(
         folder, used.task, used.obs, used.actions, str(spec["render"]), spec.get("step"), used.sampler,
         used.num_inference_steps, "exported", functools.partial(load_exported, folder),
     )  # fmt: skip

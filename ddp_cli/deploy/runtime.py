@@ -1,11 +1,11 @@
 """Runs a policy that `ddp export --format onnx` wrote. Needs numpy and onnxruntime, and nothing else: this file may be
 copied out of the package.
 
-    from runtime import Policy, Stream
+    from runtime import Policy, ChunkRunner
 
     policy = Policy.load("policy")
     actions = policy.act({key: the last To observations, oldest first})      # (Ta, Da), to be executed one by one
-    stream = Stream(policy)
+    stream = ChunkRunner(policy)
     action = stream.action({key: one observation})                           # (Da,), at every control step
 
 Pictures are uint8 (height, width, 3), everything else float32, in the units of `policy.json`. What actions mean is
@@ -118,7 +118,7 @@ class Policy:
         return np.ascontiguousarray(value.transpose(0, 1, 4, 2, 3)) if value.ndim == 5 else value
 
 
-class Stream:
+class ChunkRunner:
     """Observations one by one in, actions one by one out: a chunk is predicted, executed, and the next is predicted.
 
     `action` computes where a chunk ends, so one call of Ta takes as long as the policy. `seed` makes it repeatable.

@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ddp_cli.deploy.client import pack, unpack
-from ddp_cli.deploy.runtime import Policy, PolicyError, Stream
+from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 
 KEPT = 10_000  # latencies that the statistics are of
 LOG_EVERY = 60.0  # [s]
@@ -39,7 +39,7 @@ DRAIN = 5.0  # [s], for what was asked before the end
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServerOptions:
     """Where and for whom. Without a `token` anybody who reaches the port is served."""
 
     host: str = "127.0.0.1"
@@ -65,7 +65,7 @@ def new_token() -> str:
 class Server:
     """Serves `policy`; `log` takes lines for people."""
 
-    def __init__(self, policy: Policy, how: Serving, log: Callable[[str], None]) -> None:
+    def __init__(self, policy: Policy, how: ServerOptions, log: Callable[[str], None]) -> None:
         self._policy, self._how, self._log = policy, how, log
         self._clients = self._busy = 0
         self._answered = self._refused = 0
@@ -127,7 +127,7 @@ class Server:
 
     async def _serve(self, connection: ServerConnection) -> None:
         self._clients += 1
-        stream, loop = Stream(self._policy), asyncio.get_running_loop()
+        stream, loop = ChunkRunner(self._policy), asyncio.get_running_loop()
         try:
             async for message in connection:
                 if self._stop.is_set():
@@ -144,7 +144,7 @@ class Server:
         finally:
             self._clients -= 1
 
-    def _count(self, answer: _Answer) -> None:
+    def _count(self, answer: _Response) -> None:
         self._refused += answer.refused
         self._answered += not answer.refused
         if answer.policy_ms is not None:
@@ -152,7 +152,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     message: bytes
     refused: bool
     policy_ms: float | None
@@ -165,7 +165,7 @@ def largest_message(policy: Policy) -> int:
     return 12 * sum(sizes) + (1 << 16)
 
 
-def _answer(stream: Stream, message: str | bytes) -> _Answer:
+def _answer(stream: ChunkRunner, message: str | bytes) -> _Response:
     begun, number = perf_counter(), None
     try:
         if isinstance(message, str):
@@ -176,11 +176,11 @@ def _answer(stream: Stream, message: str | bytes) -> _Answer:
         number = asked.get("id") if isinstance(asked.get("id"), int) else None
         answer, computed = _do(stream, asked)
     except (ValueError, TypeError, PolicyError) as e:
-        return _Answer(pack({"error": str(e), "id": number}), True, None)
-    return _Answer(pack({**answer, "id": number}), False, (perf_counter() - begun) * 1e3 if computed else None)
+        return _Response(pack({"error": str(e), "id": number}), True, None)
+    return _Response(pack({**answer, "id": number}), False, (perf_counter() - begun) * 1e3 if computed else None)
 
 
-def _do(stream: Stream, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _do(stream: ChunkRunner, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The answer, and whether the policy was computed for it."""
     op, obs = asked.get("op"), asked.get("obs")
     if op == "action" and isinstance(obs, dict):

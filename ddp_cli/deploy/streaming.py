@@ -67,7 +67,7 @@ class StreamStats:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PendingChunk:
     """A chunk that is being made."""
 
     answer: Future[tuple[Chunk, float]]  # and its latency [s]
@@ -112,7 +112,7 @@ class ActionStream:
         self._to, self._ta, self._every = n_obs_steps, n_action_steps, every
         self._lock = threading.Lock()  # observe may be called from other threads
         self._seen: list[tuple[float, Observation]] = []  # by stamp
-        self._asked: _Asked | None = None
+        self._asked: _PendingChunk | None = None
         self._asked_at, self._asked_from = -math.inf, -math.inf  # last request, its newest observation [s]
         self._chunk: Array | None = None
         self._origin = 0.0  # of the chunk [s]
@@ -192,10 +192,10 @@ class ActionStream:
         if self._latency:
             latency = self._latency()
             answer.set_result((self._act(history), latency))
-            self._asked = _Asked(answer, origin, now + latency)
+            self._asked = _PendingChunk(answer, origin, now + latency)
         else:
             answer = self._pool.submit(self._timed, history, self._clock())
-            self._asked = _Asked(answer, origin, now)
+            self._asked = _PendingChunk(answer, origin, now)
         return True
 
     def _timed(self, history: list[Observation], since: float) -> tuple[Chunk, float]:

@@ -13,7 +13,7 @@ from typing import Any
 from ddp_cli.errors import WorkerError
 from ddp_cli.evaluation.rollout import Agent, EpisodeResult, run_episode
 from ddp_cli.evaluation.statistics import wilson
-from ddp_cli.parallel import Lost, ordered_map, surviving_map
+from ddp_cli.parallel import FailedItem, fault_tolerant_map, ordered_map
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
 
@@ -88,9 +88,9 @@ def evaluate(
     """
     runner = functools.partial(_runner, make_agent, task, render)
     done = Evaluation([])
-    with closing(surviving_map(runner, seeds, workers)) as episodes:
+    with closing(fault_tolerant_map(runner, seeds, workers)) as episodes:
         for result in episodes:
-            if isinstance(result, Lost):
+            if isinstance(result, FailedItem):
                 done.lost.append(result.item)
                 if not done.episodes and len(done.lost) == min(3, len(seeds)):
                     raise WorkerError(
@@ -111,7 +111,7 @@ def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callabl
     return functools.partial(run_episode, Simulator(task, render, agent.actions), agent)
 
 
-def record_apart(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:
+def record_in_subprocess(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:
     """Records the episode `seed` at half size, in a process of its own."""
     with closing(ordered_map(functools.partial(_recorder, make_agent, task, render, path), [seed], 2)) as done:
         list(done)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ddp_cli.errors import DdpError
-from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_SIZE, Film
-from ddp_cli.evaluation.rollout import Agent, EpisodeResult, Moment, run_episode
+from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_SIZE, EpisodeFilm
+from ddp_cli.evaluation.rollout import Agent, EpisodeResult, StepInfo, run_episode
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.video.overlay import COLOURS, DARK, GREEN, RED, Colour, Picture, draw_frame, frame_width
 from ddp_cli.video.video import VideoWriter, is_gif
@@ -62,12 +62,12 @@ def record_grid(
     after a success and a red one otherwise; tiles without an episode stay dark. `done` is told of every episode.
     """
     size = grid.tile_size(is_gif(path))
-    with VideoWriter(path, COLOURS) as video, closing(_Reel(path.parent, size)) as reel:
+    with VideoWriter(path, COLOURS) as video, closing(_FrameBuffer(path.parent, size)) as reel:
         for seed in seeds:
-            film = Film(sim, seed, size, list(sim.task.cameras)[:1])
+            film = EpisodeFilm(sim, seed, size, list(sim.task.cameras)[:1])
             reel.start()
 
-            def keep(now: Moment, film: Film = film) -> None:
+            def keep(now: StepInfo, film: EpisodeFilm = film) -> None:
                 reel.add(film.frame(now))
 
             result = run_episode(sim, agent, seed, keep)
@@ -83,7 +83,7 @@ def record_grid(
             video.add(canvas)
 
 
-class _Reel:
+class _FrameBuffer:
     """The frames of several episodes, compressed, in a file without a name: it goes when the process does.
 
     Episodes run one after another and are shown together. In memory, 9 of 400 steps could take 1.3 GB.

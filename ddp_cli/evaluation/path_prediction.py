@@ -15,7 +15,7 @@ STIFFNESS = 150.0
 """Of robosuite's controller of the hand [1/s^2]: its acceleration per metre to the goal, critically damped."""
 
 
-def hand_path(hand: Array, velocity: Array, chunk: Array, base: Array) -> Array:
+def predicted_path(hand: Array, velocity: Array, chunk: Array, base: Array) -> Array:
     """Positions [m] (Ta + 1, 3) of a hand that is at `hand` [m] and moves at `velocity` [m/s], now and after
     each action of `chunk` (Ta, 7 delta or 10 absolute); world frame, as is everything but delta actions,
     which are given in `base` (3, 3).

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddp_cli.disk import replacing
+from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError
 
 Value = TypeVar("Value", int, str)
 
 
 @dataclass(frozen=True)
-class Report:
+class EvalReport:
     """An evaluation of one checkpoint. What an older report does not say of sampler, steps and engine is None."""
 
     path: Path
@@ -39,13 +39,13 @@ class Report:
             )
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> EvalReport:
     """The report in a JSON file; DataError if it is none, or one of several checkpoints."""
     hint = "Name a file that `ddp eval` wrote: --out, or eval/ in the run."
     try:
         value = json.loads(path.read_text())
         episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in value["episodes"]]
-        return Report(
+        return EvalReport(
             path,
             _typed(value["checkpoint"], str),
             [seed for seed, success in episodes if not success],
@@ -71,5 +71,5 @@ def _maybe(value: Any, kind: type[Value]) -> Value | None:
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Writes a JSON report in one piece."""
-    with replacing(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(report, indent=2) + "\n")

@@ -59,7 +59,7 @@ class EpisodeResult:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepInfo:
     """What is going on before an action of an episode, or after its last one."""
 
     step: int
@@ -75,7 +75,7 @@ class Moment:
 
 
 def run_episode(
-    sim: Simulator, agent: Agent, seed: int, on_step: Callable[[Moment], None] | None = None
+    sim: Simulator, agent: Agent, seed: int, on_step: Callable[[StepInfo], None] | None = None
 ) -> EpisodeResult:
     """Runs `agent` from start `seed` by receding horizon: predict a chunk, execute it, look again.
 
@@ -95,7 +95,7 @@ def run_episode(
 
     def tell(executed: int) -> None:
         if on_step:
-            on_step(Moment(step, first_success, chunk, executed, latencies[-1] * 1000.0))
+            on_step(StepInfo(step, first_success, chunk, executed, latencies[-1] * 1000.0))
 
     while step < sim.task.horizon and in_a_row < HOLD_STEPS:
         started = time.perf_counter()

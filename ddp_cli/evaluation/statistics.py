@@ -16,7 +16,7 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedOutcomes:
     """Two policies on the same starts: how often both, only one, or neither succeeded."""
 
     both: int
@@ -34,10 +34,10 @@ class Paired:
         return min(1.0, 2.0 * tail)
 
 
-def paired(first: Mapping[int, bool], second: Mapping[int, bool]) -> Paired:
+def paired(first: Mapping[int, bool], second: Mapping[int, bool]) -> PairedOutcomes:
     """Success by seed of two policies, compared on the seeds that both have run."""
     outcomes = [(first[seed], second[seed]) for seed in first if seed in second]
-    return Paired(
+    return PairedOutcomes(
         both=outcomes.count((True, True)),
         only_first=outcomes.count((True, False)),
         only_second=outcomes.count((False, True)),

@@ -15,7 +15,7 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.inference.folded_denoiser import Chain, compiled_network, has_chain
+from ddp_cli.inference.folded_denoiser import FoldedDenoiser, compiled_denoiser, supports_folding
 from ddp_cli.inference.onnx_policy import onnx_predictor
 from ddp_cli.safety import Safety
 
@@ -58,17 +58,19 @@ class PolicyAgent:
 def safety_of(policy: DiffusionPolicy) -> Safety:
     """What the actions of `policy` are kept inside of."""
     scale, offset = (policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    return Safety.of_normalizer(policy.config.actions, scale, offset)
+    return Safety.from_normalizer(policy.config.actions, scale, offset)
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
     """`torch` or `onnx`; ConfigError where that cannot run the policy."""
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine '{engine}'{close_match(engine, ENGINES)}", f"Valid: {', '.join(ENGINES)}.")
-    able = device == "cpu" and has_chain(config)
-    if (engine == "onnx" and not able) or (engine == "compile" and not has_chain(config)):
+    able = device == "cpu" and supports_folding(config)
+    if (engine == "onnx" and not able) or (engine == "compile" and not supports_folding(config)):
         why = (
-            f"the policy is on {device}" if has_chain(config) else "its memory is an encoder of its own, or inpainting"
+            f"the policy is on {device}"
+            if supports_folding(config)
+            else "its memory is an encoder of its own, or inpainting"
         )
         raise ConfigError(f"the engine {engine} cannot run this policy: {why}.", "Use --engine torch.")
     return ("onnx" if able else "torch") if engine == "auto" else engine
@@ -79,8 +81,8 @@ def predictor(policy: DiffusionPolicy, engine: str) -> Predict:
     if engine == "onnx":
         return onnx_predictor(policy, torch.get_num_threads())
     begin = None
-    if has_chain(policy.config):
-        begin = Chain(policy, compiled_network(policy.denoiser) if engine == "compile" else None).begin
+    if supports_folding(policy.config):
+        begin = FoldedDenoiser(policy, compiled_denoiser(policy.denoiser) if engine == "compile" else None).begin
     return lambda obs, generator: policy.predict_action(obs, generator, begin)["action"]
 
 

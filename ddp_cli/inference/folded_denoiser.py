@@ -32,7 +32,7 @@ from ddp_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Memory:
+class FoldedMemory:
     """What all layers need to know of the memory, folded (see above)."""
 
     keys: Tensor  # (L, B, C, h, S)
@@ -40,16 +40,16 @@ class Memory:
     values: Tensor  # (L, B, h, S, C)
 
 
-Network = Callable[[Tensor, Memory], Tensor]
+Network = Callable[[Tensor, FoldedMemory], Tensor]
 """From a trajectory (B, T, D) and its folded memory to the denoiser's output (B, T, D)."""
 
 
-def has_chain(config: PolicyConfig) -> bool:
+def supports_folding(config: PolicyConfig) -> bool:
     """Whether a policy's denoiser is of the kind that can be folded."""
     return config.obs_as_cond and config.time_as_cond and config.n_cond_layers == 0
 
 
-def fold(denoiser: Denoiser, memory: Tensor) -> Memory:
+def fold(denoiser: Denoiser, memory: Tensor) -> FoldedMemory:
     """Folds memory tokens (B, S, C), already encoded."""
     keys, offsets, values = [], [], []
     layers: Any = denoiser.layers
@@ -61,10 +61,10 @@ def fold(denoiser: Denoiser, memory: Tensor) -> Memory:
         keys.append(torch.einsum("hdc,bshd->bchs", attention.query.weight.view(h, -1, c), k))
         offsets.append(torch.einsum("hd,bshd->bhs", attention.query.bias.view(h, -1), k)[:, None])
         values.append(torch.einsum("chd,bshd->bhsc", attention.out.weight.view(c, h, -1), v))
-    return Memory(torch.stack(keys), torch.stack(offsets), torch.stack(values))
+    return FoldedMemory(torch.stack(keys), torch.stack(offsets), torch.stack(values))
 
 
-class Chain:
+class FoldedDenoiser:
     """`DiffusionPolicy.predict_action(..., begin=chain.begin)`: its denoiser, folded.
 
     `network` computes one step; by default torch does.
@@ -73,7 +73,7 @@ class Chain:
     @torch.no_grad()
     def __init__(self, policy: DiffusionPolicy, network: Network | None = None) -> None:
         self.denoiser = policy.denoiser
-        self.network = network or torch_network(policy.denoiser)
+        self.network = network or torch_denoiser(policy.denoiser)
         timesteps = torch.tensor([step.timestep for step in policy.steps], device=policy.device)
         tokens = timestep_embedding(timesteps, self.denoiser.n_emb)[:, None]
         self.time = fold(self.denoiser, self._encoded(tokens, slice(0, 1)))  # B = n
@@ -88,7 +88,7 @@ class Chain:
         assert self.denoiser.cond_emb is not None
         seen = fold(self.denoiser, self._encoded(self.denoiser.cond_emb(features), slice(1, None)))
         # The first place of S is for the diffusion step: it is written anew before every step.
-        memory = Memory(F.pad(seen.keys, (1, 0)), F.pad(seen.offsets, (1, 0)), F.pad(seen.values, (0, 0, 1, 0)))
+        memory = FoldedMemory(F.pad(seen.keys, (1, 0)), F.pad(seen.offsets, (1, 0)), F.pad(seen.values, (0, 0, 1, 0)))
 
         def predict(x: Tensor, i: int) -> Tensor:
             memory.keys[..., 0] = self.time.keys[:, i : i + 1, ..., 0]
@@ -99,7 +99,7 @@ class Chain:
         return predict
 
 
-def torch_network(denoiser: Denoiser) -> Network:
+def torch_denoiser(denoiser: Denoiser) -> Network:
     """The denoiser over a folded memory, in torch."""
     layers: Any = denoiser.layers
     joined = [  # one product for query, key and value
@@ -110,7 +110,7 @@ def torch_network(denoiser: Denoiser) -> Network:
         for layer in layers
     ]
 
-    def network(x: Tensor, memory: Memory) -> Tensor:
+    def network(x: Tensor, memory: FoldedMemory) -> Tensor:
         x = denoiser.input_emb(x)
         x = x + denoiser.pos_emb[:, : x.shape[1]]
         b, t, c = x.shape
@@ -133,12 +133,12 @@ def torch_network(denoiser: Denoiser) -> Network:
     return network
 
 
-def compiled_network(denoiser: Denoiser) -> Network:
-    """`torch_network` through torch.compile; on a GPU with CUDA graphs. It compiles when it is first called."""
+def compiled_denoiser(denoiser: Denoiser) -> Network:
+    """`torch_denoiser` through torch.compile; on a GPU with CUDA graphs. It compiles when it is first called."""
     on_gpu = denoiser.pos_emb.device.type == "cuda"
-    compiled = torch.compile(torch_network(denoiser), dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+    compiled = torch.compile(torch_denoiser(denoiser), dynamic=False, mode="reduce-overhead" if on_gpu else "default")
 
-    def network(x: Tensor, memory: Memory) -> Tensor:
+    def network(x: Tensor, memory: FoldedMemory) -> Tensor:
         try:
             return compiled(x, memory)
         except Exception as e:  # a missing compiler shows as one of many

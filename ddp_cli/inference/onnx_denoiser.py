@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ddp_cli.core.denoiser import Denoiser, Layer
-from ddp_cli.inference.onnx_graph import Nodes
+from ddp_cli.inference.onnx_graph import GraphBuilder
 
 
-def fold(g: Nodes, denoiser: Denoiser, features: str) -> tuple[str, str, str]:
+def fold(g: GraphBuilder, denoiser: Denoiser, features: str) -> tuple[str, str, str]:
     """What all layers need to know of features (B, To, Do), as `chain.fold` has it: keys (L, B, C, h, To), offsets
     (L, B, 1, h, To), values (L, B, h, To, C).
     """
@@ -46,7 +46,7 @@ def fold(g: Nodes, denoiser: Denoiser, features: str) -> tuple[str, str, str]:
     return keys, offsets, values
 
 
-def denoise(g: Nodes, denoiser: Denoiser, tokens: int, x: str, memory: Sequence[str]) -> str:
+def denoise(g: GraphBuilder, denoiser: Denoiser, tokens: int, x: str, memory: Sequence[str]) -> str:
     """From a trajectory (B, T, D) of `tokens` steps and its whole folded memory to the network's output (B, T, D)."""
     layers: Any = denoiser.layers
     hidden = [_hidden(mask) for mask in (denoiser.mask, denoiser.memory_mask)]
@@ -64,7 +64,7 @@ def _hidden(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else torch.zeros(mask.shape).masked_fill(~mask.cpu(), -math.inf)
 
 
-def _self_attention(g: Nodes, layer: Layer, x: str, tokens: int, hidden: Tensor | None) -> str:
+def _self_attention(g: GraphBuilder, layer: Layer, x: str, tokens: int, hidden: Tensor | None) -> str:
     own, c = layer.self_attention, layer.norm1.normalized_shape[0]
     d = c // own.n_head
     weight = torch.cat([own.query.weight / math.sqrt(d), own.key_value.weight])
@@ -79,7 +79,9 @@ def _self_attention(g: Nodes, layer: Layer, x: str, tokens: int, hidden: Tensor 
     return g.layer(g("Reshape", y, g.whole(0, tokens, c)), own.out)
 
 
-def _cross_attention(g: Nodes, layer: Layer, x: str, memory: Sequence[str], tokens: int, hidden: Tensor | None) -> str:
+def _cross_attention(
+    g: GraphBuilder, layer: Layer, x: str, memory: Sequence[str], tokens: int, hidden: Tensor | None
+) -> str:
     assert layer.norm2 is not None
     assert layer.cross_attention is not None
     h, c = layer.cross_attention.n_head, layer.norm2.normalized_shape[0]

@@ -11,11 +11,11 @@ from torchvision.models.resnet import BasicBlock
 
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.vision import FEATURES, KEYPOINTS, ImageEncoder, SpatialSoftArgmax
-from ddp_cli.inference.onnx_graph import Nodes
+from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.tasks import IMAGE_SIZE
 
 
-def encode(g: Nodes, policy: DiffusionPolicy) -> str:
+def encode(g: GraphBuilder, policy: DiffusionPolicy) -> str:
     """From inputs named as the observations to features (B, To, Do)."""
     steps, normalizer = policy.config.n_obs_steps, policy.normalizer
     features = []
@@ -32,7 +32,7 @@ def encode(g: Nodes, policy: DiffusionPolicy) -> str:
     return seen if policy.fusion is None else g("Concat", seen, _module(g, policy.fusion, seen), axis=-1)
 
 
-def _pictures(g: Nodes, key: str, shape: tuple[int, int]) -> str:
+def _pictures(g: GraphBuilder, key: str, shape: tuple[int, int]) -> str:
     """The centres (B To, 3, h, w) of pictures, from -1 to 1."""
     x = g("Reshape", key, g.whole(-1, 3, IMAGE_SIZE, IMAGE_SIZE))
     first = [round((IMAGE_SIZE - side) / 2) for side in shape]
@@ -43,7 +43,7 @@ def _pictures(g: Nodes, key: str, shape: tuple[int, int]) -> str:
     return g("Sub", x, g.constant(1.0))
 
 
-def _camera(g: Nodes, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> str:
+def _camera(g: GraphBuilder, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> str:
     x = _module(g, encoder.backbone, x)
     if isinstance(encoder.pool, SpatialSoftArgmax):
         with torch.no_grad():
@@ -54,7 +54,7 @@ def _camera(g: Nodes, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> 
     return g("Relu", g.layer(x, encoder.linear))
 
 
-def _keypoints(g: Nodes, pool: SpatialSoftArgmax, x: str, h: int, w: int) -> str:
+def _keypoints(g: GraphBuilder, pool: SpatialSoftArgmax, x: str, h: int, w: int) -> str:
     """Softmax over the map, times where each of its places is: x and y."""
     heat = g("Reshape", _module(g, pool.keypoints, x), g.whole(0, KEYPOINTS, h * w))
     down, right = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
@@ -62,7 +62,7 @@ def _keypoints(g: Nodes, pool: SpatialSoftArgmax, x: str, h: int, w: int) -> str
     return g("Reshape", g("MatMul", g("Softmax", heat, axis=-1), g.constant(places)), g.whole(-1, 2 * KEYPOINTS))
 
 
-def _module(g: Nodes, module: Any, x: str) -> str:
+def _module(g: GraphBuilder, module: Any, x: str) -> str:
     """A module that a backbone or the fusion is made of."""
     if isinstance(module, nn.Sequential):
         for part in module:
@@ -86,7 +86,7 @@ def _module(g: Nodes, module: Any, x: str) -> str:
     return g.gelu(x) if isinstance(module, nn.GELU) else g({nn.ReLU: "Relu"}[type(module)], x)
 
 
-def _group_norm(g: Nodes, norm: nn.GroupNorm, x: str) -> str:
+def _group_norm(g: GraphBuilder, norm: nn.GroupNorm, x: str) -> str:
     """As torch's exporter writes it: operator sets below 21 know only norms of single channels."""
     ones, zeros = g.constant(torch.ones(norm.num_groups)), g.constant(torch.zeros(norm.num_groups))
     groups = g("Reshape", x, g.whole(0, norm.num_groups, -1))

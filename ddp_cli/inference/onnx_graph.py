@@ -18,7 +18,7 @@ def value(name: str, shape: list[str | int | None], kind: int = FLOAT) -> ValueI
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-class Nodes:
+class GraphBuilder:
     """Nodes and constants of a graph, named as they come: calling adds a node and returns the name of its output."""
 
     def __init__(self, prefix: str) -> None:

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.inference.folded_denoiser import Chain
+from ddp_cli.inference.folded_denoiser import FoldedDenoiser
 from ddp_cli.inference.onnx_denoiser import denoise, fold
 from ddp_cli.inference.onnx_encoder import encode
-from ddp_cli.inference.onnx_graph import Nodes, ValueInfo, value
+from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, value
 from ddp_cli.tasks import IMAGE_SIZE
 
 DEFAULT_OPSET = 18
@@ -39,7 +39,7 @@ def trajectory_width(policy: DiffusionPolicy) -> int:
     return policy.config.action_dim + (0 if policy.config.obs_as_cond else policy.feature_dim)
 
 
-def noise_draws(policy: DiffusionPolicy) -> int:
+def n_noise_tensors(policy: DiffusionPolicy) -> int:
     """How many arrays of noise (B, T, D) the chain takes: its beginning, and one per step that adds noise."""
     return 1 + sum(step.noise > 0 for step in policy.steps)
 
@@ -51,18 +51,18 @@ def draw_noise(draws: int, shape: tuple[int, ...], generator: torch.Generator) -
 
 @torch.no_grad()
 def build(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """The graph of a policy whose denoiser can be folded (`has_chain`)."""
-    main, denoiser = Nodes("main/"), policy.denoiser
+    """The graph of a policy whose denoiser can be folded (`supports_folding`)."""
+    main, denoiser = GraphBuilder("main/"), policy.denoiser
     features = encode(main, policy)
     seen = fold(main, denoiser, features)
-    time = Chain(policy).time
+    time = FoldedDenoiser(policy).time
     # In every step the memory is that of the diffusion step, for all of the batch, and what was seen.
     places = tuple(zip(map(main.constant, (time.keys, time.offsets, time.values)), seen, (-1, -1, -2), strict=True))
     one, three = main.whole(1), main.whole(1, 1, 1)
     batch = main("Slice", main("Shape", "noise"), main.whole(1), main.whole(2))
     broad = main("Concat", one, batch, three, axis=0)
 
-    def predict(g: Nodes, x: str) -> str:
+    def predict(g: GraphBuilder, x: str) -> str:
         at = g("Unsqueeze", "i", g.whole(0))
         memory = [
             g("Concat", g("Expand", g("Gather", all_steps, at, axis=1), broad), own, axis=axis)
@@ -74,7 +74,7 @@ def build(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> onnx.ModelProt
 
 
 def compose(
-    policy: DiffusionPolicy, main: Nodes, features: str, predict: Callable[[Nodes, str], str], opset: int
+    policy: DiffusionPolicy, main: GraphBuilder, features: str, predict: Callable[[GraphBuilder, str], str], opset: int
 ) -> onnx.ModelProto:
     """The graph from observations and `noise` (draws, B, T, D) to `action` (B, Ta, Da).
 
@@ -84,7 +84,7 @@ def compose(
     t, width = config.trajectory_steps, trajectory_width(policy)
     known = None if config.obs_as_cond else _known(main, policy, features)
     first = main("Gather", "noise", main.constant(0, int), axis=0)
-    inside = Nodes("step/")
+    inside = GraphBuilder("step/")
     _step(inside, policy, predict, known)
     flags = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL)]
     shape: list[str | int | None] = ["batch", t, width]
@@ -94,7 +94,7 @@ def compose(
     loop = [main.constant(len(policy.steps), int), main.constant(True, bool), first, first]
     main.nodes.append(helper.make_node("Loop", loop, ["x_end", "clean_end"], body=body))
     _finish(main, policy, "x_end" if known is None else main("Where", *known, "x_end"))
-    noise = value("noise", [noise_draws(policy), "batch", t, width])
+    noise = value("noise", [n_noise_tensors(policy), "batch", t, width])
     action = value("action", ["batch", config.n_action_steps, config.action_dim])
     graph = helper.make_graph(main.nodes, "policy", [*_inputs(policy), noise], [action], main.constants)
     opsets = [helper.make_opsetid("", opset)]
@@ -108,7 +108,7 @@ def _inputs(policy: DiffusionPolicy) -> list[ValueInfo]:
 
 
 def _step(
-    g: Nodes, policy: DiffusionPolicy, predict: Callable[[Nodes, str], str], known: tuple[str, str] | None
+    g: GraphBuilder, policy: DiffusionPolicy, predict: Callable[[GraphBuilder, str], str], known: tuple[str, str] | None
 ) -> None:
     """One step of the chain: from `x` to `x_next`; `clean` is what it took for the clean trajectory."""
     steps = policy.steps
@@ -126,14 +126,14 @@ def _step(
     for name, part in parts.items():
         if table[:, NUMBERS.index(name)].any():
             following = g("Add", following, g("Mul", part, number[name]))
-    if noise_draws(policy) > 1:  # without noise the number is 0, and any draw will do
+    if n_noise_tensors(policy) > 1:  # without noise the number is 0, and any draw will do
         draws = np.where(table[:, -1] > 0, np.cumsum(table[:, -1] > 0), 0)
         draw = g("Gather", g.constant(draws, int), "i", axis=0)
         following = g("Add", following, g("Mul", g("Gather", "noise", draw, axis=0), number["noise"]))
     g("Identity", following, name="x_next")
 
 
-def _known(g: Nodes, policy: DiffusionPolicy, features: str) -> tuple[str, str]:
+def _known(g: GraphBuilder, policy: DiffusionPolicy, features: str) -> tuple[str, str]:
     """Inpainting: mask and values of what is known of a trajectory."""
     config = policy.config
     mask = np.zeros((1, config.trajectory_steps, trajectory_width(policy)), np.bool_)
@@ -142,7 +142,7 @@ def _known(g: Nodes, policy: DiffusionPolicy, features: str) -> tuple[str, str]:
     return g.constant(mask, bool), g("Pad", features, g.whole(0, 0, config.action_dim, 0, later, 0))
 
 
-def _finish(g: Nodes, policy: DiffusionPolicy, x: str) -> None:
+def _finish(g: GraphBuilder, policy: DiffusionPolicy, x: str) -> None:
     """The actions to execute of the trajectory `x`, as they were recorded."""
     config = policy.config
     first = 0 if config.pred_action_steps_only else config.n_obs_steps - 1
@@ -160,7 +160,7 @@ def onnx_predictor(policy: DiffusionPolicy, threads: int) -> Callable[[Mapping[s
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     graph = build(policy).SerializeToString()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    steps, draws, width = policy.config.n_obs_steps, noise_draws(policy), trajectory_width(policy)
+    steps, draws, width = policy.config.n_obs_steps, n_noise_tensors(policy), trajectory_width(policy)
 
     def predict(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         feeds = {key: obs[key][:, :steps].contiguous().numpy() for key in obs_keys(policy)}

@@ -29,12 +29,12 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
     if model.cam_sensorsize[camera].any():  # no camera of robosuite's: one with a lens of its own
         return np.ones(model.ngeom, np.bool_)
     axes, positions = data.geom_xmat.reshape(-1, 3, 3), data.geom_xpos
-    corners = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]
-    corners = corners @ axes.transpose(0, 2, 1) + positions[:, None]
+    crop_offsets = model.geom_aabb[:, None, :3] + _CORNERS * model.geom_aabb[:, None, 3:]
+    crop_offsets = crop_offsets @ axes.transpose(0, 2, 1) + positions[:, None]
     planes = model.geom_rbound == 0  # without bounds; a level one is below a table if its height is
-    corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], 1e3)[:, None]
-    eye = _Eye(model, data, camera, drawn)
-    seen = (eye.reach(corners) | planes) & ~eye.hidden(corners)
+    crop_offsets[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], 1e3)[:, None]
+    eye = _CullingCamera(model, data, camera, drawn)
+    seen = (eye.reach(crop_offsets) | planes) & ~eye.hidden(crop_offsets)
     if not reflections:
         return seen
     mirrors = _mirrors(model) & drawn
@@ -42,13 +42,13 @@ def in_view(model: Any, data: Any, camera: int, drawn: Mask, reflections: bool) 
         # MuJoCo takes the first mirror that it draws, so one that is seen keeps them all, and the planes in them.
         box, normal = model.geom_type[mirror] == BOX, axes[mirror, :, 2]
         surface = positions[mirror] + box * model.geom_size[mirror, 2] * normal
-        image = corners - 2 * ((corners - surface) @ normal)[..., None] * normal
+        image = crop_offsets - 2 * ((crop_offsets - surface) @ normal)[..., None] * normal
         below = not box and eye.is_below_tables(surface)
         seen |= planes | mirrors | (eye.reach(image) & ~(eye.hidden(image) & below))
     return seen
 
 
-class _Eye:
+class _CullingCamera:
     """A camera, and the opaque level boxes below it: what is below the top of one may be hidden by it."""
 
     def __init__(self, model: Any, data: Any, camera: int, drawn: Mask) -> None:
@@ -64,20 +64,20 @@ class _Eye:
     def is_below_tables(self, point: Array) -> bool:
         return all(point[2] < top for top, *_ in self.tables)
 
-    def reach(self, corners: Array) -> Mask:
+    def reach(self, crop_offsets: Array) -> Mask:
         """Which boxes lie beyond none of the four planes that bound the picture."""
-        seen = (corners - self.position) @ self.axes
+        seen = (crop_offsets - self.position) @ self.axes
         edge, x, y = -seen[..., 2] * self.half, seen[..., 0], seen[..., 1]
         return ~((x > edge).all(1) | (-x > edge).all(1) | (y > edge).all(1) | (-y > edge).all(1))
 
-    def hidden(self, corners: Array) -> Mask:
+    def hidden(self, crop_offsets: Array) -> Mask:
         """Which boxes are below a table that fills the picture, or that all lines of sight to them meet first."""
-        found = np.zeros(len(corners), np.bool_)
+        found = np.zeros(len(crop_offsets), np.bool_)
         picture = (_PICTURE * (self.half, self.half, 1.0)) @ self.axes.T  # lines of sight to its corners
-        sights = corners - self.position
+        sights = crop_offsets - self.position
         for top, *table in self.tables:
             drop = top - self.position[2]
-            below = (corners[..., 2] < top - TINY).all(1)
+            below = (crop_offsets[..., 2] < top - TINY).all(1)
             if (picture[:, 2] < 0).all() and self._meets(picture * (drop / picture[:, 2:]), *table).all():
                 found |= below
             elif below.any():

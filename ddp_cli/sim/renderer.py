@@ -53,7 +53,7 @@ def check_profile(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class View:
+class PinholeCamera:
     """A pinhole camera that draws square pictures."""
 
     position: NDArray[np.float64]  # [m] (3,), world frame
@@ -71,10 +71,10 @@ class View:
         return np.where(seen[:, None], pixels, np.nan)
 
 
-def camera_view(model: Any, data: Any, camera: str) -> View:
+def camera_view(model: Any, data: Any, camera: str) -> PinholeCamera:
     """The view of a model's camera, after mj_camlight."""
     at = model.camera(camera).id
-    return View(
+    return PinholeCamera(
         np.array(data.cam_xpos[at]), np.array(data.cam_xmat[at]).reshape(3, 3), float(np.deg2rad(model.cam_fovy[at]))
     )
 

@@ -180,7 +180,7 @@ SCRIPTS: dict[str, Callable[[Scene], Aim]] = {"lift": _lift, "can": _can, "squar
 # -- from aims to actions -------------------------------------------------------------------------
 
 
-def check_demonstrator(task: Task) -> None:
+def check_scripted_policy(task: Task) -> None:
     """ConfigError unless there is a script for `task`."""
     if task.name not in SCRIPTS:
         raise ConfigError(
@@ -189,7 +189,7 @@ def check_demonstrator(task: Task) -> None:
         )
 
 
-def demonstrations(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
     """Endless pairs of actions (7,), as intended and as executed, from the present state of `sim` on."""
     disturbances = Disturbances(rng)
     script = SCRIPTS[sim.task.name]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError, close_match
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
-from ddp_cli.sim.renderer import Image, Renderer, View, camera_view, check_profile, choose_gl_backend
-from ddp_cli.sim.task_checks import check_environment, check_fit
+from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, camera_view, check_profile, choose_gl_backend
+from ddp_cli.sim.task_checks import check_env_name, check_task_observables
 from ddp_cli.tasks import ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task
 
 Array = NDArray[np.float64]
@@ -104,7 +104,7 @@ class Simulator:
         self._renderer: Renderer | None = None
         self._step: Callable[[Array], Any] | None = None
         kwargs = env_args(task, actions)["env_kwargs"] | {"lite_physics": lite_physics}
-        check_environment(task.env_name, robosuite.ALL_ENVIRONMENTS)
+        check_env_name(task.env_name, robosuite.ALL_ENVIRONMENTS)
         try:
             # Where only the state differs per episode, a soft reset is exact and 100x faster.
             self._env = robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
@@ -112,7 +112,7 @@ class Simulator:
             found = ", ".join(f"{k} {v}" for k, v in versions().items())
             raise SimulatorError(f"cannot make {task.env_name} with {found}.", "Run `ddp doctor`.") from e
         widths = {key: len(value) for key, value in self._observables().items()}
-        check_fit(task, self._env.action_dim, self._env.sim.model.camera_names, widths)
+        check_task_observables(task, self._env.action_dim, self._env.sim.model.camera_names, widths)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class Simulator:
             self._renderer = Renderer(model, self.profile)
         return self._renderer.draw(model, data, self.task.cameras[key], size)
 
-    def view(self, key: str) -> View:
+    def view(self, key: str) -> PinholeCamera:
         """Where the camera behind `key` now is, and what it sees."""
         return camera_view(self._env.sim.model._model, self._env.sim.data._data, self.task.cameras[key])
 

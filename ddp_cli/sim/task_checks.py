@@ -8,7 +8,7 @@ from ddp_cli.errors import ConfigError, close_match
 from ddp_cli.tasks import ACTION_DIM, Task
 
 
-def check_environment(env_name: str, known: Iterable[str]) -> None:
+def check_env_name(env_name: str, known: Iterable[str]) -> None:
     """ConfigError unless `env_name` is one of the `known` environments that a single arm can act in."""
     valid = sorted(name for name in known if not name.startswith("TwoArm"))
     if env_name not in valid:
@@ -18,7 +18,7 @@ def check_environment(env_name: str, known: Iterable[str]) -> None:
         )
 
 
-def check_fit(task: Task, action_dim: int, cameras: Iterable[str], widths: Mapping[str, int]) -> None:
+def check_task_observables(task: Task, action_dim: int, cameras: Iterable[str], widths: Mapping[str, int]) -> None:
     """ConfigError unless the environment has the task's cameras and observables (`widths`: what it has)."""
     if action_dim != ACTION_DIM:
         raise ConfigError(

@@ -31,7 +31,7 @@ def memory_budget(config: TrainConfig) -> float:
     return config.memory_gb * 1e9 or available_memory() / 2
 
 
-def load_data(
+def load_training_data(
     config: TrainConfig,
     store: Store,
     device: torch.device,

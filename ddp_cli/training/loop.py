@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.checkpoint import Meta, point_link, prune, save_checkpoint
+from ddp_cli.core.checkpoint import Meta, prune, save_checkpoint, update_link
 from ddp_cli.errors import DdpError
 from ddp_cli.training.dataloader import TrainingData
 from ddp_cli.training.distributed import Processes
@@ -35,7 +35,7 @@ class Progress:
 
 
 @dataclass
-class Watchers:
+class Callbacks:
     """Who looks on: only the first of several processes reports, records and runs episodes.
 
     `report` is called after every step, `log` with numbers now and then, `rollouts` with a checkpoint whose
@@ -50,7 +50,7 @@ class Watchers:
     """Success rate by step, as far as it is known; `train` adds to it."""
 
 
-def planned_steps(
+def plan_steps(
     config: TrainConfig, data: TrainingData, device: torch.device, processes: Processes
 ) -> tuple[int, float]:
     """How many steps the run has, and the measured steps/s (0 unless the run is given in minutes).
@@ -73,7 +73,7 @@ def planned_steps(
     return processes.from_first(lambda: (steps, rate))
 
 
-class _Meter:
+class _StepMeter:
     """Means of what the steps return since the last look; nothing is read from the device before."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -135,7 +135,7 @@ def _mean_over(processes: Processes, means: dict[str, float], samples: int) -> d
     return {name: sum(n * m[name] for n, m in found) / total for name in means}
 
 
-def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Path | None:
+def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Callbacks) -> Path | None:
     """Trains to `trainer.total` steps, or until `should_stop()`; returns the last checkpoint, None before any.
 
     Checkpoints go to `folder`: at every `checkpoint_every` steps, at the end, when stopped, and every
@@ -144,7 +144,7 @@ def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Pat
     config, first = trainer.config, trainer.processes.first
     every = checkpoint_every(config, trainer.total)
     log_every = max(1, min(50, trainer.total // 20))
-    meter, saved, begun = _Meter(trainer), time.monotonic(), trainer.step_number
+    meter, saved, begun = _StepMeter(trainer), time.monotonic(), trainer.step_number
     while True:
         done = trainer.step_number
         overdue = done > begun and time.monotonic() - saved > config.checkpoint_minutes * 60.0
@@ -160,7 +160,7 @@ def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers) -> Pat
             began = time.perf_counter()
             if done > begun:  # otherwise it is the one that training went on from
                 _save(trainer, folder, meta, watchers, validating=not asked)
-            point_link(folder / "last", checkpoint_path(folder, done))
+            update_link(folder / "last", checkpoint_path(folder, done))
             if config.eval_every and not asked and (done % config.eval_every == 0 or stop):
                 _score(folder, done, watchers)
             _tidy(folder, done, every, config.keep, watchers.scores)
@@ -180,7 +180,7 @@ def checkpoint_every(config: TrainConfig, total: int) -> int:
     return config.checkpoint_every or config.eval_every or math.ceil(total / 10)
 
 
-def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers, validating: bool) -> None:
+def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Callbacks, validating: bool) -> None:
     done = trainer.step_number
     numbers = validate(trainer) if validating else {}  # who asks to stop may not wait long
     if numbers:
@@ -189,7 +189,7 @@ def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Watchers, valida
     save_checkpoint(checkpoint_path(folder, done), trainer.config.policy, trainer.ema_weights(), about, trainer.state())
 
 
-def _score(folder: Path, step: int, watchers: Watchers) -> None:
+def _score(folder: Path, step: int, watchers: Callbacks) -> None:
     if step in watchers.scores:
         return
     score = watchers.rollouts(checkpoint_path(folder, step))
@@ -204,7 +204,7 @@ def _tidy(folder: Path, step: int, every: int, keep: int, scores: dict[int, floa
     known = {s: score for s, score in scores.items() if checkpoint_path(folder, s).is_dir()}
     if known:
         best = max(known, key=lambda s: (known[s], s))  # of equals the later
-    point_link(folder / "best", checkpoint_path(folder, best))
+    update_link(folder / "best", checkpoint_path(folder, best))
     prune(folder, every, keep, {step, best})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.policy import FUSED, DiffusionPolicy, Draws
+from ddp_cli.core.policy import FUSED, DiffusionPolicy, TrainingNoise
 from ddp_cli.core.windows import Batch
 
 
@@ -38,12 +38,12 @@ class Objective(nn.Module):
             self.heads["object"] = _head(features, object_dim)
             self.object_scale = Normalizer({"object": object_dim})
 
-    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: TrainingNoise) -> dict[str, Tensor]:
         """Losses by name, each a scalar: `noise`, those of the heads, and `total`, their weighted sum."""
         policy = self.policy
-        features = policy.encode_obs(batch["obs"], draws.corners, policy.config.frames)
+        features = policy.encode_obs(batch["obs"], draws.crop_offsets, policy.config.frames)
         actions = policy.normalizer.normalize("action", batch["action"])
-        losses = {"noise": policy.loss_given(features, actions, draws)}
+        losses = {"noise": policy.loss_from_features(features, actions, draws)}
         if "action" in self.heads:
             told = features[..., -FUSED:] if policy.fusion is not None else features
             chunk = self.heads["action"](told.flatten(1)).unflatten(1, self.chunk)

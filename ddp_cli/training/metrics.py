@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ddp_cli.config import read_json
-from ddp_cli.disk import replacing
+from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
 
 NAME = "metrics.jsonl"
@@ -27,7 +27,7 @@ class Metrics:
 
         self.path, self._began = folder / NAME, time.time()
         lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= step]
-        with replacing(self.path) as partial:
+        with atomic_file(self.path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines))
         self._wandb = _start_wandb(folder) if wandb else None
         self._file = self.path.open("a")

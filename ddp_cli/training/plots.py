@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.disk import replacing
+from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
 from ddp_cli.training.metrics import read_metrics
 
@@ -46,7 +46,7 @@ def draw(runs: list[Path], out: Path) -> None:
     _save(figure, out)
 
 
-def draw_sweep(reports: list[dict[str, Any]], out: Path) -> None:
+def plot_sweep(reports: list[dict[str, Any]], out: Path) -> None:
     """Writes a PNG of success, with its 95% interval, against the time per action chunk: a line per sampler."""
     figure = _figure(6.5, 4.2)
     axes = figure.add_subplot()
@@ -81,5 +81,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, out: Path) -> None:
-    with replacing(out) as partial:
+    with atomic_file(out) as partial:
         figure.savefig(partial, dpi=120, format="png")

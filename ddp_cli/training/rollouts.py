@@ -27,11 +27,11 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
 
     It films the first of them, and returns None where the simulator fails or the person wants to stop.
     """
-    from ddp_cli.evaluation.evaluation import evaluate, record_apart
+    from ddp_cli.choices import FIRST_SEED
+    from ddp_cli.evaluation.evaluation import evaluate, record_in_subprocess
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.inference.agent import load_agent
     from ddp_cli.parallel import default_workers
-    from ddp_cli.tasks import FIRST_SEED
 
     # On a GPU every process takes memory beside the training.
     workers = max(2, default_workers() if device == "cpu" else min(4, default_workers()))
@@ -59,7 +59,7 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
         found = f"{result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})"
         console.note(f"{checkpoint.name}: {found}")
         try:
-            record_apart(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
+            record_in_subprocess(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
         except Exception as e:  # noqa: BLE001
             console.warn(f"{checkpoint.name} was not filmed: {_words(e)}")
         return result.success_rate

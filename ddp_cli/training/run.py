@@ -22,19 +22,19 @@ from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.core.checkpoint import (
     Meta,
     checkpoints,
-    clear_leftovers,
     load_meta,
     load_train_state,
     load_weights,
+    remove_partial_checkpoints,
     save_checkpoint,
 )
 from ddp_cli.data.store import Store
-from ddp_cli.disk import replacing, sync
+from ddp_cli.disk import atomic_file, sync
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.tasks import task_name
-from ddp_cli.training.dataloader import load_data, memory_budget
+from ddp_cli.training.dataloader import load_training_data, memory_budget
 from ddp_cli.training.distributed import Processes
-from ddp_cli.training.loop import Watchers, checkpoint_path, planned_steps, train
+from ddp_cli.training.loop import Callbacks, checkpoint_path, plan_steps, train
 from ddp_cli.training.metrics import Metrics
 from ddp_cli.training.trainer import Trainer, keep_freed_memory
 
@@ -76,7 +76,7 @@ def create_run(
     processes.from_first(lambda: _make_room(folder))
     trainer, rate = _trainer(config, store, device, note, processes, None)
     if init_from:
-        begin_with(trainer, init_from)
+        load_initial_weights(trainer, init_from)
     meta = _meta(trainer, store)
     lock: list[IO[str] | None] = []  # a file cannot be told to other processes
     processes.from_first(lambda: lock.append(_begin_folder(folder, trainer, meta, store, init_from)))
@@ -109,7 +109,7 @@ def _begin_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, init
             "data": str(store.path.absolute()),
             "store": store_identity(store),
         }
-        with replacing(folder / "config.json") as partial:
+        with atomic_file(folder / "config.json") as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n")
             sync(partial)
         sync(folder)
@@ -119,7 +119,7 @@ def _begin_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, init
     return lock
 
 
-def reopen_run(folder: Path, device: torch.device, warn: Say, note: Say, processes: Processes | None = None) -> Run:
+def resume_run(folder: Path, device: torch.device, warn: Say, note: Say, processes: Processes | None = None) -> Run:
     """The run in `folder`, at its newest whole checkpoint; damaged ones are passed over with a warning.
 
     The number of processes may be another one than before.
@@ -150,7 +150,7 @@ def _take(folder: Path) -> IO[str] | None:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
     lock = _lock(folder)
-    clear_leftovers(folder)
+    remove_partial_checkpoints(folder)
     return lock
 
 
@@ -194,16 +194,16 @@ def _trainer(
     # One process of each machine decodes what does not fit in memory, by a rule that is the same for all.
     budget = processes.from_first(lambda: memory_budget(config)) / processes.local_count
     decoder = processes.local_rank == 0
-    data = load_data(config, store, device, note, budget) if decoder else None
+    data = load_training_data(config, store, device, note, budget) if decoder else None
     processes.gather(None)
-    data = data or load_data(config, store, device, note, budget, write=False)
+    data = data or load_training_data(config, store, device, note, budget, write=False)
     rate = 0.0
     if total is None:
-        total, rate = planned_steps(config, data, device, processes)
+        total, rate = plan_steps(config, data, device, processes)
     return Trainer(config, data, device, processes, total), rate
 
 
-def begin_with(trainer: Trainer, checkpoint: Path) -> None:
+def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
     """Takes the weights and the normaliser of `checkpoint`; ConfigError lists what does not fit."""
     theirs, mine = load_weights(checkpoint), trainer.policy.state_dict()
     faults = [f"no {k} there" for k in mine if k not in theirs] + [
@@ -231,7 +231,7 @@ def begin_with(trainer: Trainer, checkpoint: Path) -> None:
         shadow.copy_(parameter.detach())
 
 
-def go(run: Run, watchers: Watchers, wandb: bool = False) -> Path | None:
+def go(run: Run, watchers: Callbacks, wandb: bool = False) -> Path | None:
     """Trains to the end of `run`, or until told to stop; returns its last checkpoint, None before any.
 
     What `watchers` logs is recorded in the run's folder as well.
@@ -256,18 +256,6 @@ def newest_run(runs: Path, task: str) -> Path:
         return max(p.stat().st_mtime for p in (run / "config.json", run / "metrics.jsonl") if p.exists())
 
     return max(found, key=touched)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU when there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ConfigError(f"no device '{name}' here.", "Valid: auto, cpu, and what `ddp doctor` lists.") from e
-    return device
 
 
 def _check_store(config: TrainConfig, store: Store) -> None:

@@ -12,7 +12,7 @@ import imageio.v2 as imageio
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.disk import replacing
+from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.tasks import CONTROL_HZ
 
@@ -121,7 +121,7 @@ class VideoWriter:
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """`picture` (H, W, 3) as PNG."""
-    with replacing(path) as partial:
+    with atomic_file(path) as partial:
         imageio.imwrite(partial, picture, format="png")
 
 

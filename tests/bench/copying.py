@@ -25,7 +25,7 @@ import imagecodecs
 import numpy as np
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.store import Store
 
 
@@ -106,7 +106,7 @@ def main() -> None:
 
             before = megabytes("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            done = convert(folder / "image.hdf5", out, os.cpu_count() or 1, progress, Wanted(check=1))
+            done = convert(folder / "image.hdf5", out, os.cpu_count() or 1, progress, ConvertOptions(check=1))
             assert set(keys) <= set(done.observations)
             rates["ddp"].append(pictures / (time.perf_counter() - heard["check", 1]))
             memory = megabytes("VmHWM") - before

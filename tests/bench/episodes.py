@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.evaluation.rollout import HOLD_STEPS
 from ddp_cli.inference.agent import to_batch
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import FIRST_SEED
 
 
 class PlainCameras:

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.choices import FIRST_SEED
 from ddp_cli.evaluation.statistics import wilson
-from ddp_cli.tasks import FIRST_SEED
 from ddp_cli.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"

@@ -23,7 +23,7 @@ from ddp_cli.config import TrainConfig
 from ddp_cli.core.windows import to_device
 from ddp_cli.data.store import Store
 from ddp_cli.presets import train_config
-from ddp_cli.training.dataloader import load_data
+from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.trainer import Trainer, keep_freed_memory
 
 WORKERS = 2  # of the baseline's DataLoader, besides none
@@ -70,7 +70,7 @@ def plain(what: str, config: TrainConfig, store: Store, device: torch.device, st
 def ours(what: str, config: TrainConfig, store: Store, device: torch.device, steps: int) -> float:
     """Seconds per batch of `ddp train`."""
     keep_freed_memory()
-    data = load_data(config, store, device, print)
+    data = load_training_data(config, store, device, print)
     trainer = Trainer(config, data, device, total=100_000)
     if what.startswith("loader"):
         count = itertools.count()

@@ -80,7 +80,7 @@ def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
         raise DdpError("enough")
 
     monkeypatch.setattr(agent, "load_agent", note)
-    monkeypatch.setattr("ddp_cli.training.run.choose_device", lambda name: name)
+    monkeypatch.setattr("ddp_cli.inference.device.choose_device", lambda name: name)
     run = trained / "lift" / "tiny"
     path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
     command = ["rollout", run, "--video", "out.mp4", "--failures", path]

@@ -112,7 +112,7 @@ def test_resolve_takes_the_file_of_a_task_unless_the_run_is_of_another(trained: 
     folder = runs / "door" / "a" / "checkpoints" / "step-1"
     ck.save_checkpoint(folder, PolicyConfig(task=DOOR), {}, {}, None)
     for link in ("last", "best"):
-        ck.point_link(folder.with_name(link), folder)
+        ck.update_link(folder.with_name(link), folder)
     for named in (str(file), "door"):
         assert ck.resolve_checkpoint(None, runs, named) == folder
     file.write_text(json.dumps(DOOR | {"horizon": 99}))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.diffusion import chain_steps, make_scheduler, sample
+from ddp_cli.core.diffusion import denoising_steps, make_scheduler, sample
 from ddp_cli.errors import ConfigError
 
 SAMPLERS = ["ddpm", "ddim", "dpm"]
@@ -37,7 +37,7 @@ def test_every_step_equals_that_of_diffusers(sampler: str, steps: int, spacing: 
         x = scheduler.step(network(x, int(k)), k, x, generator=generator, return_dict=False)[0]
         theirs.append(x)
     ours: list[Tensor] = []
-    chain = chain_steps(config)
+    chain = denoising_steps(config)
 
     def denoise(x: Tensor, i: int) -> Tensor:
         ours.append(x)
@@ -53,7 +53,7 @@ def test_every_step_equals_that_of_diffusers(sampler: str, steps: int, spacing: 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_without_clipping_too(sampler: str) -> None:
     config = PolicyConfig(sampler=sampler, num_inference_steps=20, clip_sample=False)
-    assert not any(step.clip for step in chain_steps(config))
+    assert not any(step.clip for step in denoising_steps(config))
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_without_clipping_too(sampler: str) -> None:
     [("ddim", 1, 99), ("ddim", 9, 99), ("ddim", 10, 90), ("ddpm", 100, 99), ("dpm", 16, 99)],
 )
 def test_few_steps_begin_where_the_noise_is(sampler: str, steps: int, first: int) -> None:
-    assert chain_steps(PolicyConfig(sampler=sampler, num_inference_steps=steps))[0].timestep == first
+    assert denoising_steps(PolicyConfig(sampler=sampler, num_inference_steps=steps))[0].timestep == first
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_network_that_knows_the_truth_leads_to_it(sampler: str) -> None:
     config = PolicyConfig(sampler=sampler, num_inference_steps=8, prediction_type="sample")
     truth = torch.rand(1, 10, 7) * 2 - 1
-    x = sample(lambda _x, _i: truth, torch.randn(1, 10, 7), chain_steps(config), torch.Generator().manual_seed(0))
+    x = sample(lambda _x, _i: truth, torch.randn(1, 10, 7), denoising_steps(config), torch.Generator().manual_seed(0))
     torch.testing.assert_close(x, truth, atol=1e-3 if sampler != "ddim" else 0.2, rtol=0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.policy import FUSED, DiffusionPolicy, Draws
+from ddp_cli.core.policy import FUSED, DiffusionPolicy, TrainingNoise
 from ddp_cli.inference.agent import PolicyAgent
 
 
@@ -79,7 +79,7 @@ def test_loss_is_the_mean_squared_error_of_what_is_predicted(prediction: str) ->
     p = policy(prediction_type=prediction)
     seen, action = observations(p), torch.rand(2, 10, 7)
     noise, steps = torch.randn(2, 10, 7), torch.tensor([3, 90])
-    loss = p.compute_loss({"obs": seen, "action": action}, Draws({}, noise[:, None], steps[:, None]))
+    loss = p.compute_loss({"obs": seen, "action": action}, TrainingNoise({}, noise[:, None], steps[:, None]))
     a = p.noising.alphas_cumprod[steps][:, None, None]
     noisy = a.sqrt() * action + (1 - a).sqrt() * noise
     predicted = p.denoiser(noisy, steps, p.encode_obs(seen))
@@ -91,8 +91,8 @@ def test_several_noise_levels_share_one_encoding() -> None:
     p = policy()
     batch = {"obs": observations(p), "action": torch.rand(2, 10, 7)}
     noise, steps = torch.randn(2, 3, 10, 7), torch.arange(6).view(2, 3) * 10
-    together = p.compute_loss(batch, Draws({}, noise, steps))
-    parts = [p.compute_loss(batch, Draws({}, noise[:, i : i + 1], steps[:, i : i + 1])) for i in range(3)]
+    together = p.compute_loss(batch, TrainingNoise({}, noise, steps))
+    parts = [p.compute_loss(batch, TrainingNoise({}, noise[:, i : i + 1], steps[:, i : i + 1])) for i in range(3)]
     torch.testing.assert_close(together, torch.stack(parts).mean())
 
 

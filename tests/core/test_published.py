@@ -11,7 +11,7 @@ import torch
 from core.published_recipe import inputs, state_dict, weight
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.policy import Draws
+from ddp_cli.core.policy import TrainingNoise
 from ddp_cli.core.published import import_published
 from ddp_cli.errors import CheckpointError, ConfigError
 
@@ -45,7 +45,11 @@ def test_equal_to_the_published_numbers(case: str) -> None:
     out = policy.denoiser(torch.from_numpy(stored["denoise_in"]), torch.from_numpy(stored["denoise_t"]), cond)
     close(out, "denoise_out", 1e-5)
     noise, steps = torch.from_numpy(stored["loss_noise"]), torch.from_numpy(stored["loss_timesteps"])
-    close(policy.compute_loss({"obs": obs, "action": action}, Draws({}, noise[:, None], steps[:, None])), "loss", 1e-5)
+    close(
+        policy.compute_loss({"obs": obs, "action": action}, TrainingNoise({}, noise[:, None], steps[:, None])),
+        "loss",
+        1e-5,
+    )
     result = policy.predict_action(obs, torch.Generator().manual_seed(11))
     close(result["action_pred"], "action_pred", 1e-4)
     close(result["action"], "action", 1e-4)

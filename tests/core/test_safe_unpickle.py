@@ -16,7 +16,7 @@ from core.published_recipe import inputs, state_dict
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.published import import_published, load_published, published_config
-from ddp_cli.core.safe_unpickle import Inert, plain, read_checkpoint
+from ddp_cli.core.safe_unpickle import InertObject, plain, read_checkpoint
 from ddp_cli.errors import CheckpointError
 
 TARGET = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
@@ -115,7 +115,7 @@ def test_nothing_in_the_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     hidden = save_ckpt(tmp_path / "hidden.ckpt", published_cfg(), state_dict(config), monkeypatch, extra=Bomb())
     load_published(hidden)
     record = read_checkpoint(hidden)["extra"]
-    assert isinstance(record, Inert)
+    assert isinstance(record, InertObject)
     assert record.name.endswith("system")
     assert not witness.exists()
 
@@ -126,7 +126,7 @@ def test_every_other_name_is_a_record(name: str) -> None:
 
     reader = _Reader.__new__(_Reader)
     module, _, attribute = name.rpartition(".")
-    assert issubclass(reader.find_class(module, attribute), Inert)
+    assert issubclass(reader.find_class(module, attribute), InertObject)
 
 
 def test_what_a_published_configuration_leaves_open(tmp_path: Path) -> None:

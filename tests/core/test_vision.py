@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop, random_corners
+from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop, random_crop_offsets
 
 
 def test_soft_argmax_points_at_the_peak() -> None:
@@ -35,12 +35,12 @@ def test_resnet_has_group_norm_of_16_channels() -> None:
 
 def test_random_crops_are_real_crops_drawn_per_picture() -> None:
     x = torch.arange(84 * 84).view(1, 1, 84, 84).expand(64, 3, 84, 84)
-    drawn = random_corners(64, 84, (76, 76), torch.Generator().manual_seed(0))
+    drawn = random_crop_offsets(64, 84, (76, 76), torch.Generator().manual_seed(0))
     y = crop(x, (76, 76), drawn)
     assert {int(c) for c in drawn.flatten()} == set(range(9))
-    corners = y[:, 0, 0, 0]
-    assert len(set(corners.tolist())) > 30  # of 81 places
-    for picture, corner in zip(y, corners, strict=True):
+    crop_offsets = y[:, 0, 0, 0]
+    assert len(set(crop_offsets.tolist())) > 30  # of 81 places
+    for picture, corner in zip(y, crop_offsets, strict=True):
         top, left = divmod(int(corner), 84)
         assert torch.equal(picture, x[0, :, top : top + 76, left : left + 76])
 

@@ -9,13 +9,13 @@ import pytest
 from conftest import Recorded
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
 
-UNCHECKED, STATE = Wanted(check=0), Wanted("state", check=0)
+UNCHECKED, STATE = ConvertOptions(check=0), ConvertOptions("state", check=0)
 
 
 def quiet(*_: object) -> None:
@@ -42,8 +42,8 @@ def test_the_store_holds_what_a_rollout_would_see(lift_demos: Path, lift_store: 
 def test_the_store_teaches_what_was_intended(lift_demos: Path, lift_store: Store) -> None:
     with DemoFile(lift_demos) as file:
         demos = list(file)
-    np.testing.assert_allclose(lift_store.read("action"), np.concatenate([d.lesson for d in demos]), atol=1e-7)
-    assert all(np.abs(d.lesson - d.actions)[:, :6].mean() > 0.01 for d in demos)  # they were disturbed
+    np.testing.assert_allclose(lift_store.read("action"), np.concatenate([d.target_actions for d in demos]), atol=1e-7)
+    assert all(np.abs(d.target_actions - d.actions)[:, :6].mean() > 0.01 for d in demos)  # they were disturbed
 
 
 def test_demos_that_do_not_say_what_was_intended_teach_what_was_done(lift_demos: Path, tmp_path: Path) -> None:

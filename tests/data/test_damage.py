@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import Demo, DemoFile
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DataError, DdpError
@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def read_all(path: Path) -> list[Demo]:
     with DemoFile(path) as file:
-        file.unfit("agentview_image", file.names)
+        file.reason_unusable("agentview_image", file.names)
         return list(file)
 
 
@@ -131,9 +131,9 @@ def spoil(source: Path, path: Path) -> Path:
 def test_bad_demos_stop_a_conversion_or_are_left_out(lift_demos: Path, tmp_path: Path) -> None:
     path = spoil(lift_demos, tmp_path / "d.hdf5")
     with pytest.raises(DataError, match="demo_1 repeats demo_0.*--skip-bad"):
-        convert(path, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state", check=0))
+        convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0))
     assert list(tmp_path.iterdir()) == [path]
-    done = convert(path, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state", check=0, skip_bad=True))
+    done = convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0, skip_bad=True))
     assert done.episodes == 3
     assert list(done.left_out) == ["demo_1", "demo_3", "demo_5"]
     assert "actions[2, 1] is nan" in done.left_out["demo_3"]
@@ -146,5 +146,5 @@ def test_a_file_of_nothing_but_bad_demos_is_refused(lift_demos: Path, tmp_path: 
         for demo in f["data"].values():
             demo["actions"][0] = np.inf
     with pytest.raises(DataError, match="none of 2 demos"):
-        convert(path, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state", skip_bad=True))
+        convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", skip_bad=True))
     assert list(tmp_path.iterdir()) == [path]

@@ -42,7 +42,7 @@ def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
         for a, b in zip(file, written, strict=True):
             np.testing.assert_array_equal(a.states, b.states)
             np.testing.assert_array_equal(a.actions, b.actions)
-            np.testing.assert_array_equal(a.lesson, b.lesson)
+            np.testing.assert_array_equal(a.target_actions, b.target_actions)
             assert (a.intended is None) == (b.intended is None)
             assert (a.xml, a.seed) == (b.xml, b.seed)
     with h5py.File(path) as f:

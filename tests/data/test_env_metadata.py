@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ddp_cli.data.env_metadata import Origin, read_origin, version_tuple
+from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, version_tuple
 from ddp_cli.errors import DataError
 from ddp_cli.sim.simulator import env_args
 from ddp_cli.tasks import get_task
@@ -17,16 +17,16 @@ FLAT = {
 """As robosuite <= 1.4 writes it."""
 
 
-def collected(**controller: object) -> Origin:
+def collected(**controller: object) -> RecordingInfo:
     """By robosuite's own collector."""
     info = {"env_name": "Lift", "robots": "Panda", "controller_configs": FLAT | controller}
-    return read_origin({"env": "Lift", "env_info": json.dumps(info), "repository_version": "1.4.0"}, "'x'")
+    return read_recording_info({"env": "Lift", "env_info": json.dumps(info), "repository_version": "1.4.0"}, "'x'")
 
 
-def mimicked(**kwargs: object) -> Origin:
+def mimicked(**kwargs: object) -> RecordingInfo:
     """By robomimic, with robosuite 1.5."""
     args = env_args(get_task("lift"))
-    return read_origin({"env_args": json.dumps(args | {"env_kwargs": args["env_kwargs"] | kwargs})}, "'x'")
+    return read_recording_info({"env_args": json.dumps(args | {"env_kwargs": args["env_kwargs"] | kwargs})}, "'x'")
 
 
 def parts(**changes: object) -> dict:
@@ -36,17 +36,17 @@ def parts(**changes: object) -> dict:
 
 def test_every_generation_tells_the_same() -> None:
     for origin in (collected(), mimicked(), mimicked(**parts())):
-        assert (origin.env_name, origin.actions, origin.obstacles()) == ("Lift", "delta", [])
+        assert (origin.env_name, origin.actions, origin.incompatibilities()) == ("Lift", "delta", [])
     nested = {"controller_configs": {"body_parts": {"arms": parts()["controller_configs"]["body_parts"]}}}
     assert mimicked(**nested).controller == mimicked().controller
-    assert read_origin({"env_args": b'{"env_name": "Lift"}'}, "'x'").controller is None
+    assert read_recording_info({"env_args": b'{"env_name": "Lift"}'}, "'x'").controller is None
     assert (collected().version, mimicked().version) == ("1.4.0", "1.5.2")
 
 
 def test_control_delta_never_passes_silently() -> None:
     assert collected(control_delta=False).actions == "absolute"
     assert mimicked(**parts(input_type="absolute", input_ref_frame="world")).actions == "absolute"
-    assert "frame 'base'" in mimicked(**parts(input_type="absolute", input_ref_frame="base")).obstacles()[0]
+    assert "frame 'base'" in mimicked(**parts(input_type="absolute", input_ref_frame="base")).incompatibilities()[0]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_control_delta_never_passes_silently() -> None:
         (mimicked(control_freq=10), "at 10 Hz, read is 20"),
     ],
 )
-def test_what_would_mean_something_else_here_is_said(origin: Origin, words: str) -> None:
-    [obstacle] = origin.obstacles()
+def test_what_would_mean_something_else_here_is_said(origin: RecordingInfo, words: str) -> None:
+    [obstacle] = origin.incompatibilities()
     assert re.search(words, obstacle)
 
 
@@ -80,7 +80,7 @@ def test_what_would_mean_something_else_here_is_said(origin: Origin, words: str)
 )
 def test_what_cannot_be_read_is_named(attrs: dict, words: str) -> None:
     with pytest.raises(DataError, match=f"'x'.*{words}"):
-        read_origin(attrs, "'x'")
+        read_recording_info(attrs, "'x'")
 
 
 def test_old_versions_stepped_their_physics_otherwise() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from ddp_cli.data.image_cache import available_memory, decode, decoded_folder
+from ddp_cli.data.image_cache import available_memory, cache_folder, decode
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import CAMERAS, PROPRIO
-from ddp_cli.training.dataloader import Loader, load_data
+from ddp_cli.training.dataloader import Loader, load_training_data
 
 KEYS = [*CAMERAS, "action"]
 
@@ -31,12 +31,12 @@ def test_pictures_stay_on_disk_when_they_exceed_the_budget(store: Store) -> None
     size = sum(store.nbytes(k) for k in CAMERAS)
     small, large = decode(store, KEYS, size, notes.append), None
     assert not small.mapped
-    assert not decoded_folder(store).exists()
+    assert not cache_folder(store).exists()
     assert notes == []
     large = decode(store, KEYS, size - 1, notes.append)
     assert len(large.mapped) == len(CAMERAS)
     assert "0.00 GB" in notes[0]
-    assert str(decoded_folder(store)) in notes[0]
+    assert str(cache_folder(store)) in notes[0]
     for key in KEYS:
         np.testing.assert_array_equal(large.data[key], small.data[key])
     decode(store, KEYS, 0, pytest.fail)  # a second time it is there
@@ -44,7 +44,7 @@ def test_pictures_stay_on_disk_when_they_exceed_the_budget(store: Store) -> None
 
 def test_a_folder_of_another_store_is_decoded_again(store: Store) -> None:
     decode(store, KEYS, 0, lambda _: None)
-    folder = decoded_folder(store)
+    folder = cache_folder(store)
     (folder / "identity").write_text("another")
     (folder / "agentview_image.npy").write_bytes(b"")
     notes: list[str] = []
@@ -55,7 +55,7 @@ def test_a_folder_of_another_store_is_decoded_again(store: Store) -> None:
 
 def test_a_file_that_was_cut_off_is_decoded_again(store: Store) -> None:
     decode(store, KEYS, 0, lambda _: None)
-    path = decoded_folder(store) / "agentview_image.npy"
+    path = cache_folder(store) / "agentview_image.npy"
     path.write_bytes(path.read_bytes()[:5000])
     again = decode(store, KEYS, 0, lambda _: None)
     np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
@@ -79,7 +79,7 @@ def test_too_little_room_is_said_before(store: Store, monkeypatch: pytest.Monkey
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(DataError, match="the disk has 0.00 GB"):
         decode(store, KEYS, 0, lambda _: None)
-    assert not decoded_folder(store).exists()
+    assert not cache_folder(store).exists()
 
 
 def test_batches_from_disk_equal_those_from_memory(store: Store) -> None:
@@ -87,7 +87,7 @@ def test_batches_from_disk_equal_those_from_memory(store: Store) -> None:
     loaders = []
     for memory_gb in (1.0, 1e-9):
         config = tiny_config(memory_gb=memory_gb)
-        data = load_data(config, store, torch.device("cpu"), lambda _: None)
+        data = load_training_data(config, store, torch.device("cpu"), lambda _: None)
         loaders.append(Loader(data.train, 16, 42, slice(3, 9), torch.device("cpu")))
     memory, disk = loaders
     assert (memory.threads, memory.windows.on_disk) == (0, False)

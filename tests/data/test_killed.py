@@ -14,7 +14,7 @@ import pytest
 
 from ddp_cli.commands.options import sample_data
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_copy import copy_store
 from ddp_cli.data.store_writer import StoreWriter
@@ -84,7 +84,7 @@ def test_killed_ten_times_it_ends_with_the_same_arrays(source: Path, tmp_path: P
 def test_killed_while_drawing(tmp_path: Path) -> None:
     """Every start loads the simulator, so only a few times."""
     demos = sample_data() / "lift.hdf5"
-    convert(demos, tmp_path / "whole.zarr", 1, lambda *_: None, Wanted(only=":20", check=0))
+    convert(demos, tmp_path / "whole.zarr", 1, lambda *_: None, ConvertOptions(only=":20", check=0))
     reached = kill_often(demos, tmp_path / "killed.zarr", 2, 0.5, "--only", ":20", "--check", "0")
     assert len(reached) == 2
     assert reached == sorted(reached)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.lerobot_reader import LeRobotDataset, feature_of, read_lerobot
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.parquet import write_table
@@ -73,7 +73,7 @@ def test_a_store_comes_back_as_it_was(lift_store: Store, made: Path, tmp_path: P
 
 
 def test_a_store_without_pictures_comes_back_too(lift_demos: Path, tmp_path: Path) -> None:
-    convert(lift_demos, tmp_path / "s.zarr", 1, quiet, Wanted("state", check=0))
+    convert(lift_demos, tmp_path / "s.zarr", 1, quiet, ConvertOptions("state", check=0))
     write_lerobot(Store(tmp_path / "s.zarr"), tmp_path / "d", quiet)
     read_lerobot(LeRobotDataset(tmp_path / "d"), tmp_path / "back.zarr", None, 3, quiet)
     one, back = Store(tmp_path / "s.zarr"), Store(tmp_path / "back.zarr")

@@ -8,7 +8,7 @@ import pytest
 from conftest import ddp, ok, refused
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.preview import LARGER, write_preview
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
@@ -38,6 +38,6 @@ def test_the_command(lift_zarr: Path, lift_demos: Path, tmp_path: Path, monkeypa
 
 
 def test_without_pictures_there_is_nothing_to_show(lift_demos: Path, tmp_path: Path) -> None:
-    convert(lift_demos, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state", check=0))
+    convert(lift_demos, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0))
     with pytest.raises(DdpError, match="holds no pictures"):
         write_preview(Store(tmp_path / "s.zarr"), tmp_path / "p.png")

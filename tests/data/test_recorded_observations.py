@@ -14,7 +14,7 @@ from conftest import ddp, ok, refused
 
 from ddp_cli.data import conversion
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.inspection import inspect_file, rows
 from ddp_cli.data.store import Store
@@ -22,7 +22,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec
 from ddp_cli.sim.simulator import Simulator
 
-ONE = Wanted(check=1)
+ONE = ConvertOptions(check=1)
 
 
 def quiet(*_: object) -> None:
@@ -75,14 +75,14 @@ def test_pictures_are_taken_from_the_file(seen: Path, tmp_path: Path, monkeypatc
 
 
 def test_drawn_anew_on_demand(seen: Path, lift_store: Store, tmp_path: Path) -> None:
-    done = convert(seen, tmp_path / "s.zarr", 1, quiet, Wanted(rerender=True, check=0))
+    done = convert(seen, tmp_path / "s.zarr", 1, quiet, ConvertOptions(rerender=True, check=0))
     store = Store(tmp_path / "s.zarr")
     assert (done.observations, store.attrs["render"]) == ((), "fast")
     np.testing.assert_array_equal(store.read("agentview_image"), lift_store.read("agentview_image"))
 
 
 def test_goals_are_computed_and_pictures_kept(seen: Path, tmp_path: Path) -> None:
-    convert(seen, tmp_path / "s.zarr", 1, quiet, Wanted(actions="absolute", check=0))
+    convert(seen, tmp_path / "s.zarr", 1, quiet, ConvertOptions(actions="absolute", check=0))
     store = Store(tmp_path / "s.zarr")
     assert store.shape("action")[1] == 10
     with h5py.File(seen) as f:
@@ -109,7 +109,7 @@ def test_observations_that_a_rollout_would_not_see_are_made_anew(seen: Path, lif
 )
 def test_what_does_not_fit_is_drawn(seen: Path, tmp_path: Path, key: str, change: Any, why: str) -> None:
     with DemoFile(changed(seen, tmp_path, key, change)) as file:
-        assert re.search(why, file.unfit(key, file.names))
+        assert re.search(why, file.reason_unusable(key, file.names))
 
 
 def test_pictures_that_are_upside_down_fail_the_check(seen: Path, tmp_path: Path) -> None:
@@ -123,12 +123,12 @@ def test_other_lengths_and_numbers_that_are_not_finite_are_refused(seen: Path, t
     for change, words in ((lambda x: x[:-1], "for .* actions"), (lambda x: x * np.nan, "is not finite")):
         path = changed(seen, tmp_path, "robot0_eef_pos", change)
         with pytest.raises(DataError, match=f"demo_0.*{words}"):
-            convert(path, tmp_path / "s.zarr", 1, quiet, Wanted(check=0))
+            convert(path, tmp_path / "s.zarr", 1, quiet, ConvertOptions(check=0))
         assert [p.name for p in tmp_path.iterdir()] == ["changed.hdf5"]
 
 
 def test_a_filter_and_a_slice_choose(seen: Path, tmp_path: Path) -> None:
-    for wanted in (Wanted("state", subset="valid", check=0), Wanted("state", only="1:", check=0)):
+    for wanted in (ConvertOptions("state", subset="valid", check=0), ConvertOptions("state", only="1:", check=0)):
         convert(seen, tmp_path / "s.zarr", 1, quiet, wanted)
         assert Store(tmp_path / "s.zarr").attrs["source"]["demos"] == ["demo_1"]
 
@@ -161,14 +161,14 @@ def test_controllers_that_are_not_ours_are_refused(lift_demos: Path, tmp_path: P
 
 def test_absolute_actions_are_kept(lift_demos: Path, tmp_path: Path) -> None:
     """Recorded as position, axis-angle and gripper, they become what a conversion to absolute ones stores."""
-    convert(lift_demos, tmp_path / "asked.zarr", 1, quiet, Wanted("state", "absolute", check=0))
+    convert(lift_demos, tmp_path / "asked.zarr", 1, quiet, ConvertOptions("state", "absolute", check=0))
     path = tmp_path / "d.hdf5"
     shutil.copy(lift_demos, path)
     with DemoFile(lift_demos) as file, h5py.File(path, "r+") as f:
         sim = Simulator(file.task)
         for demo in file:
             goals = []
-            for state, action in zip(demo.states, demo.lesson, strict=True):
+            for state, action in zip(demo.states, demo.target_actions, strict=True):
                 sim.set_state(state)
                 goals.append(sim.goal(action))
             goals = np.stack(goals)
@@ -182,7 +182,7 @@ def test_absolute_actions_are_kept(lift_demos: Path, tmp_path: Path) -> None:
             .replace('"input_type": "delta"', '"input_type": "absolute"')
             .replace('"input_ref_frame": "base"', '"input_ref_frame": "world"')
         )
-    convert(path, tmp_path / "kept.zarr", 1, quiet, Wanted("state", "absolute", check=0))
+    convert(path, tmp_path / "kept.zarr", 1, quiet, ConvertOptions("state", "absolute", check=0))
     np.testing.assert_allclose(
         Store(tmp_path / "kept.zarr").read("action"), Store(tmp_path / "asked.zarr").read("action"), atol=1e-6
     )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import Demo, DemoFile
-from ddp_cli.data.observations import RECORDED, TODAYS, Looking
+from ddp_cli.data.observations import RECORDED, TODAYS, RenderSpec
 from ddp_cli.data.replay_check import check_demo, psnr
-from ddp_cli.data.replay_report import Checked, in_words, verdict
+from ddp_cli.data.replay_report import ReplayResult, in_words, verdict
 from ddp_cli.data.store import Store
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -51,7 +51,7 @@ def let_go(demo: Demo) -> Demo:
 
 
 def test_what_was_recorded_here_is_done_again_exactly(sim: Simulator, demo: Demo) -> None:
-    checked = check_demo(sim, Looking(), sim, demo)
+    checked = check_demo(sim, RenderSpec(), sim, demo)
     assert (checked.model, checked.succeeds, checked.replay_succeeds) == (RECORDED, True, True)
     assert (checked.replay_mm, checked.replay_deg) == (0.0, pytest.approx(0.0, abs=1e-5))
     found = verdict([checked])
@@ -61,7 +61,7 @@ def test_what_was_recorded_here_is_done_again_exactly(sim: Simulator, demo: Demo
 
 @pytest.mark.parametrize("wrong", [scaled, turned, late, let_go])
 def test_what_does_something_else_fails(sim: Simulator, demo: Demo, wrong: Callable[[Demo], Demo]) -> None:
-    found = verdict([check_demo(sim, Looking(), sim, wrong(demo))])
+    found = verdict([check_demo(sim, RenderSpec(), sim, wrong(demo))])
     assert found["result"] == "failed"
     assert "of the recorded actions" in found["why"]
 
@@ -76,13 +76,13 @@ def test_a_try_that_begins_while_the_fingers_move(sim: Simulator, demo: Demo) ->
     for action in actions:
         states.append(sim.state())
         sim.step(action)
-    checked = check_demo(sim, Looking(), sim, dataclasses.replace(demo, states=np.array(states), actions=actions))
+    checked = check_demo(sim, RenderSpec(), sim, dataclasses.replace(demo, states=np.array(states), actions=actions))
     assert max(gap for _, _, gap in checked.chunks) < 0.5
 
 
 def test_states_of_another_robosuite_are_set_in_a_model_of_today(sim: Simulator, demo: Demo) -> None:
     old = dataclasses.replace(demo, xml='<mujoco><asset><mesh file="gone.stl"/></asset></mujoco>')
-    checked = check_demo(sim, Looking(), sim, old)
+    checked = check_demo(sim, RenderSpec(), sim, old)
     assert (checked.model, checked.succeeds) == (TODAYS, True)
     assert verdict([checked])["result"] == "passed"
 
@@ -94,10 +94,10 @@ def test_pictures_and_observations_are_compared(sim: Simulator, demo: Demo) -> N
         sim.show_state(state)
         frames.append(sim.observe("image") | sim.low_dim())
     obs = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-    seen = check_demo(sim, Looking(), sim, dataclasses.replace(demo, obs=obs))
+    seen = check_demo(sim, RenderSpec(), sim, dataclasses.replace(demo, obs=obs))
     assert (seen.psnr, seen.differing) == (99.0, [])
     upside_down = obs | {"agentview_image": obs["agentview_image"][:, ::-1], "object": obs["object"][:, ::-1]}
-    seen = check_demo(sim, Looking(), sim, dataclasses.replace(demo, obs=upside_down))
+    seen = check_demo(sim, RenderSpec(), sim, dataclasses.replace(demo, obs=upside_down))
     assert seen.differing == ["object"]
     found = verdict([seen])
     assert found["result"] == "failed"
@@ -107,7 +107,7 @@ def test_pictures_and_observations_are_compared(sim: Simulator, demo: Demo) -> N
 def test_limits_decide() -> None:
     def found(good: int, bad: int, psnr: float | None = None, succeeds: bool = True) -> dict:
         chunks = [(1.0, 1.0, 1.0)] * good + [(6.0, 1.0, 1.0)] * bad
-        return verdict([Checked("demo_0", TODAYS, succeeds, False, 90.0, 9.0, chunks, psnr, [])])
+        return verdict([ReplayResult("demo_0", TODAYS, succeeds, False, 90.0, 9.0, chunks, psnr, [])])
 
     assert found(9, 1)["result"] == "passed"  # a whole demo may drift, and fail
     assert found(8, 2)["result"] == "failed"
@@ -126,7 +126,7 @@ def test_psnr_is_that_of_the_textbook() -> None:
 
 @pytest.mark.parametrize("actions", ["delta", "absolute"])
 def test_the_store_keeps_the_result(lift_demos: Path, tmp_path: Path, actions: str) -> None:
-    done = convert(lift_demos, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state", actions, check=1))
+    done = convert(lift_demos, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", actions, check=1))
     check = Store(tmp_path / "s.zarr").check
     assert check == done.check
     assert (check["result"], check["replay_successes"], len(check["demos"])) == ("passed", 1, 1)
@@ -139,5 +139,5 @@ def test_a_store_whose_demos_do_something_else_says_so(lift_demos: Path, tmp_pat
     with h5py.File(copy, "r+") as f:
         for demo in f["data"].values():
             demo["actions"][:, :3] *= 0.5
-    convert(copy, tmp_path / "s.zarr", 1, lambda *_: None, Wanted("state"))
+    convert(copy, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state"))
     assert Store(tmp_path / "s.zarr").check["result"] == "failed"

@@ -8,7 +8,7 @@ import pytest
 from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import Wanted
+from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_copy import choose, copy_store
 from ddp_cli.errors import DataError
@@ -44,7 +44,7 @@ def test_a_copy_is_the_same_with_fewer_episodes(lift_store: Store, tmp_path: Pat
 
 def test_actions_of_a_copy_are_those_of_a_conversion(lift_demos: Path, lift_store: Store, tmp_path: Path) -> None:
     """The goals follow from where the hand was seen; the conversion asks the simulator's controller."""
-    convert(lift_demos, tmp_path / "asked.zarr", 1, quiet, Wanted("state", "absolute", check=0))
+    convert(lift_demos, tmp_path / "asked.zarr", 1, quiet, ConvertOptions("state", "absolute", check=0))
     copy_store(lift_store, tmp_path / "abs.zarr", None, "absolute", 3, quiet)
     asked, computed = Store(tmp_path / "asked.zarr"), Store(tmp_path / "abs.zarr")
     np.testing.assert_allclose(computed.read("action"), asked.read("action"), atol=1e-6)

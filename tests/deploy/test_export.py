@@ -15,17 +15,17 @@ from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import export as module
-from ddp_cli.deploy.export import Exporting, export, first_observations, stored_observations
-from ddp_cli.deploy.exported_policy import load_exported, open_policy, torch_noise
+from ddp_cli.deploy.export import ExportOptions, export, observations_from_simulator, observations_from_store
+from ddp_cli.deploy.exported_policy import draw_torch_noise, load_exported, open_policy
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.inference.onnx_policy import obs_keys
 
 
-def exported(folder: Path, store: Store, out: Path, **how: object) -> module.Exported:
+def exported(folder: Path, store: Store, out: Path, **how: object) -> module.ExportResult:
     policy, meta = load_policy(folder)
-    settings = Exporting(**how)  # type: ignore[arg-type]
-    return export(policy, meta, settings, out, lambda: stored_observations(obs_keys(policy), store, 2))
+    settings = ExportOptions(**how)  # type: ignore[arg-type]
+    return export(policy, meta, settings, out, lambda: observations_from_store(obs_keys(policy), store, 2))
 
 
 def randomised(**settings: object) -> DiffusionPolicy:
@@ -77,8 +77,8 @@ def test_a_folder_says_all_that_a_program_must_know(checkpoint: Path, lift_store
 def test_the_graph_acts_as_torch_on_every_branch(settings: dict, lift_store: Store, tmp_path: Path) -> None:
     """Observations and noise in, actions out: the whole chain, batch and all."""
     policy = randomised(**settings)
-    obs = stored_observations(obs_keys(policy), lift_store, 2, count=3)
-    export(policy, {"render": "fast"}, Exporting(), tmp_path / "policy", lambda: obs)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2, count=3)
+    export(policy, {"render": "fast"}, ExportOptions(), tmp_path / "policy", lambda: obs)
     spec = open_policy(tmp_path / "policy").spec
     expected = policy.predict_action(obs, torch.Generator().manual_seed(4))["action"].numpy()
     generator = torch.Generator().manual_seed(4)
@@ -93,8 +93,8 @@ def test_the_graph_acts_as_torch_on_every_branch(settings: dict, lift_store: Sto
 def test_what_was_evaluated_is_what_is_deployed(settings: dict, lift_store: Store, tmp_path: Path) -> None:
     """On a CPU a policy acts as its export does, to the last bit: where there are contacts, it decides episodes."""
     policy, rng = randomised(**settings), np.random.default_rng(0)
-    obs = stored_observations(obs_keys(policy), lift_store, 2, count=3)
-    export(policy, {"render": "fast"}, Exporting(), tmp_path / "policy", lambda: obs)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2, count=3)
+    export(policy, {"render": "fast"}, ExportOptions(), tmp_path / "policy", lambda: obs)
     torch.set_num_threads(1)  # as whoever evaluates does
     agents = PolicyAgent(policy), load_exported(tmp_path / "policy")
     frames = [{k: lift_store.read(k)[row] for k in obs_keys(policy)} for row in rng.integers(0, 70, 8)]
@@ -110,7 +110,7 @@ def test_parts_compute_the_chain_by_hand(checkpoint: Path, lift_store: Store, tm
     exported(checkpoint, lift_store, tmp_path / "policy")
     policy, _ = load_policy(checkpoint)
     spec = json.loads((tmp_path / "policy/policy.json").read_text())
-    obs = stored_observations(list(spec["obs"]), lift_store, 2, count=3)
+    obs = observations_from_store(list(spec["obs"]), lift_store, 2, count=3)
     expected = policy.predict_action(obs, torch.Generator().manual_seed(4))["action_pred"].numpy()
     encoder, denoiser = (onnxruntime.InferenceSession(tmp_path / f"policy/{n}.onnx") for n in ("encoder", "denoiser"))
     (features,) = encoder.run(None, {k: v.contiguous().numpy() for k, v in obs.items()})
@@ -130,9 +130,9 @@ def test_parts_compute_the_chain_by_hand(checkpoint: Path, lift_store: Store, tm
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_less_precise_graphs_are_smaller_and_close(precision: str, lift_store: Store, tmp_path: Path) -> None:
     sizes, policy = {}, randomised(obs="state", fusion=512, n_emb=64, n_head=4)
-    obs = stored_observations(obs_keys(policy), lift_store, 2)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2)
     for name in ("fp32", precision):
-        how = Exporting(precision=name)
+        how = ExportOptions(precision=name)
         done = export(policy, {"render": "fast"}, how, tmp_path / name, lambda: obs)
         sizes[name] = (tmp_path / name / "policy.onnx").stat().st_size
         assert done.proof["tolerance"] == module.TOLERANCES[name]
@@ -157,12 +157,12 @@ def test_noise_of_an_exported_agent_is_that_of_the_checkpoint(
     agent = load_exported(tmp_path / "policy")
     agent.reset(11)
     again = torch.randn(1, 10, 7, generator=torch.Generator().manual_seed(11))
-    np.testing.assert_array_equal(torch_noise(agent.policy, agent._generator), again.numpy())
+    np.testing.assert_array_equal(draw_torch_noise(agent.policy, agent._generator), again.numpy())
 
 
 def test_without_a_store_starts_are_looked_at() -> None:
     policy = randomised()
-    obs = first_observations(policy, "fast", count=2)
+    obs = observations_from_simulator(policy, "fast", count=2)
     assert {key: tuple(x.shape) for key, x in obs.items()} == {
         "agentview_image": (2, 2, 3, 84, 84), "robot0_eye_in_hand_image": (2, 2, 3, 84, 84),
         "robot0_eef_pos": (2, 2, 3), "robot0_eef_quat": (2, 2, 4), "robot0_gripper_qpos": (2, 2, 2),
@@ -174,7 +174,7 @@ def test_programs_of_torch_export(checkpoint: Path, lift_store: Store, tmp_path:
     done = exported(checkpoint, lift_store, tmp_path / "policy", kind="pt2")
     assert done.files == ["README.md", "denoiser.pt2", "encoder.pt2", "policy.json", "proof.json"]
     policy, _ = load_policy(checkpoint)
-    obs = stored_observations(obs_keys(policy), lift_store, 2, count=5)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2, count=5)
     encoder = torch.export.load(tmp_path / "policy/encoder.pt2").module()
     torch.testing.assert_close(encoder(*(obs[k] for k in obs_keys(policy))), policy.encode_obs(obs))
 
@@ -195,7 +195,7 @@ def test_programs_compiled_for_this_machine(checkpoint: Path, lift_store: Store,
     assert done.files == ["README.md", "denoiser.pt2", "encoder.pt2", "policy.json", "proof.json"]
     assert max(done.proof["differences"].values()) < 1e-4
     policy, _ = load_policy(checkpoint)
-    obs = stored_observations(obs_keys(policy), lift_store, 2, count=5)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2, count=5)
     encoder = torch._inductor.aoti_load_package(str(tmp_path / "policy/encoder.pt2"))
     torch.testing.assert_close(encoder(*(obs[k].contiguous() for k in obs_keys(policy))), policy.encode_obs(obs))
 
@@ -223,9 +223,9 @@ def test_numbers_that_half_precision_cannot_hold_are_found(lift_store: Store, tm
     policy = randomised(obs="state")
     with torch.no_grad():
         policy.denoiser.head.weight *= 1e6
-    obs = stored_observations(obs_keys(policy), lift_store, 2)
+    obs = observations_from_store(obs_keys(policy), lift_store, 2)
     with pytest.raises(DdpError, match="differ from torch by .* Use --precision fp32"):
-        export(policy, {"render": "fast"}, Exporting(precision="fp16"), tmp_path / "policy", lambda: obs)
+        export(policy, {"render": "fast"}, ExportOptions(precision="fp16"), tmp_path / "policy", lambda: obs)
     assert list(tmp_path.iterdir()) == []
 
 

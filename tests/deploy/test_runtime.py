@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from conftest import look
 
-from ddp_cli.deploy.runtime import Policy, PolicyError, Stream
+from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 
 ALONE = """
 import sys
@@ -86,7 +86,7 @@ def test_noise_decides_what_is_random(policy: Policy) -> None:
 def test_a_stream_executes_chunk_by_chunk(policy: Policy) -> None:
     """Each chunk is made of the last two observations; the first one stands for what was before."""
     frames = [look(policy, i) for i in range(9)]
-    stream = Stream(policy, seed=3)
+    stream = ChunkRunner(policy, seed=3)
     actions = np.stack([stream.action(frame) for frame in frames])
     generator = np.random.default_rng(3)
     first = policy.act({k: np.stack([frames[0][k]] * 2) for k in policy.obs}, policy.noise(generator))
@@ -97,7 +97,7 @@ def test_a_stream_executes_chunk_by_chunk(policy: Policy) -> None:
     stream.reset(3)
     stream.chunk(frames[:2])
     with pytest.raises(PolicyError, match="nothing has been observed"):
-        Stream(policy).chunk([])
+        ChunkRunner(policy).chunk([])
 
 
 def test_observations_that_do_not_fit_are_named(policy: Policy) -> None:
@@ -115,13 +115,15 @@ def test_observations_that_do_not_fit_are_named(policy: Policy) -> None:
             policy.act(wrong)
     with pytest.raises(PolicyError, match="the noise has shape"):
         policy.act(obs, np.zeros((1, 2, 3)))
-    stream = Stream(policy, seed=0)
+    stream = ChunkRunner(policy, seed=0)
     with pytest.raises(PolicyError, match="missing"):
         stream.action({})
     frame = look(policy)
     with pytest.raises(PolicyError, match="missing"):
         stream.chunk([look(policy, 5), {}])
-    np.testing.assert_array_equal(stream.action(frame), Stream(policy, seed=0).action(frame))  # nothing was taken in
+    np.testing.assert_array_equal(
+        stream.action(frame), ChunkRunner(policy, seed=0).action(frame)
+    )  # nothing was taken in
 
 
 def test_a_folder_that_is_no_policy_is_named(policy_folder: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from ddp_cli.deploy.client import Client, ServerError, pack, unpack
-from ddp_cli.deploy.runtime import Policy, Stream
-from ddp_cli.deploy.server import Server, Serving, is_loopback
+from ddp_cli.deploy.runtime import ChunkRunner, Policy
+from ddp_cli.deploy.server import Server, ServerOptions, is_loopback
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def serving(policy: Policy, **how: object) -> Iterator[tuple[str, list[str]]]:
     ready, said, servers = threading.Event(), [], []
 
     async def run() -> None:
-        server = Server(policy, Serving(port=0, **how), said.append)  # type: ignore[arg-type]
+        server = Server(policy, ServerOptions(port=0, **how), said.append)  # type: ignore[arg-type]
         servers.append((server, asyncio.get_running_loop()))
         await server.run(lambda port: (ports.append(port), ready.set()))
 
@@ -65,10 +65,10 @@ def test_it_answers_what_the_policy_says(policy: Policy) -> None:
         assert client.describe()["obs"] == policy.obs
         client.reset(7)
         found = np.stack([client.action(frame) for frame in frames])
-        alone = Stream(policy, seed=7)
+        alone = ChunkRunner(policy, seed=7)
         np.testing.assert_array_equal(found, np.stack([alone.action(frame) for frame in frames]))
         client.reset(7)
-        np.testing.assert_array_equal(client.chunk(frames[:2]), Stream(policy, seed=7).chunk(frames[:2]))
+        np.testing.assert_array_equal(client.chunk(frames[:2]), ChunkRunner(policy, seed=7).chunk(frames[:2]))
         now = health(address)
         assert (now["status"], now["clients"], now["answered"], now["errors"]) == ("ok", 1, 14, 0)
         assert now["p50_ms"] > 0
@@ -84,7 +84,7 @@ def test_clients_have_queues_of_their_own(policy: Policy) -> None:
     with serving(policy) as (address, _), ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: drive(address, n), range(8)))
     for number, actions in enumerate(found):
-        stream = Stream(policy, seed=number)
+        stream = ChunkRunner(policy, seed=number)
         expected = np.stack([stream.action(look(policy, 100 * number + i)) for i in range(12)])
         np.testing.assert_array_equal(actions, expected)
 
@@ -132,7 +132,7 @@ def test_a_thousand_bad_messages_and_fifty_clients_that_come_and_go(policy: Poli
                     assert "error" in unpack(connection.recv(timeout=20))
 
     with serving(policy, max_bytes=1 << 16) as (address, _):
-        alone = Stream(policy, seed=1)
+        alone = ChunkRunner(policy, seed=1)
         with Client(address) as client, connect(address) as bad, ThreadPoolExecutor(6) as pool:
             client.reset(1)
             guests = [pool.submit(come_and_go, i) for i in range(50)]
@@ -196,7 +196,7 @@ def test_an_answer_that_came_too_late_is_not_taken_for_the_next(
         slow.set()
         assert client.describe()["obs"] == policy.obs
         client.reset(0)
-        np.testing.assert_array_equal(client.action(frame), Stream(policy, seed=0).action(frame))
+        np.testing.assert_array_equal(client.action(frame), ChunkRunner(policy, seed=0).action(frame))
 
 
 def test_it_ends_while_a_client_goes_on_asking(policy: Policy) -> None:

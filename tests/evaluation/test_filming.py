@@ -13,9 +13,9 @@ import pytest
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation import grid as grids
 from ddp_cli.evaluation.evaluation import evaluate
-from ddp_cli.evaluation.filming import Film, record
+from ddp_cli.evaluation.filming import EpisodeFilm, record
 from ddp_cli.evaluation.grid import Grid, parse_grid, record_grid
-from ddp_cli.evaluation.rollout import EpisodeResult, Moment, run_episode
+from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo, run_episode
 from ddp_cli.safety import Safety
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -81,10 +81,10 @@ def test_film_shows_text_and_the_way_ahead_of_the_hand_and_nothing_else() -> Non
     for _ in range(6):  # down into the picture
         sim.step(np.array([0, 0, -1, 0, 0, 0, -1.0]))
     chunk = np.tile([1.0, 1, -1, 0, 0, 0, -1], (8, 1))
-    film = Film(sim, 7, 256, ["agentview_image"])
-    frame, plain = film.frame(Moment(0, None, chunk, 0, 20.0)), sim.image("agentview_image", 256)
+    film = EpisodeFilm(sim, 7, 256, ["agentview_image"])
+    frame, plain = film.frame(StepInfo(0, None, chunk, 0, 20.0)), sim.image("agentview_image", 256)
     hand = sim.view("agentview_image").project(sim.hand()[0][None], 256)[0]
-    later = film.frame(Moment(1, 1, chunk, 1, 20.0))
+    later = film.frame(StepInfo(1, 1, chunk, 1, 20.0))
     sim.close()
     changed = (frame != plain).any(2)
     assert changed[225:250, 8:60].mean() > 0.5
@@ -104,8 +104,12 @@ class Stage:
 
 @pytest.mark.parametrize("size", [128, 160, 512])
 def test_film_says_how_it_went_in_every_size(size: int) -> None:
-    film, chunk = Film(Stage(), 100_000, size), np.zeros((8, 7))  # type: ignore[arg-type]
-    moments = [Moment(399, None, chunk, 7, 88.0), Moment(400, 389, chunk, 8, 88.0), Moment(400, None, chunk, 8, 88.0)]
+    film, chunk = EpisodeFilm(Stage(), 100_000, size), np.zeros((8, 7))  # type: ignore[arg-type]
+    moments = [
+        StepInfo(399, None, chunk, 7, 88.0),
+        StepInfo(400, 389, chunk, 8, 88.0),
+        StepInfo(400, None, chunk, 8, 88.0),
+    ]
     said = [film._text(m) for m in moments]
     assert [lines[0] for lines in said] == [("seed 100000", DARK), ("success at step 389", GREEN), ("no success", RED)]
     assert all(lines[-1][0].endswith("88 ms") for lines in said)
@@ -121,14 +125,14 @@ class Shades:
         assert keys == ["agentview_image"]
         self.seed, self.size = seed, size
 
-    def frame(self, now: Moment) -> np.ndarray:
+    def frame(self, now: StepInfo) -> np.ndarray:
         return np.full((self.size, self.size, 3), 10 * now.step + 60, np.uint8)
 
 
 def _episode(_sim: object, _agent: object, seed: int, tell: Callable) -> EpisodeResult:
     """Of as many steps as its seed; even ones succeed."""
     for step in range(seed + 1):
-        tell(Moment(step, None, np.zeros((8, 7)), 0, 1.0))
+        tell(StepInfo(step, None, np.zeros((8, 7)), 0, 1.0))
     return EpisodeResult(seed, seed % 2 == 0, False, seed, 1.0)
 
 

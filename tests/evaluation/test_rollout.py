@@ -98,13 +98,13 @@ def test_a_dead_process_is_an_error_not_a_hang() -> None:
 
 
 def test_an_episode_ends_when_actions_are_not_finite() -> None:
-    class Lost(Drift):
+    class FailedItem(Drift):
         def act(self, history: Sequence) -> np.ndarray:
             return super().act(history) * (np.nan if len(self.seen) == 2 else 1.0)
 
     sim = Simulator(SHORT)
     with pytest.raises(DdpError, match="not finite.*start 12"):
-        run_episode(sim, Lost(), 12)
+        run_episode(sim, FailedItem(), 12)
     sim.close()
 
 

@@ -7,7 +7,7 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError
 from ddp_cli.inference.agent import PolicyAgent, choose_engine, predictor
-from ddp_cli.inference.folded_denoiser import has_chain
+from ddp_cli.inference.folded_denoiser import supports_folding
 
 SMALL = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
 UNFOLDED = [{"n_cond_layers": 1}, {"obs_as_cond": False}, {"obs_as_cond": False, "time_as_cond": False}]
@@ -75,7 +75,7 @@ def test_the_compiled_chain_equals_the_network() -> None:
 @pytest.mark.parametrize("settings", UNFOLDED)
 def test_other_denoisers_run_as_they_are(settings: dict) -> None:
     p = policy(**settings)
-    assert not has_chain(p.config)
+    assert not supports_folding(p.config)
     assert choose_engine(p.config, "cpu", "auto") == "torch"
     with pytest.raises(ConfigError, match="cannot run this policy.*--engine torch"):
         PolicyAgent(p, "onnx")

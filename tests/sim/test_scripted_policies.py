@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ddp_cli.sim.scripted_policies import SCRIPTS, Disturbances, command, demonstrations, scene
+from ddp_cli.sim.scripted_policies import SCRIPTS, Disturbances, command, scene, scripted_actions
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 
@@ -16,7 +16,7 @@ def test_what_is_intended_follows_from_the_state_alone(task: str) -> None:
     sim = Simulator(get_task(task))
     sim.reset(1000)
     states, intended = [], []
-    for wanted, action in itertools.islice(demonstrations(sim, np.random.default_rng(0)), 120):
+    for wanted, action in itertools.islice(scripted_actions(sim, np.random.default_rng(0)), 120):
         states.append(sim.state())
         intended.append(wanted)
         sim.step(action)
@@ -32,7 +32,7 @@ def test_it_finds_back_after_losing_the_object(task: str) -> None:
     """Halfway to the goal the fingers are forced open and the hand is moved away."""
     sim = Simulator(get_task(task))
     sim.reset(1001)
-    acting = demonstrations(sim, np.random.default_rng(0))
+    acting = scripted_actions(sim, np.random.default_rng(0))
     carrying = 0
     while carrying < 25:
         sim.step(next(acting)[1])
@@ -48,7 +48,7 @@ def test_it_finds_back_after_losing_the_object(task: str) -> None:
 def test_it_opens_fingers_that_closed_on_nothing(task: str) -> None:
     sim = Simulator(get_task(task))
     sim.reset(1002)
-    acting = demonstrations(sim, np.random.default_rng(0))
+    acting = scripted_actions(sim, np.random.default_rng(0))
     while np.linalg.norm((sim.object()[0] - sim.hand()[0])[:2]) > 0.08:
         sim.step(next(acting)[1])
     for _ in range(15):

@@ -10,7 +10,7 @@ from conftest import DOOR
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.sim.task_checks import check_environment, check_fit
+from ddp_cli.sim.task_checks import check_env_name, check_task_observables
 from ddp_cli.tasks import TASKS, task_from_json
 
 TASK = task_from_json(DOOR)
@@ -19,15 +19,15 @@ WIDTHS = {**TASK.low_dim, **TASK.object, "robot0_eef_quat": 4}
 
 
 def test_environments_of_one_arm_are_known() -> None:
-    check_environment("Door", ["Door", "TwoArmLift"])
+    check_env_name("Door", ["Door", "TwoArmLift"])
     with pytest.raises(ConfigError, match="'Dor' for one arm, did you mean 'Door'.*Valid env_name: Door, Lift"):
-        check_environment("Dor", ["Lift", "Door", "TwoArmLift"])
+        check_env_name("Dor", ["Lift", "Door", "TwoArmLift"])
     with pytest.raises(ConfigError, match="'TwoArmLift' for one arm"):
-        check_environment("TwoArmLift", ["Door", "TwoArmLift"])
+        check_env_name("TwoArmLift", ["Door", "TwoArmLift"])
 
 
 def test_a_task_fits() -> None:
-    check_fit(TASK, 7, CAMERAS, WIDTHS)
+    check_task_observables(TASK, 7, CAMERAS, WIDTHS)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_a_task_fits() -> None:
 )
 def test_what_does_not_fit_is_named(changes: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        check_fit(dataclasses.replace(TASK, **changes), 7, CAMERAS, WIDTHS)
+        check_task_observables(dataclasses.replace(TASK, **changes), 7, CAMERAS, WIDTHS)
 
 
 def test_another_number_of_actions_is_refused() -> None:
     with pytest.raises(ConfigError, match="actions of 6 values"):
-        check_fit(TASK, 6, CAMERAS, WIDTHS)
+        check_task_observables(TASK, 6, CAMERAS, WIDTHS)
 
 
 def test_the_simulator_says_what_it_has() -> None:

@@ -21,10 +21,10 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.presets import train_config
 from ddp_cli.tasks import get_task, task_from_json
-from ddp_cli.training.dataloader import load_data
+from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
-from ddp_cli.training.loop import BAD_STEPS, Watchers, planned_steps
-from ddp_cli.training.run import Run, create_run, go, reopen_run
+from ddp_cli.training.loop import BAD_STEPS, Callbacks, plan_steps
+from ddp_cli.training.run import Run, create_run, go, resume_run
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def create(folder: Path, config: TrainConfig, store: Store, **kwargs: object) ->
 
 
 def reopen(folder: Path, warn=pytest.fail) -> Run:
-    return reopen_run(folder, CPU, warn, quiet)
+    return resume_run(folder, CPU, warn, quiet)
 
 
 def close(run: Run) -> Run:
@@ -49,7 +49,7 @@ def close(run: Run) -> Run:
 
 def run_of(store: Store, folder: Path, config: TrainConfig, stop_at: int | None = None) -> Run:
     run = create(folder, config, store)
-    go(run, Watchers(should_stop=lambda: run.trainer.step_number == stop_at))
+    go(run, Callbacks(should_stop=lambda: run.trainer.step_number == stop_at))
     return close(run)
 
 
@@ -70,14 +70,14 @@ def steps_of(folder: Path) -> list[int]:
 
 def test_resumed_training_equals_uninterrupted_training(lift_store: Store, tmp_path: Path) -> None:
     """Interrupted in the middle of the first epoch, in the step that ends it, and in the second."""
-    windows = len(load_data(tiny_config(), lift_store, CPU, quiet).train)
+    windows = len(load_training_data(tiny_config(), lift_store, CPU, quiet).train)
     assert 5 * 7 < windows < 5 * 8
     config = tiny_config(steps=20, batch_size=5, object_loss=1.0, checkpoint_every=100, p_drop_attn=0.2)
     whole = run_of(lift_store, tmp_path / "whole", config)
     run_of(lift_store, tmp_path / "cut", config, 4)
     for stop_at in (8, 11, 99):
         cut = reopen(tmp_path / "cut")
-        go(cut, Watchers(should_stop=lambda: cut.trainer.step_number == stop_at))  # noqa: B023
+        go(cut, Callbacks(should_stop=lambda: cut.trainer.step_number == stop_at))  # noqa: B023
         close(cut)
     assert cut.trainer.step_number == 20
     assert_same_training(whole, cut)
@@ -131,7 +131,7 @@ def test_a_killed_process_loses_nothing(lift_zarr: Path, tmp_path: Path, place: 
     resumed = reopen(run)
     assert resumed.trainer.step_number == left[-1]
     assert list((run / "checkpoints").glob(".*partial")) == []
-    go(resumed, Watchers())
+    go(resumed, Callbacks())
     close(resumed)
     whole = run_of(Store(lift_zarr), tmp_path / "whole", resumed.trainer.config)
     assert_same_training(whole, resumed)
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(lift_store: Store, tmp_path: Pat
 
     run.trainer.step = filling
     with pytest.raises(OSError, match="No space"):
-        go(run, Watchers())
+        go(run, Callbacks())
     close(run)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir() if p.is_dir() and not p.is_symlink()] == [
@@ -170,7 +170,7 @@ def test_resume_passes_over_a_damaged_checkpoint(lift_store: Store, tmp_path: Pa
     run = reopen(tmp_path / "run", warnings.append)
     assert run.trainer.step_number == 2
     assert "step-00000004" in warnings[0]
-    go(run, Watchers())
+    go(run, Callbacks())
     assert load_train_state(newest.parent)["step"] == 4  # and writes it anew
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
@@ -217,7 +217,7 @@ def test_damaged_numbers_do_not_stop_a_run(lift_store: Store, tmp_path: Path) ->
     run_of(lift_store, tmp_path / "run", tiny_config(steps=4), stop_at=2)
     with (tmp_path / "run/metrics.jsonl").open("ab") as metrics:
         metrics.write(b'\xff\xfe\n{"step": "2"}\n[1]\n{"step": 2, "loss": "x"}\n{"step": 1, "lo')
-    go(reopen(tmp_path / "run"), Watchers())
+    go(reopen(tmp_path / "run"), Callbacks())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
@@ -241,11 +241,11 @@ def test_what_an_interruption_left_of_a_run_that_never_began_is_in_nobodys_way(
 def test_episodes_that_were_interrupted_are_run_on_going_on(lift_store: Store, tmp_path: Path) -> None:
     run = create(tmp_path / "run", tiny_config(steps=6, eval_every=3), lift_store)
     asked: list[int] = []
-    go(run, Watchers(rollouts=lambda _: asked.append(1), should_stop=lambda: bool(asked)))
+    go(run, Callbacks(rollouts=lambda _: asked.append(1), should_stop=lambda: bool(asked)))
     assert steps_of(tmp_path / "run") == [3]  # not one step further
     close(run)
     again, seen = reopen(tmp_path / "run"), []
-    go(again, Watchers(rollouts=lambda path: seen.append(path.name) or 0.5))
+    go(again, Callbacks(rollouts=lambda path: seen.append(path.name) or 0.5))
     assert seen == ["step-00000003", "step-00000006"]
 
 
@@ -269,7 +269,7 @@ def test_after_some_steps_that_are_not_finite_training_stops(lift_store: Store, 
         return draws
 
     run.trainer.policy.draw = poisoned
-    go(run, Watchers(should_stop=lambda: run.trainer.step_number == 10))  # four in a row: it goes on
+    go(run, Callbacks(should_stop=lambda: run.trainer.step_number == 10))  # four in a row: it goes on
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     assert logged[-1]["skipped_steps"] == BAD_STEPS - 1
@@ -279,7 +279,7 @@ def test_after_some_steps_that_are_not_finite_training_stops(lift_store: Store, 
     run.trainer.policy.draw, poisoned_from["step"], poisoned_from["until"] = poisoned, 13, 99
     draw = type(run.trainer.policy).draw.__get__(run.trainer.policy)
     with pytest.raises(DdpError, match=f"{BAD_STEPS} steps in a row were not finite.*last checkpoint is good"):
-        go(run, Watchers())
+        go(run, Callbacks())
     policy, _ = load_policy(checkpoints(tmp_path / "run")[-1])
     assert all(torch.isfinite(p).all() for p in policy.parameters())
 
@@ -295,14 +295,14 @@ def test_the_newest_checkpoints_and_the_best_are_kept(lift_store: Store, tmp_pat
         seen.append(int(checkpoint.name[5:]))
         return rates[seen[-1]]
 
-    go(run, Watchers(rollouts=rollouts, should_stop=lambda: run.trainer.step_number == 9))
+    go(run, Callbacks(rollouts=rollouts, should_stop=lambda: run.trainer.step_number == 9))
     assert seen == [2, 4, 6, 8]
     assert steps_of(tmp_path / "run") == [4, 6, 8, 9]
     best = tmp_path / "run/checkpoints/best"
     assert best.resolve().name == "step-00000004"
     close(run)
     again = reopen(tmp_path / "run")
-    go(again, Watchers(rollouts=rollouts))
+    go(again, Callbacks(rollouts=rollouts))
     assert seen == [2, 4, 6, 8, 10, 12]
     assert best.resolve().name == "step-00000010"  # of equals the later
     assert steps_of(tmp_path / "run") == [10, 12]
@@ -312,7 +312,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(lift_store: Store, tmp_pat
 def test_a_checkpoint_is_written_when_the_last_is_old(lift_store: Store, tmp_path: Path) -> None:
     run = create(tmp_path / "run", tiny_config(steps=5, checkpoint_minutes=1e-9, keep=1), lift_store)
     found = []
-    go(run, Watchers(report=lambda p: found.append((p.step, steps_of(tmp_path / "run")))))
+    go(run, Callbacks(report=lambda p: found.append((p.step, steps_of(tmp_path / "run")))))
     assert found[1:] == [(2, [1]), (3, [2]), (4, [3]), (5, [4])]
 
 
@@ -337,7 +337,7 @@ def test_another_policys_weights_to_begin_with(lift_store: Store, tmp_path: Path
 
 def test_stopping_before_the_first_step_saves_nothing(lift_store: Store, tmp_path: Path) -> None:
     run = create(tmp_path / "run", tiny_config(), lift_store)
-    assert go(run, Watchers(should_stop=lambda: True)) is None
+    assert go(run, Callbacks(should_stop=lambda: True)) is None
     assert checkpoints(tmp_path / "run") == []
 
 
@@ -380,10 +380,10 @@ def test_metrics_are_recorded(trained: Path) -> None:
 
 
 def test_minutes_and_epochs_become_steps(lift_store: Store) -> None:
-    data = load_data(tiny_config(), lift_store, CPU, quiet)
+    data = load_training_data(tiny_config(), lift_store, CPU, quiet)
 
     def plan(**lengths: float) -> tuple[int, float]:
-        return planned_steps(tiny_config(steps=0, **lengths), data, CPU, Processes())
+        return plan_steps(tiny_config(steps=0, **lengths), data, CPU, Processes())
 
     assert plan(epochs=2)[0] == round(2 * len(data.train) / 4)
     total, rate = plan(minutes=1)
@@ -470,7 +470,7 @@ def test_two_processes_train_as_one(lift_store: Store, lift_zarr: Path, tmp_path
     assert steps_of(tmp_path / "two")[-1] == 10
     shutil.copytree(tmp_path / "two", tmp_path / "mixed", symlinks=True)
     two(99)
-    go(reopen(tmp_path / "mixed"), Watchers())
+    go(reopen(tmp_path / "mixed"), Callbacks())
     assert len(losses("one")) == 48
     assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
     assert losses("mixed") == pytest.approx(losses("one"), abs=1e-5)

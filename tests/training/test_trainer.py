@@ -10,7 +10,7 @@ from conftest import tiny_config
 
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
-from ddp_cli.training.dataloader import load_data
+from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.optimizer import learning_rate
 from ddp_cli.training.trainer import Trainer
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def trainer(store: Store, **changes: object) -> Trainer:
     config = tiny_config(**changes)
-    return Trainer(config, load_data(config, store, CPU, lambda _: None), CPU, total=8)
+    return Trainer(config, load_training_data(config, store, CPU, lambda _: None), CPU, total=8)
 
 
 def weights(t: Trainer) -> dict[str, torch.Tensor]:

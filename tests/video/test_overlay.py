@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ddp_cli.evaluation.path_prediction import hand_path
-from ddp_cli.sim.renderer import View
+from ddp_cli.evaluation.path_prediction import predicted_path
+from ddp_cli.sim.renderer import PinholeCamera
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CONTROL_HZ, get_task
 from ddp_cli.video.overlay import DARK, GREEN, draw_frame, draw_path, draw_text
@@ -60,7 +60,7 @@ def test_a_projected_point_lies_where_it_is_drawn(sim: Simulator, size: int) -> 
 
 
 def test_what_is_behind_or_outside_is_left_out() -> None:
-    view = View(np.zeros(3), np.eye(3), np.pi / 2)  # looks along -z, as wide as it is far
+    view = PinholeCamera(np.zeros(3), np.eye(3), np.pi / 2)  # looks along -z, as wide as it is far
     points = np.array([[0, 0, -1.0], [0.5, 0.5, -1], [0, 0, 1], [0, 0, 0], [2, 0, -1]])
     pixels = view.project(points, 100)
     np.testing.assert_allclose(pixels[:2], [[50, 50], [75, 25]])  # y is up, rows go down
@@ -80,7 +80,7 @@ def test_the_hand_goes_where_the_path_says(actions: str) -> None:
         else:
             goals = here + np.linspace(0.1, 1, 8)[:, None] * push * 0.12
             chunk = np.hstack([goals, np.tile(rotation[:2].ravel(), (8, 1)), -np.ones((8, 1))])
-        path, walked = hand_path(here, velocity, chunk, sim.base()), [here]
+        path, walked = predicted_path(here, velocity, chunk, sim.base()), [here]
         for action in chunk:
             before = sim.hand()[0]
             sim.step(action)
@@ -93,7 +93,7 @@ def test_the_hand_goes_where_the_path_says(actions: str) -> None:
 
 def test_deltas_are_turned_with_the_base() -> None:
     chunk, turn = np.array([[1.0, 0, 0, 0, 0, 0, 0]]), np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    moved = hand_path(np.zeros(3), np.zeros(3), chunk, turn)[-1]
+    moved = predicted_path(np.zeros(3), np.zeros(3), chunk, turn)[-1]
     assert moved[1] > 0.005
     assert moved[[0, 2]].tolist() == [0, 0]
 

@@ -1,0 +1,32 @@
+"""The values of options that have a fixed set, shared by the command line (help, completion) and the configuration.
+
+Nothing is imported here, so `ddp --help` can read it at once. `typing.get_args` lists the values of each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Obs = Literal["image", "state"]
+"""What a policy observes: camera images, or the pose of the object. Both come with proprioception."""
+
+ActionConvention = Literal["delta", "absolute"]
+"""delta: the motion of the end effector in the base frame. absolute: its goal pose in the world frame."""
+
+RenderProfile = Literal["full", "fast", "coarse"]
+"""full: the pixels of robosuite's camera observations. fast: no shadows, reflections or multisampling. coarse: also
+fewer faces for the arm. The pixels of a profile never change; other pixels get another name."""
+
+Preset = Literal["paper", "laptop"]
+Sampler = Literal["ddpm", "ddim", "dpm"]
+Engine = Literal["auto", "torch", "compile", "onnx"]
+"""What computes action chunks. auto: onnx on a CPU where the policy allows it, torch elsewhere."""
+
+ExportFormat = Literal["onnx", "pt2", "aoti", "safetensors", "ddp"]
+Precision = Literal["fp32", "fp16", "int8"]
+DatasetFormat = Literal["lerobot", "robomimic"]
+"""What a store can be converted to."""
+
+FIRST_SEED = {"collect": 1_000, "eval": 100_000, "training": 200_000, "report": 300_000}
+"""First seed of each purpose. They never overlap by default: a policy is trained, compared and reported on different
+initial states."""
