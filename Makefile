@@ -1,6 +1,7 @@
-# make demo   from nothing to a video of a robot acting on a policy that was trained just now
-# make test   the tests
-# Both make the virtual environment and install everything, packages of the system included.
+# make demo        train a policy on the sample demonstrations of lift, evaluate it and record a video
+# make test        all tests
+# make test-fast   the tests without those marked slow (under 2 minutes)
+# Each creates the virtual environment first and installs everything, system packages included.
 
 FIND := for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 PYTHON ?= $(shell $(FIND))
@@ -13,15 +14,15 @@ SHELL := /bin/bash
 NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ linux-libc-dev
 OPTIONAL := libosmesa6
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-fast check setup clean
 
 demo: setup
-	@echo "== 1/4 convert the sample demos of lift"
+	@echo "== 1/4 convert the sample demonstrations of lift"
 	@time $(BIN)/ddp convert sample_data/lift.hdf5 --out $(DEMO)/lift.zarr --overwrite
 	@echo "== 2/4 train a policy from images for $(MINUTES) minutes"
 	@rm -rf $(DEMO)/runs
 	@time $(BIN)/ddp train --task lift --data $(DEMO)/lift.zarr --runs $(DEMO)/runs --name demo --minutes $(MINUTES)
-	@echo "== 3/4 measure it on 20 starts that it has never seen"
+	@echo "== 3/4 evaluate it on 20 initial states that were not used in training"
 	@time $(BIN)/ddp eval --runs $(DEMO)/runs --episodes 20
 	@echo "== 4/4 record an episode"
 	@time $(BIN)/ddp rollout --runs $(DEMO)/runs --video $(DEMO)/lift.mp4 --attempts 20 --overwrite
@@ -29,6 +30,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .
@@ -41,7 +45,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.system
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-# What the system lacks: apt as root or through sudo, otherwise one line that says what to install.
+# System packages: installed by apt as root or through sudo, otherwise one line says what to install.
 $(VENV)/.system:
 	@[ -n "$(PYTHON)" ] || { echo "error: ddp needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
@@ -55,10 +59,10 @@ $(VENV)/.system:
 	  if [ "$$(id -u)" = 0 ]; then root="env"; elif command -v sudo >/dev/null; then root="sudo env"; else root=""; fi; \
 	  if [ -n "$$missing$$extra" ] && [ -n "$$root" ]; then \
 	    echo "installing$$missing$$extra"; $$root apt-get update -qq || true; \
-	    for p in $$extra; do $$root DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$p >/dev/null 2>&1 || echo "optional package $$p is not to be had here"; done; \
+	    for p in $$extra; do $$root DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$p >/dev/null 2>&1 || echo "optional package $$p is not available here"; done; \
 	    for p in $$missing; do $$root DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$p >/dev/null || { echo "error: cannot install $$p"; exit 1; }; done; \
 	  elif [ -n "$$missing" ]; then echo "error: as root, install first: apt-get install$$missing"; exit 1; fi; \
-	else echo "no apt here: see that OpenGL (EGL or OSMesa), a C compiler and Python's headers are installed"; fi
+	else echo "no apt here: make sure that OpenGL (EGL or OSMesa), a C compiler and the Python headers are installed"; fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 

@@ -22,6 +22,16 @@ Sampler = Literal["ddpm", "ddim", "dpm"]
 Engine = Literal["auto", "torch", "compile", "onnx"]
 """What computes action chunks. auto: onnx on a CPU where the policy allows it, torch elsewhere."""
 
+ImageBackbone = Literal["resnet18", "small"]
+BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
+PredictionType = Literal["epsilon", "sample"]
+TimestepSpacing = Literal["auto", "leading", "trailing"]
+"""Which training timesteps are used in inference. leading, as published, ends at 0: with one step, pure noise would be
+treated as nearly clean actions. trailing starts at the last. auto: leading, but trailing below 10 steps and for dpm."""
+
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
+"""auto: bfloat16 autocast in training where the hardware supports it. Weights are always float32."""
+
 ExportFormat = Literal["onnx", "pt2", "aoti", "safetensors", "ddp"]
 Precision = Literal["fp32", "fp16", "int8"]
 DatasetFormat = Literal["lerobot", "robomimic"]

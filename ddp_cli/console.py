@@ -1,4 +1,4 @@
-"""What a person sees; the only user of rich. Progress and notes on stderr, results on stdout."""
+"""Terminal output; the only user of rich. Results go to stdout, progress, notes and errors to stderr."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
 _out = Console(highlight=False, soft_wrap=True)
 
-QUIET_SECONDS = 15.0  # between progress lines where there is no terminal
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where stderr is not a terminal
 
 Update = Callable[[int, int, str], None]
 
 
-def mute() -> None:
-    """Says nothing from now on but errors: another process speaks for this one."""
+def silence() -> None:
+    """Prints nothing but errors from now on; used by all but the main process of a distributed run."""
     _out.quiet = True
     _notes.quiet = True
 
 
 def note(text: str) -> None:
-    """A line for the person, not part of the result."""
+    """Prints a line that is not part of the result."""
     _notes.print(text, markup=False, style="dim")
 
 
 def warn(text: str) -> None:
-    """Something is not as it should be, and the work goes on."""
+    """Prints a warning."""
     _notes.print(f"warning: {text}", markup=False, style="yellow")
 
 
 def error(text: str) -> None:
-    """Why the command ends here."""
+    """Prints an error."""
     _err.print(f"error: {text}", markup=False, style="bold red")
 
 
 def result(text: str) -> None:
-    """A line of the result."""
+    """Prints a line of the result."""
     _out.print(text, markup=False)
 
 
 def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
-    """Rows of the result, aligned."""
+    """Prints the result as an aligned table."""
     grid = Table(title=title, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
     for name in header or rows[0]:
         grid.add_column(name if header else "", overflow="fold")
@@ -59,8 +59,8 @@ def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] =
 
 
 @contextmanager
-def without_results(silent: bool) -> Iterator[None]:
-    """Inside, if `silent`, results are not shown as text: one JSON document will say them."""
+def results_silenced(silent: bool) -> Iterator[None]:
+    """Inside, if `silent`, results are not printed as text: a JSON document follows."""
     before, _out.quiet = _out.quiet, silent or _out.quiet
     try:
         yield
@@ -69,32 +69,36 @@ def without_results(silent: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """The result as one JSON document."""
+    """Prints the result as one JSON document."""
     if not _out.quiet:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Update]:
-    """A progress bar on a terminal, now and then a line elsewhere: `update(done, total, detail)`."""
+def progress(title: str) -> Iterator[Update]:
+    """A progress bar on a terminal, or a line every 15 s elsewhere; yields `update(done, total, detail)`."""
     started = time.perf_counter()
     if _notes.quiet or not _notes.is_terminal:
-        last, first = [started], [-1]
+        last_line, first_done = started, -1
 
-        def line(done: int, total: int, detail: str) -> None:
+        def print_line(done: int, total: int, detail: str) -> None:
+            nonlocal last_line, first_done
             now = time.perf_counter()
-            first[0] = done if first[0] < 0 else first[0]
-            if now - last[0] >= QUIET_SECONDS:
-                last[0] = now
-                left = (now - started) * (total - done) / max(1, done - first[0])
-                note(f"{what} {done}/{total} {detail}, {duration(now - started)} gone, {duration(left)} left")
+            first_done = done if first_done < 0 else first_done
+            if now - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = now
+                remaining = (now - started) * (total - done) / max(1, done - first_done)
+                note(
+                    f"{title} {done}/{total} {detail}, {duration(now - started)} elapsed, "
+                    f"{duration(remaining)} remaining"
+                )
 
-        yield line
+        yield print_line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TextColumn("{task.fields[detail]}"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=_notes, transient=True) as bar:
-        task = bar.add_task(what, total=None, detail="")
+        task = bar.add_task(title, total=None, detail="")
 
         def update(done: int, total: int, detail: str) -> None:
             bar.update(task, completed=done, total=total, detail=detail)
@@ -104,7 +108,7 @@ def progress(what: str) -> Iterator[Update]:
 
 def duration(seconds: float) -> str:
     """`75.0` -> `1 min 15 s`."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,47 +1,156 @@
-"""Files that exist whole or not at all."""
+"""Files and folders that appear under their final name only when they are complete, and locks.
+
+Everything is written under a temporary name beside its final one (`.NAME.partial`), synced and renamed: after an
+error nothing is left of it, and after a SIGKILL or a power loss the final name holds the old content or the new.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to inside; what was written becomes `path` at the end, and is removed after an error."""
+    """Yield a temporary path to write a file to; it replaces `path` on success and is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _hidden(path, "partial")
     try:
         yield partial
-        partial.replace(path)
+        replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write to inside; it becomes `path` at the end, in place of what was there, and is removed
-    after an error.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Yield an empty temporary folder to write to; it replaces `path` on success and is removed after an error."""
+    partial = _hidden(path, "partial")
+    remove(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Sync `partial`, a complete file or folder in the same folder as `path`, and rename it to `path`.
+
+    A folder at `path` is replaced in one step where the file system can exchange two folders (on Linux: ext4, xfs,
+    btrfs, tmpfs and others). Elsewhere a kill between two renames leaves the old folder as `.NAME.removed`.
+    """
+    for child in sorted(partial.rglob("*"), reverse=True):  # the content of a folder before the folder
+        sync(child)
+    sync(partial)
+    removed = _hidden(path, "removed")
+    if not (partial.is_dir() and os.path.lexists(path)):
+        partial.replace(path)
+    else:
+        remove(removed)
+        if _exchange(partial, path):
+            partial.rename(removed)
+        else:
+            _replace_in_two_steps(partial, path, removed)
+    sync(path.parent)
+    remove(removed)
+
+
+def _replace_in_two_steps(partial: Path, path: Path, removed: Path) -> None:
+    try:
+        path.rename(removed)
+        partial.rename(path)
+    except BaseException:
+        if not os.path.lexists(path):
+            removed.rename(path)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the operating system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return int(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)) == 0
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to `target`, which is in the same folder."""
+    partial = _hidden(link, "partial")
+    remove(partial)
+    partial.symlink_to(target.name)
+    if link.is_dir() and not link.is_symlink():  # a folder that was copied with its links followed
+        remove_folder(link)
+    partial.replace(link)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. It is renamed first, so an interruption never leaves a part of it under its name."""
+    if os.path.lexists(folder):
+        removed = _hidden(folder, "removed")
+        remove(removed)
+        folder.rename(removed)
+        remove(removed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted writes and removals left in `folder`."""
+    for suffix in ("partial", "removed"):
+        for path in folder.glob(f".*.{suffix}"):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or a folder is on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # some file systems cannot sync folders
+            raise
     finally:
         os.close(descriptor)
+
+
+def acquire_lock(path: Path, blocking: bool = True) -> BaseFileLock:
+    """Lock the file `path` until `release()` or the end of this process, however it ends.
+
+    Without `blocking`, `BlockingIOError` if another process holds the lock. On file systems that cannot lock,
+    nothing is locked.
+    """
+    from filelock import FileLock, Timeout
+
+    path.touch()  # an error here is a folder that cannot be written, and is raised
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(blocking=blocking)
+    except Timeout as e:
+        raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process", str(path)) from e
+    except OSError:
+        pass
+    return lock
+
+
+def _hidden(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{suffix}")

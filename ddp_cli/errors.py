@@ -1,4 +1,4 @@
-"""Errors a user can act on: what is wrong, and what to do about it."""
+"""Errors that a user can act on: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class DdpError(Exception):
-    """A user's error. `message` names the value at fault, `hint` the next step."""
+    """An error of the user. `message` names the invalid value, `hint` the next step."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -18,12 +18,12 @@ class DdpError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # Errors cross process boundaries: pickle both arguments, not only args[0].
+        # Worker processes send errors to their parent: pickle both arguments, not only args[0].
         return type(self), (self.message, self.hint)
 
 
 class ConfigError(DdpError, ValueError):
-    """A setting that is unknown, out of range, or contradicts another."""
+    """A setting that is unknown, out of range or inconsistent with another."""
 
 
 class UnknownNameError(ConfigError):
@@ -42,11 +42,11 @@ class UnknownNameError(ConfigError):
 
 
 class DataError(DdpError, ValueError):
-    """Recordings or a store that cannot be used as they are."""
+    """A recording, dataset or store that is damaged or unsuitable."""
 
 
 class CheckpointError(DdpError, ValueError):
-    """A checkpoint folder that cannot be used as it is."""
+    """A checkpoint that is damaged or unsuitable."""
 
 
 class SimulatorError(DdpError, RuntimeError):
@@ -54,10 +54,10 @@ class SimulatorError(DdpError, RuntimeError):
 
 
 class WorkerError(DdpError, RuntimeError):
-    """A process that died under the work; what is finished is kept."""
+    """A worker process that crashed; finished work is kept."""
 
 
 def close_match(value: str, valid: Iterable[str]) -> str:
-    """The end of a sentence: `, did you mean 'x'?` when `value` looks like one of `valid`, otherwise a full stop."""
+    """End of an error message: `, did you mean 'x'?` if `value` resembles a valid one, otherwise a full stop."""
     match = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
     return f", did you mean '{match[0]}'?" if match else "."

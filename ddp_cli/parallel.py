@@ -1,4 +1,4 @@
-"""One function over many items in several processes, results in the order of the items."""
+"""A function mapped over many items in several processes, with results in the order of the items."""
 
 from __future__ import annotations
 
@@ -21,42 +21,44 @@ from ddp_cli.errors import WorkerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-_make: Callable[[], Callable[[Any], Any]] | None = None
+# Of a worker process.
+_make_function: Callable[[], Callable[[Any], Any]] | None = None
 _function: Callable[[Any], Any] | None = None
 
 
 def default_workers() -> int:
-    """The processors this process may use."""
+    """Number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def begin(function: Callable[[], Result]) -> Future[Result]:
-    """Calls `function` in a thread that nobody waits for where the process ends before it."""
+def run_in_thread(function: Callable[[], Result]) -> Future[Result]:
+    """Call `function` in a daemon thread, which does not delay the exit of the process."""
     future: Future[Result] = Future()
 
-    def call() -> None:
+    def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as e:  # noqa: BLE001 - raised where the result is asked for
+        except BaseException as e:  # noqa: BLE001 - raised by future.result()
             future.set_exception(e)
 
-    threading.Thread(target=call, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     return future
 
 
-def prepare(*modules: str) -> None:
-    """Begins to import `modules` in a process of its own, from which workers are then forked: they start with what
-    takes seconds to load, and it is loaded while this process goes on. Name nothing that holds threads or devices.
+def preload_workers(*modules: str) -> None:
+    """Start to import `modules` in the server process that workers are forked from, in the background.
+
+    Workers then start without the seconds that these imports take. Do not name modules that start threads or open
+    devices when they are imported.
     """
     if _can_fork():
         forkserver.set_forkserver_preload([*modules])
-        with _interrupts_held():
+        with _sigint_ignored():
             forkserver.ensure_running()
 
 
 def _can_fork() -> bool:
-    return sys.platform == "linux"  # on macOS, system libraries do not survive a fork
+    return sys.platform == "linux"  # macOS system libraries do not support fork
 
 
 def _context() -> BaseContext:
@@ -64,131 +66,130 @@ def _context() -> BaseContext:
 
 
 class FailedItem(Generic[Item]):
-    """Stands for the result of an item under which processes died, again and again."""
+    """Takes the place of the result of an item whose worker process crashed on every attempt."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
 
 
 def ordered_map(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int
+    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Yields `make()(item)` for every item, in order; `items` may be endless.
+    """Yield `make_function()(item)` for every item, in order. `items` may be infinite.
 
-    `make` runs once in each process (build a simulator there) and must be picklable; with one worker
-    everything runs in this process. Few items are under way at a time, so memory does not grow with
-    their number. Close the generator (contextlib.closing) to stop the processes at once. Raises WorkerError
-    when a process dies.
+    `make_function` must be picklable and is called once in each process, to create a simulator for example. With one
+    worker everything runs in this process. A few items are submitted at a time, so memory does not grow with their
+    number. Close the generator (`contextlib.closing`) to stop the processes at once. WorkerError if a process crashes.
     """
-    with closing(fault_tolerant_map(make, items, workers, patience=0)) as results:
+    with closing(fault_tolerant_map(make_function, items, workers, max_retries=0)) as results:
         for result in results:
             if isinstance(result, FailedItem):
                 raise WorkerError(
-                    "a worker process died (killed, or out of memory).", "Run again with fewer --workers."
+                    "a worker process crashed (killed, or out of memory).", "Run again with fewer --workers."
                 )
             yield result
 
 
 def fault_tolerant_map(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int, patience: int = 2
+    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int, max_retries: int = 2
 ) -> Generator[Result | FailedItem[Item], None, None]:
-    """`ordered_map` that outlives its processes: when one dies all are started anew, and what was under way is
-    done again; after a second death the item whose turn it is goes alone, so that no other one can be the cause
-    of a third: then it is given up, and `FailedItem(item)` stands for its result.
+    """Like `ordered_map`, but retry after crashes.
+
+    When a process crashes, all are restarted and the items in progress are run again. After a second crash, the next
+    item runs alone, so no other one can cause a third. After more than `max_retries` crashes in a row, its result is
+    `FailedItem(item)`.
     """
     if workers <= 1:
-        function = make()
+        function = make_function()
         yield from (function(item) for item in items)
         return
-    pool = _Pool(make, workers)
-    waiting: deque[Item] = deque()
-    source, deaths = iter(items), 0
+    pool = _Pool(make_function, workers)
+    pending: deque[Item] = deque()
+    remaining, crashes = iter(items), 0
     try:
         while True:
-            waiting.extend(itertools.islice(source, workers + 2 - len(waiting)))
-            if not waiting:
+            pending.extend(itertools.islice(remaining, workers + 2 - len(pending)))
+            if not pending:
                 pool.close()
                 return
             result: Result | FailedItem[Item]
             try:
-                result = pool.first_of(waiting, alone=deaths >= 2)
+                result = pool.first_result(pending, alone=crashes >= 2)
             except BrokenProcessPool:
-                deaths += 1
+                crashes += 1
                 pool.stop()
-                pool = _Pool(make, workers)
-                if deaths <= patience:
+                pool = _Pool(make_function, workers)
+                if crashes <= max_retries:
                     continue
-                result = FailedItem(waiting[0])
-            waiting.popleft()
-            deaths = 0
+                result = FailedItem(pending[0])
+            pending.popleft()
+            crashes = 0
             yield result
     finally:
         pool.stop()
 
 
 class _Pool:
-    """Processes, and what they are doing: results are asked for in the order of the items."""
+    """Worker processes and their submitted items, whose results are retrieved in order."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]], workers: int) -> None:
-        self._pool = ProcessPoolExecutor(workers, _context(), initializer=_start, initargs=(make,))
+    def __init__(self, make_function: Callable[[], Callable[[Any], Any]], workers: int) -> None:
+        self._executor = ProcessPoolExecutor(workers, _context(), initializer=_init_worker, initargs=(make_function,))
         self._futures: deque[Future[Any]] = deque()
 
-    def first_of(self, items: Sequence[Any], alone: bool) -> Any:
-        """The result of the first of `items`; meanwhile the others are worked on, unless it goes alone."""
+    def first_result(self, items: Sequence[Any], alone: bool) -> Any:
+        """The result of the first of `items`; unless it runs `alone`, the others are submitted as well."""
         for item in itertools.islice(items, len(self._futures), 1 if alone else None):
             try:
-                with _interrupts_held():
-                    self._futures.append(self._pool.submit(_call, item))
-            except (EOFError, ConnectionError) as e:  # the process that they are forked from has died
+                with _sigint_ignored():
+                    self._futures.append(self._executor.submit(_call, item))
+            except (EOFError, ConnectionError) as e:  # the fork server crashed
                 raise BrokenProcessPool(str(e)) from e
         result = self._futures[0].result()
         self._futures.popleft()
         return result
 
     def close(self) -> None:
-        """Waits for processes that have nothing left to do."""
-        self._pool.shutdown(wait=True)
+        """Wait for idle processes to exit."""
+        self._executor.shutdown(wait=True)
 
     def stop(self) -> None:
-        """Ends the processes at once: nobody waits for what is still under way."""
-        for process in list((self._pool._processes or {}).values()):
+        """Terminate the processes without waiting for the items in progress."""
+        for process in list((self._executor._processes or {}).values()):
             process.terminate()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: it is the parent's to answer, and they would each print
-    a traceback.
-    """
+def _sigint_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C: the parent handles it, and each of them would print a traceback."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
-def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
-    global _make  # noqa: PLW0603 - set once per process
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the thread that asks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _make = make
+def _init_worker(make_function: Callable[[], Callable[[Any], Any]]) -> None:
+    global _make_function  # noqa: PLW0603 - set once per process
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the calling thread
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _make_function = make_function
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # nobody is left to want a result
+        os._exit(1)
 
 
 def _call(item: Any) -> Any:
-    # Made here and not in _start: an exception there would break the pool and hide its reason.
+    # Created here and not in _init_worker: an exception there would break the pool and hide its cause.
     global _function  # noqa: PLW0603 - set once per process
     if _function is None:
-        assert _make is not None
-        _function = _make()
+        assert _make_function is not None
+        _function = _make_function()
     return _function(item)

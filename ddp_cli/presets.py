@@ -1,4 +1,4 @@
-"""From a preset, a file and single settings to the configuration of a run."""
+"""The configuration of a run from a preset, a file and single settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from ddp_cli.config import PolicyConfig, TrainConfig, as_task
-from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.tasks import Task, difference
+from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.tasks import Task, describe_difference
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 3050.0},
@@ -30,15 +30,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""paper: the document's numbers. laptop: a small policy that learns on two CPU cores. What is there to learn is the
-way from observations to actions, so that gets most of the arithmetic, once per observation: an encoder that is told
-early what to look for (auxiliary losses), and fusion. The transformer, once per denoising step, can be small."""
+"""paper: the source document's values. laptop: a small policy for training on two CPU cores. Most of its compute goes
+to the map from observations to actions (encoder, fusion, auxiliary losses), which runs once per observation; the
+transformer, which runs once per denoising step, can be small."""
 
 STATE_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"batch_size": 256, "epochs": 5000.0},
     "laptop": {"batch_size": 512, "noise_samples": 1, "precision": "fp32"},
 }
-"""What differs for state policies. paper: the published numbers of the low-dimensional ones."""
+"""Overrides for state policies. paper: the values of the published low-dimensional policies."""
 
 LENGTHS = ("steps", "epochs", "minutes")
 
@@ -48,49 +48,48 @@ def train_config(
 ) -> TrainConfig:
     """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
-    A preset's object loss is left out where the task names no object. Raises ConfigError for keys that do
-    not exist and values out of range, naming the valid ones.
+    A preset's object loss is dropped where the task defines no object. ConfigError for unknown keys and invalid values.
     """
     if preset not in PRESETS:
-        raise ConfigError(
-            f"unknown preset '{preset}'{close_match(preset, PRESETS)}", f"Valid presets: {', '.join(PRESETS)}."
-        )
+        raise UnknownNameError("preset", preset, PRESETS)
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
-    unhelped = {} if flat["task"].object else {"object_loss": 0.0}
-    for layer in (PRESETS[preset] | unhelped, state, file or {}, settings or {}):
-        nested = layer.get("policy", {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"policy = {nested!r}: expected an object.", "Name its settings one by one.")
-        given = {k: v for k, v in layer.items() if k != "policy"} | nested
-        if "task" in given:
-            given["task"] = as_task(given["task"])
+    without_object = {} if flat["task"].object else {"object_loss": 0.0}
+    for layer in (PRESETS[preset] | without_object, state, file or {}, settings or {}):
+        values = _flatten(layer)
         for key in ("task", "obs", "preset"):
-            contradiction = _contradiction(key, given.get(key, flat[key]), flat[key])
-            if contradiction:
-                raise ConfigError(contradiction, f"Use --{key} to choose it.")
-        if any(given.get(k) for k in LENGTHS):  # a later length replaces an earlier one
+            _check_same(key, values.get(key, flat[key]), flat[key])
+        if any(values.get(k) for k in LENGTHS):  # a later length replaces an earlier one
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
-        flat |= given
+        flat |= values
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
-    rest = {k: v for k, v in flat.items() if k not in policy}
-    valid = [*TrainConfig.model_fields, *PolicyConfig.model_fields]
-    for key in rest:
-        if key not in TrainConfig.model_fields or key == "policy":
-            raise ConfigError(
-                f"unknown setting '{key}'{close_match(key, valid)}",
-                f"Valid: {', '.join(sorted(k for k in valid if k != 'policy'))}.",
-            )
-    return TrainConfig(policy=PolicyConfig(**policy), **rest)
+    training = {k: v for k, v in flat.items() if k not in policy}
+    valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields} - {"policy"})
+    for key in training:
+        if key not in valid:
+            raise UnknownNameError("setting", key, valid)
+    return TrainConfig(policy=PolicyConfig(**policy), **training)
 
 
-def _contradiction(key: str, given: Any, chosen: Any) -> str:
-    """What is wrong, empty if nothing is."""
-    if key != "task":
-        return "" if given == chosen else f"{key} = {given!r} contradicts {chosen!r}."
-    differs = difference(given, chosen)
-    why = f": {differs}" if given.name == chosen.name else ""
-    return f"task = '{given.name}' contradicts '{chosen.name}'{why}." if differs else ""
+def _flatten(layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` with the settings of its `policy` on the top level, and its task parsed."""
+    policy = layer.get("policy", {})
+    if not isinstance(policy, dict):
+        raise ConfigError(f"policy = {policy!r}: expected an object.", "Give its settings one by one.")
+    values = {k: v for k, v in layer.items() if k != "policy"} | policy
+    return values | {"task": as_task(values["task"])} if "task" in values else values
+
+
+def _check_same(key: str, value: Any, expected: Any) -> None:
+    """ConfigError if a file or setting contradicts the value `expected` of `--key`."""
+    hint = f"Use --{key} to choose it."
+    if key == "task":
+        differences = describe_difference(value, expected)
+        details = f": {differences}" if value.name == expected.name else ""
+        if differences:
+            raise ConfigError(f"task = '{value.name}' contradicts '{expected.name}'{details}.", hint)
+    elif value != expected:
+        raise ConfigError(f"{key} = {value!r} contradicts {expected!r}.", hint)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"cannot read the setting '{pair}'.", "Write it as --set key=value.")
+            raise ConfigError(f"cannot parse the setting '{pair}'.", "Write it as --set key=value.")
         try:
             settings[key.strip()] = json.loads(value)
         except ValueError:

@@ -1,12 +1,12 @@
-"""What a robot may be told to do: the one rule by which episodes and streams bound actions.
+"""Limits of actions, the same in evaluation and on a robot.
 
-Delta actions (Ta, 7) are clipped to [-1, 1], what the controller takes.
-Absolute ones (Ta, 10) never are: they are places and rotations, not fractions of a range. Of them
-- the position [m] stays in the box of the positions in the store that the policy learned from, and a margin;
-- the rotation-6d is made a rotation by Gram-Schmidt, so two rows that are nearly one; where they do not say
-  a rotation (a row near zero, or both nearly parallel), the rotation before is kept;
+Delta actions (Ta, 7) are clipped to [-1, 1], the range of the controller.
+Absolute actions (Ta, 10) are poses, not fractions of a range:
+- the position [m] is clipped to the bounding box of the training positions, plus a margin;
+- the rotation-6d is orthonormalized by Gram-Schmidt; a degenerate one (a row near zero, or nearly parallel rows) is
+  replaced by the previous rotation;
 - the gripper is clipped to [-1, 1].
-What is not finite is refused, never mended: nothing is known of what such a policy wants.
+Actions that are not finite raise an error and are never repaired: nothing can be inferred from such a policy.
 
 Shapes: Ta steps of a chunk, Da 7 or 10.
 """
@@ -26,14 +26,14 @@ from ddp_cli.tasks import ACTIONS
 
 Array = NDArray[np.float64]
 
-MARGIN = 0.05  # [m]
-DEGENERATE = 0.01  # shortest row, and part of the second across the first, whose direction is not noise
-LARGEST = np.finfo(np.float32).max
+POSITION_MARGIN = 0.05  # [m]
+MIN_ROW_NORM = 0.01  # of the first row, and of the component of the second orthogonal to it
+MAX_FLOAT32 = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
-class Safety:
-    """The rule for one action convention. `low` and `high`: box of absolute positions [m]; without, no box."""
+class ActionLimits:
+    """Limits of one action convention. `low` and `high`: bounding box of absolute positions [m], by default none."""
 
     actions: str
     low: tuple[float, ...] = (-np.inf,) * 3
@@ -41,81 +41,83 @@ class Safety:
 
     @classmethod
     def from_normalizer(
-        cls, actions: str, scale: Sequence[float], offset: Sequence[float], margin: float = MARGIN
+        cls, actions: str, scale: Sequence[float], offset: Sequence[float], margin: float = POSITION_MARGIN
     ) -> Self:
-        """The rule for a policy whose normaliser of actions is y = x * scale + offset, (Da,) each.
+        """Limits of a policy whose actions are normalized by y = x * scale + offset, (Da,) each.
 
-        It takes the positions of the store to [-1, 1] and so knows their range. A coordinate that hardly
-        varied there is only shifted to 0, with scale 1: its range is that one value.
+        The normalizer maps the range of the training positions to [-1, 1]. A coordinate that was constant in training
+        has scale 1 and is mapped to 0: its range is a single value.
         """
         if actions == "delta":
             return cls(actions)
         s, o = np.asarray(scale[:3], np.float64), np.asarray(offset[:3], np.float64)
-        centre, reach = -o / s, np.where(s == 1.0, 0.0, 1.0 / s) + margin
-        return cls(actions, tuple((centre - reach).tolist()), tuple((centre + reach).tolist()))
+        center, half_range = -o / s, np.where(s == 1.0, 0.0, 1.0 / s) + margin
+        return cls(actions, tuple((center - half_range).tolist()), tuple((center + half_range).tolist()))
 
     @property
     def dim(self) -> int:
         """Da."""
         return int(ACTIONS[self.actions]["dim"])
 
-    def bound(self, chunk: NDArray[np.floating[Any]], before: Array, where: str) -> Array:
-        """`chunk` (Ta, Da) kept inside what is safe, float64. `before` (Da,) is the action before it.
+    def clamp(self, chunk: NDArray[np.floating[Any]], previous_action: Array, context: str) -> Array:
+        """`chunk` (Ta, Da) clamped to the limits, float64. `previous_action` (Da,) precedes the chunk.
 
-        DdpError if it is not finite or has another width; its message ends in `where` it happened.
+        DdpError if the chunk is not finite or has another width; `context` says in the message where that happened.
         """
         if chunk.ndim != 2 or chunk.shape[1] != self.dim:
             raise DdpError(
-                f"the policy predicts actions of shape {chunk.shape} ({where}), not (steps, {self.dim}).",
-                f"Use a policy of {self.actions} actions.",
+                f"the policy predicts actions of shape {chunk.shape} ({context}), expected (steps, {self.dim}).",
+                f"Use a policy with {self.actions} actions.",
             )
-        safe = np.array(chunk, np.float64)
-        if not (np.abs(safe) <= LARGEST).all():  # nan is not, either
-            raise DdpError(f"the policy predicts actions that are not finite ({where}).", "Use another checkpoint.")
+        clamped = np.array(chunk, np.float64)
+        if not (np.abs(clamped) <= MAX_FLOAT32).all():  # also rejects nan
+            raise DdpError(f"the policy predicts actions that are not finite ({context}).", "Use another checkpoint.")
         if self.actions == "delta":
-            return np.clip(safe, -1.0, 1.0)
-        safe[:, :3] = np.clip(safe[:, :3], self.low, self.high)
-        safe[:, 3:9] = _rotations(safe[:, 3:9], before[3:9])
-        safe[:, 9] = np.clip(safe[:, 9], -1.0, 1.0)
-        return safe
+            return np.clip(clamped, -1.0, 1.0)
+        clamped[:, :3] = np.clip(clamped[:, :3], self.low, self.high)
+        clamped[:, 3:9] = _project_rotations(clamped[:, 3:9], previous_action[3:9])
+        clamped[:, 9] = np.clip(clamped[:, 9], -1.0, 1.0)
+        return clamped
 
-    def hold(self, last: Array) -> Array:
-        """The action (Da,) that stops after `last`: no motion, or its goal again; the same gripper."""
-        safe = last.copy()
+    def hold_action(self, last_action: Array) -> Array:
+        """The action (Da,) that stops after `last_action`: no motion, or the same goal; the gripper is unchanged."""
+        action = last_action.copy()
         if self.actions == "delta":
-            safe[:-1] = 0.0
-        return safe
+            action[:-1] = 0.0
+        return action
 
-    def first(self, start: NDArray[np.floating[Any]] | None) -> Array:
-        """The action (Da,) to hold before there is any: `start`, or for delta actions nothing at all.
+    def initial_action(self, start: NDArray[np.floating[Any]] | None) -> Array:
+        """The action (Da,) to hold before the first chunk: `start`, by default zeros for delta actions.
 
-        ConfigError if it is needed and missing, or no action of this convention.
+        ConfigError if `start` is missing for absolute actions, or invalid.
         """
-        hint = "Give the pose of the hand: position [m] (3), rotation-6d (6), gripper (1); 0 leaves it as it is."
+        hint = (
+            "Give the end-effector pose: position [m] (3), rotation-6d (6), gripper (1); gripper 0 leaves it unchanged."
+        )
         if start is None:
             if self.actions != "delta":
-                raise ConfigError("absolute actions need a goal to hold before the first chunk.", hint)
+                raise ConfigError("absolute actions need a pose to hold before the first chunk.", hint)
             return np.zeros(self.dim)
-        first = np.array(start, np.float64)
-        said = first.shape == (self.dim,) and np.isfinite(first).all()
-        if not said or (self.actions == "absolute" and not _say_rotation(first[None, 3:9]).all()):
-            raise ConfigError(f"start = {first.tolist()} is no {self.actions} action ({self.dim} numbers).", hint)
-        return first
+        action = np.array(start, np.float64)
+        is_valid = action.shape == (self.dim,) and np.isfinite(action).all()
+        if not is_valid or (self.actions == "absolute" and not _is_rotation(action[None, 3:9]).all()):
+            raise ConfigError(f"start = {action.tolist()} is not an action ({self.actions}, {self.dim} values).", hint)
+        return action
 
 
-def _say_rotation(rows: Array) -> NDArray[np.bool_]:
-    """Which of the rotation-6d (n, 6) say a rotation."""
-    a, b = rows[:, :3], rows[:, 3:]
-    length = np.linalg.norm(a, axis=1)
-    return (length >= DEGENERATE) & (np.linalg.norm(np.cross(a, b), axis=1) >= DEGENERATE * length)
+def _is_rotation(rotations_6d: Array) -> NDArray[np.bool_]:
+    """Which of the rotation-6d (n, 6) define a rotation; bool (n,)."""
+    a, b = rotations_6d[:, :3], rotations_6d[:, 3:]
+    norm = np.linalg.norm(a, axis=1)
+    return (norm >= MIN_ROW_NORM) & (np.linalg.norm(np.cross(a, b), axis=1) >= MIN_ROW_NORM * norm)
 
 
-def _rotations(rows: Array, before: Array) -> Array:
-    """(n, 6) projected to rotations; the one before where a row says none."""
-    said = _say_rotation(rows)
-    last = before
-    out = np.empty_like(rows)
-    for i in range(len(rows)):
-        last = matrix_to_6d(matrix_from_6d(rows[i])) if said[i] else last
-        out[i] = last
-    return out
+def _project_rotations(rotations_6d: Array, previous: Array) -> Array:
+    """Orthonormalize rotation-6d (n, 6); degenerate ones are replaced by the one before, the first by `previous`."""
+    is_rotation = _is_rotation(rotations_6d)
+    projected = np.empty_like(rotations_6d)
+    for i in range(len(rotations_6d)):
+        if is_rotation[i]:
+            previous = matrix_to_6d(matrix_from_6d(rotations_6d[i]))
+        projected[i] = previous
+    return projected

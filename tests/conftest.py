@@ -20,17 +20,19 @@ from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.demo_file import Demo
+from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import ExportOptions, export, observations_from_store
+from ddp_cli.deploy.export import ExportOptions, export_policy, observations_from_store
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.presets import train_config
-from ddp_cli.sim.simulator import Simulator, env_args
-from ddp_cli.tasks import Task, get_task, task_from_file
+from ddp_cli.sim.environment import env_args
+from ddp_cli.sim.simulator import Simulator
+from ddp_cli.task_file import task_from_file
+from ddp_cli.tasks import Task, get_task
 from ddp_cli.training.loop import Callbacks
-from ddp_cli.training.run import create_run, go
+from ddp_cli.training.run import create_run, run_training
 
 TINY = {
     "n_layer": 1,
@@ -93,17 +95,17 @@ def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder of runs with one run of four steps in it."""
     runs = tmp_path_factory.mktemp("runs")
     run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"), lambda _: None)
-    go(run, Callbacks())
+    run_training(run, Callbacks())
     return runs
 
 
 class Recorded(NamedTuple):
-    """Demos of a described task: its file, the recording, and what was seen before each action."""
+    """Demos of a described task: its file, the recording, and the observations before each action."""
 
     file: Path
     task: Task
     demos: Path
-    seen: list[dict[str, np.ndarray]]
+    observations: list[dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="session")
@@ -112,20 +114,20 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("door")
     (folder / "door.json").write_text(json.dumps(DOOR))
     task = task_from_file(folder / "door.json")
-    sim, seen = Simulator(task), []
+    sim, observations = Simulator(task), []
     with DemoWriter(folder / "door.hdf5", env_args(task), {}) as writer:
         for seed in (1, 2):
             sim.reset(seed)
-            xml, states = sim._env.sim.model.get_xml(), []
+            xml, states = sim.env.sim.model.get_xml(), []
             actions = np.random.default_rng(seed).uniform(-1, 1, (10, 7))
             for action in actions:
                 states.append(sim.state())
-                seen.append(sim.observe("image") | sim.low_dim())
+                observations.append(sim.observe("image") | sim.low_dim())
                 sim.step(action)
             writer.append(Demo(np.stack(states), actions, xml, seed))
         writer.finish()
     sim.close()
-    return Recorded(folder / "door.json", task, folder / "door.hdf5", seen)
+    return Recorded(folder / "door.json", task, folder / "door.hdf5", observations)
 
 
 @pytest.fixture
@@ -139,12 +141,12 @@ def policy_folder(trained: Path, lift_store: Store, tmp_path_factory: pytest.Tem
     """The tiny policy, exported as ONNX."""
     policy, meta = load_policy(trained / "lift/tiny/checkpoints/last")
     out = tmp_path_factory.mktemp("exported") / "policy"
-    export(policy, meta, ExportOptions(), out, lambda: observations_from_store(obs_keys(policy), lift_store, 2))
+    export_policy(policy, meta, ExportOptions(), out, lambda: observations_from_store(obs_keys(policy), lift_store, 2))
     return out
 
 
-def look(policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
-    """An observation as an exported policy takes it: noise."""
+def random_observation(policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
+    """A random observation of one step, as an exported policy takes it."""
     rng = np.random.default_rng(seed)
     return {
         key: rng.integers(0, 256, obs["shape"], np.uint8)
@@ -166,6 +168,14 @@ def ok(result: Result) -> Result:
 
 def ok_json(*args: object) -> dict:
     return json.loads(ok(ddp(*args, "--json")).stdout)
+
+
+def misused(result: Result) -> str:
+    """The one line that wrong usage prints."""
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
 def refused(result: Result) -> str:

@@ -6,12 +6,13 @@ import pytest
 from conftest import DOOR
 
 from ddp_cli.config import PolicyConfig, TrainConfig
-from ddp_cli.errors import ConfigError
+from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.presets import parse_settings, train_config
-from ddp_cli.tasks import get_task, task_from_json
+from ddp_cli.task_file import task_from_json
+from ddp_cli.tasks import get_task
 
 
-def test_paper_preset_has_the_documents_numbers() -> None:
+def test_paper_preset_has_the_values_of_the_source_document() -> None:
     config = train_config("square", "image", "paper")
     p = config.policy
     assert (p.horizon, p.n_obs_steps, p.n_action_steps) == (10, 2, 8)
@@ -35,7 +36,7 @@ def test_settings_override_file_overrides_preset() -> None:
     assert (config.policy.n_emb, config.lr, config.policy.obs) == (64, 0.2, "state")
 
 
-def test_a_later_length_replaces_the_presets() -> None:
+def test_a_later_length_replaces_that_of_the_preset() -> None:
     config = train_config("lift", "image", "laptop", None, {"steps": 7})
     assert (config.steps, config.epochs, config.minutes) == (7, 0, 0)
 
@@ -47,7 +48,7 @@ def test_json_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "fragments"),
     [
         ({"n_embb": 64}, ["n_embb", "did you mean 'n_emb'", "batch_size"]),
         ({"n_emb": 63}, ["n_emb 63", "n_head 4"]),
@@ -59,21 +60,28 @@ def test_json_round_trip() -> None:
         ({"crop_shape": [10, 10]}, ["crop_shape", "16"]),
         ({"num_inference_steps": 101}, ["101", "100"]),
         ({"steps": 5, "minutes": 5}, ["only one of"]),
-        ({"sampler": "euler"}, ["sampler", "ddpm"]),
+        ({"sampler": "euler"}, ["sampler", "'euler'", "ddpm"]),
+        ({"sampler": "ddmp"}, ["unknown sampler 'ddmp', did you mean 'ddpm'", "ddpm, ddim, dpm"]),
+        ({"precision": "fp64"}, ["precision 'fp64'", "auto, fp32, bf16"]),
         ({"lr": float("nan")}, ["lr", "nan"]),
         ({"policy": 3}, ["policy = 3"]),
         ({"task": "can"}, ["'can' contradicts 'square'", "--task"]),
         ({"obs": "state"}, ["--obs"]),
     ],
 )
-def test_bad_settings_are_refused_with_what_would_be_valid(settings: dict, words: list[str]) -> None:
+def test_errors_name_the_setting_and_what_would_be_valid(settings: dict, fragments: list[str]) -> None:
     with pytest.raises(ConfigError) as e:
         train_config("square", "image", "laptop", None, settings)
-    for word in words:
-        assert word in str(e.value)
+    for fragment in fragments:
+        assert fragment in str(e.value)
 
 
-def test_unknown_task_names_the_close_match() -> None:
+def test_unknown_preset_is_reported_with_a_close_match() -> None:
+    with pytest.raises(UnknownNameError, match="unknown preset 'papr', did you mean 'paper'.*paper, laptop"):
+        train_config("lift", "image", "papr")
+
+
+def test_unknown_task_is_reported_with_a_close_match() -> None:
     with pytest.raises(ConfigError, match="did you mean 'square'.*lift, can, square"):
         PolicyConfig(task="sqare")
 
@@ -88,14 +96,14 @@ def test_settings_are_json_or_text() -> None:
         parse_settings(["n_emb"])
 
 
-def test_a_built_in_task_is_kept_as_its_name() -> None:
+def test_a_built_in_task_is_saved_by_name() -> None:
     policy = PolicyConfig(task="lift")
     assert policy.model_dump(mode="json")["task"] == policy.model_dump()["task"] == "lift"
     assert policy == PolicyConfig(task=get_task("lift"))
     assert PolicyConfig().model_dump(mode="json")["task"] == "square"
 
 
-def test_a_described_task_is_kept_whole() -> None:
+def test_a_described_task_is_saved_in_full() -> None:
     policy = PolicyConfig(task=task_from_json(DOOR), obs="state")
     text = json.dumps(policy.model_dump(mode="json"))
     again = PolicyConfig(**json.loads(text))
@@ -104,27 +112,27 @@ def test_a_described_task_is_kept_whole() -> None:
     assert again.low_dim == {"object": 7, "robot0_eef_pos": 3, "robot0_joint_vel": 7}
     assert again.with_sampler("ddim", 5).task == policy.task
     assert PolicyConfig(task=DOOR).image_keys == ["frontview_image"]
-    with pytest.raises(ConfigError, match="horizon is -1"):
+    with pytest.raises(ConfigError, match="horizon = -1"):
         PolicyConfig(task=DOOR | {"horizon": -1})
 
 
-def test_without_an_object_there_is_no_state_policy_and_no_object_loss() -> None:
+def test_state_policies_and_object_loss_need_a_task_with_an_object() -> None:
     task = task_from_json({"name": "door", "env_name": "Door"})
-    with pytest.raises(ConfigError, match="'door' names no object.*--obs image"):
+    with pytest.raises(ConfigError, match="'door' defines no object.*--obs image"):
         train_config(task, "state", "laptop")
     assert train_config(task, "image", "laptop").object_loss == 0
     assert train_config(task_from_json(DOOR), "image", "laptop").object_loss == 1
-    with pytest.raises(ConfigError, match="object_loss 0.5: the task 'door' names no object"):
+    with pytest.raises(ConfigError, match="object_loss 0.5: the task 'door' defines no object"):
         train_config(task, "image", "laptop", None, {"object_loss": 0.5})
 
 
-def test_the_configuration_of_a_run_can_be_used_again() -> None:
+def test_the_configuration_of_a_run_can_be_reused() -> None:
     for task in ("lift", task_from_json(DOOR)):
         config = train_config(task, "image", "laptop")
         assert train_config(task, "image", "laptop", config.model_dump(mode="json")) == config
 
 
-def test_a_described_task_that_contradicts_is_refused() -> None:
+def test_a_contradicting_task_is_rejected() -> None:
     other = {"policy": {"task": DOOR | {"horizon": 99}}}
     with pytest.raises(ConfigError, match="task = 'door' contradicts 'door': horizon 99 instead of 12"):
         train_config(task_from_json(DOOR), "image", "laptop", other)

@@ -76,7 +76,7 @@ def test_train_without_data_converts_the_sample_demos(
     assert Store(Path("data/lift-state.zarr")).task.name == "lift"  # nothing was drawn for it
     assert "converting" not in ok(run(*again, "--name", "b")).stderr
     ok(run("train", "--task", "lift", "--steps", 1, "--name", "c", *SETTINGS))
-    assert Store(Path("data/lift.zarr")).is_picture("agentview_image")
+    assert Store(Path("data/lift.zarr")).is_image("agentview_image")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -84,8 +84,8 @@ def test_sample_demos_are_whole_and_what_their_readme_says(task: str) -> None:
     with DemoFile(SAMPLES / f"{task}.hdf5") as file:
         assert file.task.name == task
         demos = list(file)
-        assert len(demos) == len({d.seed for d in demos}) == file.attrs()["demos"]
-        assert f"| {task}.hdf5 | {len(demos)} | {file.attrs()['total']:,} |" in (SAMPLES / "README.md").read_text()
+        assert len(demos) == len({d.seed for d in demos}) == file.attrs["demos"]
+        assert f"| {task}.hdf5 | {len(demos)} | {file.attrs['total']:,} |" in (SAMPLES / "README.md").read_text()
 
 
 def test_sample_demos_fit() -> None:

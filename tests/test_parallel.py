@@ -1,4 +1,4 @@
-"""Processes that die: what is done is kept, what is not is done again, and nothing is lost silently."""
+"""Workers that crash: finished results are kept, items in progress are retried, failed items are reported."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from ddp_cli.errors import WorkerError
-from ddp_cli.parallel import FailedItem, begin, fault_tolerant_map, ordered_map
+from ddp_cli.parallel import FailedItem, fault_tolerant_map, ordered_map, run_in_thread
 
 
-def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
-    """Squares; an item in `deadly` kills its process so many times."""
+def make_square(folder: Path, crashes: dict[int, int]) -> Callable[[int], int]:
+    """A function that squares its item; it kills its process `crashes[item]` times before."""
 
     def square(item: int) -> int:
-        for death in range(deadly.get(item, 0)):
-            mark = folder / f"{item}-{death}"
-            if not mark.exists():
-                mark.touch()
+        for crash in range(crashes.get(item, 0)):
+            marker = folder / f"{item}-{crash}"
+            if not marker.exists():
+                marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return item * item
 
@@ -32,58 +32,59 @@ def make(folder: Path, deadly: dict[int, int]) -> Callable[[int], int]:
 
 
 def values(results: list) -> list:
-    return [f"lost {r.item}" if isinstance(r, FailedItem) else r for r in results]
+    return [f"failed {r.item}" if isinstance(r, FailedItem) else r for r in results]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_a_death_costs_nothing(tmp_path: Path, workers: int) -> None:
-    found = fault_tolerant_map(functools.partial(make, tmp_path, {4: 1}), range(9), workers)
-    assert values(list(found)) == [i * i for i in range(9)]
+def test_crashed_items_are_retried(tmp_path: Path, workers: int) -> None:
+    results = fault_tolerant_map(functools.partial(make_square, tmp_path, {4: 1}), range(9), workers)
+    assert values(list(results)) == [i * i for i in range(9)]
 
 
-def test_an_item_that_always_kills_is_given_up_and_no_other(tmp_path: Path) -> None:
-    found = fault_tolerant_map(functools.partial(make, tmp_path, {3: 99}), range(7), 2)
-    assert values(list(found)) == [0, 1, 4, "lost 3", 16, 25, 36]
+def test_only_the_item_that_always_crashes_fails(tmp_path: Path) -> None:
+    results = fault_tolerant_map(functools.partial(make_square, tmp_path, {3: 99}), range(7), 2)
+    assert values(list(results)) == [0, 1, 4, "failed 3", 16, 25, 36]
 
 
-def test_strict_maps_stop_at_the_first_death(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="worker process died"):
-        list(ordered_map(functools.partial(make, tmp_path, {1: 1}), range(4), 2))
+def test_ordered_map_raises_an_error_at_the_first_crash(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="worker process crashed"):
+        list(ordered_map(functools.partial(make_square, tmp_path, {1: 1}), range(4), 2))
 
 
-def forked(folder: Path) -> Callable[[int], int]:
+def make_sleeper(folder: Path) -> Callable[[int], int]:
     (folder / str(os.getpid())).touch()
     time.sleep(60)
     return abs
 
 
-def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
-        "import functools, pathlib; from test_parallel import forked; from ddp_cli.parallel import surviving_map; "
-        f"list(surviving_map(functools.partial(forked, pathlib.Path({str(tmp_path)!r})), range(4), 2))"
+        "import functools, pathlib; from test_parallel import make_sleeper; "
+        "from ddp_cli.parallel import fault_tolerant_map; "
+        f"list(fault_tolerant_map(functools.partial(make_sleeper, pathlib.Path({str(tmp_path)!r})), range(4), 2))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    until = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = [int(path.name) for path in tmp_path.iterdir()]
     parent.kill()
     parent.wait()
     assert len(workers) == 2
-    while any(alive(pid) for pid in workers) and time.monotonic() < until:
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not [pid for pid in workers if alive(pid)]
+    assert not [pid for pid in workers if is_running(pid)]
 
 
-def alive(pid: int) -> bool:
-    """Whether it runs; one that has ended and that nobody has asked about does not."""
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
     try:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
 
 
-def test_what_was_begun_is_asked_for_later() -> None:
-    assert begin(lambda: 7).result() == 7
+def test_run_in_thread_returns_the_result_or_raises_the_exception() -> None:
+    assert run_in_thread(lambda: 7).result() == 7
     with pytest.raises(ZeroDivisionError):
-        begin(lambda: 1 // 0).result()
+        run_in_thread(lambda: 1 // 0).result()

@@ -1,35 +1,61 @@
-"""The trained policy in sample_data: it works at once, and no change makes it worse unnoticed."""
+"""The trained policy in sample_data: it works at once, and a change that makes it worse is noticed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ddp, ok, ok_json
 
-from ddp_cli.evaluation.statistics import wilson
+import ddp_cli
+from ddp_cli.tasks import DELTA_METRES
 from ddp_cli.video.video import read_video
 
-POLICY = Path(__file__).parents[1] / "sample_data" / "square-policy"
-SEED, EPISODES, SUCCEEDED = 100_000, 10, 9
-"""As it was when it was trained: starts, and how many of them succeeded."""
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+POLICY = SAMPLES / "square-policy"
+
+FIRST_SEED, EPISODES, MIN_SUCCESSES = 100_000, 40, 24
+"""The policy succeeds in 76% of its episodes. Contacts amplify rounding, so single episodes differ between processors:
+at this rate fewer than 24 of 40 have a probability of 0.8%, and a policy that succeeds in half of its episodes passes
+with a probability of 13%."""
+
+MAX_ACTION_ERROR = 4.0
+"""[mm], mean distance between predicted and demonstrated translations. Rounding does not matter here, so a mistake in
+the images, the normalisation or the sampler shows at once."""
 
 
-def test_it_succeeds_as_often_as_when_it_was_trained() -> None:
-    found = ok_json("eval", POLICY, "--episodes", EPISODES, "--seed", SEED, "--workers", 2)
-    assert found["success_rate"] >= wilson(SUCCEEDED, EPISODES)[0]
+@pytest.mark.slow
+def test_success_rate_is_the_recorded_one() -> None:
+    report = ok_json("eval", POLICY, "--episodes", EPISODES, "--seed", FIRST_SEED, "--workers", 2)
+    assert report["successes"] >= MIN_SUCCESSES
 
 
+def test_predicted_actions_are_close_to_the_demonstrations(tmp_path: Path) -> None:
+    ok(ddp("convert", SAMPLES / "square.hdf5", "--only", ":2", "--out", tmp_path / "s.zarr", "--workers", 1))
+    store, policy = ddp_cli.open_store(tmp_path / "s.zarr"), ddp_cli.load_policy(POLICY)
+    arrays = {key: store.read(key) for key in (*policy.obs_shapes, "action")}
+    predicted, demonstrated = [], []
+    for begin, end in [(0, store.episode_ends[0]), (store.episode_ends[0], store.episode_ends[1])]:
+        for step in range(begin + 1, end - 8, 4):
+            policy.reset(step)
+            predicted.append(policy.act({key: arrays[key][step - 1 : step + 1] for key in policy.obs_shapes}))
+            demonstrated.append(arrays["action"][step : step + 8])
+    difference = np.stack(predicted)[..., :3] - np.stack(demonstrated)[..., :3]
+    assert np.linalg.norm(difference, axis=-1).mean() * DELTA_METRES * 1000 < MAX_ACTION_ERROR
+
+
+@pytest.mark.slow
 def test_a_video_of_a_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # A start with room to spare: contacts enlarge the last digit, which differs between processors.
-    said = ok(ddp("rollout", POLICY, "--seed", 100_002, "--video", "out.mp4", "--json")).stdout
-    [episode] = json.loads(said)["episodes"]
+    # An episode that does not depend on the last digit, which differs between processors.
+    output = ok(ddp("rollout", POLICY, "--seed", 100_002, "--video", "out.mp4", "--json")).stdout
+    [episode] = json.loads(output)["episodes"]
     assert episode["success"]
-    assert len(read_video(Path("out.mp4"))) > episode["steps"]  # it goes on for a moment
+    assert len(read_video(Path("out.mp4"))) > episode["steps"]  # recording continues while success is held
 
 
-def test_it_is_small() -> None:
+def test_the_checkpoint_is_small_and_without_training_state() -> None:
     assert sum(path.stat().st_size for path in POLICY.iterdir()) <= 8_000_000
     assert not (POLICY / "train_state.pt").exists()

@@ -1,10 +1,10 @@
-"""`ddp collect`: demonstrations made by a scripted demonstrator."""
+"""`ddp collect`: demonstrations by scripted policies."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,36 +12,64 @@ from ddp_cli import console
 from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
 
+if TYPE_CHECKING:
+    from ddp_cli.data.collection import CollectionResult
+    from ddp_cli.tasks import Task
+
+EXAMPLES = options.examples(
+    "ddp collect --task lift --episodes 20 --out lift.hdf5", "ddp collect --task square -n 100 --seed 5000"
+)
+
 
 def collect(
     task: options.Task = "square",
-    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Successful demos to keep.")] = 100,
-    out: Annotated[Path, typer.Option("--out", "-o", help="HDF5 file to write.")] = Path("demos.hdf5"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="First start; counts upward.")] = FIRST_SEED["collect"],
-    workers: options.Workers = None,
+    episodes: Annotated[
+        int,
+        typer.Option("--episodes", "-n", min=1, help="Successful demonstrations to record.", rich_help_panel="Content"),
+    ] = 100,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", min=0, help="Seed of the first episode; following episodes count up.", rich_help_panel="Content"
+        ),
+    ] = FIRST_SEED["collect"],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="HDF5 file to write.", rich_help_panel=options.OUTPUT)
+    ] = Path("demos.hdf5"),
     overwrite: options.Overwrite = False,
     json: options.Json = False,
+    workers: options.Workers = None,
 ) -> None:
-    """Record scripted demonstrations (robomimic's raw layout). Run again after Ctrl-C to go on."""
+    """Record demonstrations of a scripted policy.
+
+    The output is an HDF5 file in robomimic's layout. An interrupted recording is resumed by the same command.
+    """
     from dataclasses import asdict
 
-    from ddp_cli.data.collection import collect as collect_demos
-    from ddp_cli.parallel import default_workers
-    from ddp_cli.tasks import read_task
+    from ddp_cli.task_file import read_task
 
-    spec = read_task(task)
     options.check_output(out, overwrite)
     started = time.perf_counter()
-    with console.progress(f"collect {task}") as update:
-        done = collect_demos(
-            spec, episodes, out, seed, workers or default_workers(),
-            lambda demos, attempts, failures: update(demos, episodes, f"{failures} failed of {attempts}"),
-        )  # fmt: skip
+    result = run_collection(read_task(task), episodes, out, seed, workers)
     seconds = time.perf_counter() - started
     if json:
-        console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
+        console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
         return
     console.result(
-        f"{out}: {done.demos} demos of {task}, {done.steps} steps, {done.failures} of {done.attempts} attempts failed, "
-        f"in {console.duration(seconds)}"
+        f"{out}: {result.demos} demonstrations of {task}, {result.steps} steps, "
+        f"{result.failures} of {result.attempts} attempts failed, in {console.duration(seconds)}"
     )
+
+
+def run_collection(
+    task: Task, episodes: int, out: Path, seed: int = FIRST_SEED["collect"], workers: int | None = None
+) -> CollectionResult:
+    """`data.collection.collect` with a progress bar."""
+    from ddp_cli.data.collection import collect as collect_demos
+    from ddp_cli.parallel import default_workers
+
+    with console.progress(f"collect {task.name}") as update:
+        return collect_demos(
+            task, episodes, out, seed, workers or default_workers(),
+            lambda demos, attempts, failures: update(demos, episodes, f"{failures} of {attempts} attempts failed"),
+        )  # fmt: skip

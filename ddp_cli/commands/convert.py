@@ -1,27 +1,32 @@
-"""`ddp convert`: recorded demonstrations to a zarr store."""
+"""`ddp convert`: recordings to a zarr store, and stores to other formats."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import console
+from ddp_cli import choices, console
 from ddp_cli.commands import options
-from ddp_cli.commands.copy import STORE_MARKS, CopyOptions, copy, read
+from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store
 from ddp_cli.errors import DdpError
-
-OF_STORES = ("to",)
-OF_STATES = ("obs", "render", "rerender", "subset", "check", "skip_bad", "workers")
-NO_TURNING = ("only", "actions", "zarr_format", "preview")
-"""Options that mean nothing where there is no store, are no states of the simulator, is no store made."""
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import ConversionResult
     from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.tasks import Task
+
+EXAMPLES = options.examples(
+    "ddp convert sample_data/lift.hdf5 --out data/lift.zarr",
+    "ddp convert sample_data/square.hdf5 --obs state --only :50",
+)
+
+FILE_OPTIONS = ("obs", "render", "rerender", "subset", "check", "skip_bad", "workers")
+"""Options that apply to recordings with simulator states only."""
+STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
+"""Options that apply only where the output is a store."""
 
 
 def convert(
@@ -30,185 +35,192 @@ def convert(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Store to write; data/TASK.zarr, or data/TASK-state.zarr.", show_default=False
-        ),
-    ] = None,
-    task: options.DemosTask = None,
-    obs: Annotated[str, typer.Option("--obs", help="image; state: draw nothing, for state policies only.")] = "image",
-    render: Annotated[
-        str,
-        typer.Option(
-            "--render",
-            help="full: robosuite's own pixels; fast: no shadows, reflections, multisampling; coarse: a simpler arm.",
-        ),
-    ] = "fast",
-    rerender: Annotated[
-        bool, typer.Option("--rerender", help="Draw pictures anew, also where the file holds some.")
-    ] = False,
-    actions: Annotated[
-        str | None,
-        typer.Option(
-            "--actions",
-            help="delta (of demos, the default), or absolute: the goals they set, in the world frame.",
+            "--out",
+            "-o",
+            help="Store to write; data/TASK.zarr by default, data/TASK-state.zarr with --obs state.",
             show_default=False,
+            rich_help_panel=options.OUTPUT,
         ),
-    ] = None,
-    subset: Annotated[
-        str | None,
-        typer.Option("--filter", help="Only the demos of this filter of the file (mask/...).", show_default=False),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Of these, a slice, for example :50.", show_default=False)
-    ] = None,
-    check: Annotated[
-        int, typer.Option("--check", min=0, help="Demos to execute, to see if they do what they did.")
-    ] = 3,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out demos with faults, and list them.")] = False,
-    inspect: Annotated[bool, typer.Option("--inspect", help="Only say what the source is.")] = False,
-    preview: Annotated[
-        Path | None,
-        typer.Option("--preview", help="Show a few episodes of the store: .png or .mp4.", show_default=False),
     ] = None,
     to: Annotated[
-        str | None,
-        typer.Option("--to", help="Turn a store into another format: lerobot or robomimic.", show_default=False),
+        choices.DatasetFormat | None,
+        typer.Option(
+            "--to",
+            help="Convert a store to this format instead.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
-    workers: options.Workers = None,
     zarr_format: Annotated[
-        int, typer.Option("--zarr-format", min=2, max=3, help="2 is what most published tools read.")
+        int,
+        typer.Option(
+            "--zarr-format",
+            min=2,
+            max=3,
+            help="Format 2 is what most published tools read.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = 3,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
+    task: options.SourceTask = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help="Only the demonstrations of this filter key of the file (mask/...).",
+            show_default=False,
+            rich_help_panel=options.SOURCE,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", help="A slice of the episodes, such as :50.", show_default=False, rich_help_panel=options.SOURCE
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad", help="Skip demonstrations with faults and list them.", rich_help_panel=options.SOURCE
+        ),
+    ] = False,
+    obs: Annotated[
+        choices.Obs,
+        typer.Option(
+            "--obs",
+            help="state: no images, for state policies only; converts in seconds.",
+            rich_help_panel=options.CONTENT,
+        ),
+    ] = "image",
+    actions: Annotated[
+        choices.ActionConvention | None,
+        typer.Option(
+            "--actions",
+            help="Action convention to store; delta by default. absolute: the goal poses that delta actions set.",
+            show_default=False,
+            rich_help_panel=options.CONTENT,
+        ),
+    ] = None,
+    render: Annotated[
+        choices.RenderProfile,
+        typer.Option(
+            "--render",
+            help="full: robosuite's own pixels; fast: no shadows, reflections or multisampling; coarse: also a "
+            "simplified arm.",
+            rich_help_panel=options.CONTENT,
+        ),
+    ] = "fast",
+    rerender: Annotated[
+        bool,
+        typer.Option(
+            "--rerender", help="Render images even where the file holds some.", rich_help_panel=options.CONTENT
+        ),
+    ] = False,
+    check: Annotated[
+        int,
+        typer.Option(
+            "--check",
+            min=0,
+            help="Demonstrations to replay in the simulator to verify the recording; 0 for none.",
+            rich_help_panel="Verification",
+        ),
+    ] = 3,
+    workers: options.Workers = None,
 ) -> None:
-    """Turn demonstrations into a zarr store: what was not recorded is drawn. Run again after Ctrl-C to go on."""
+    """Convert recordings to a zarr store, or a store to another format.
+
+    Observations that were not recorded are rendered in the simulator. An interrupted conversion is resumed by the same
+    command.
+    """
     from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.data.demo_file import DemoFile
-    from ddp_cli.data.inspection import inspect_file, rows
-    from ddp_cli.tasks import check_obs, read_task
+    from ddp_cli.data.store import STORE_MARKERS
+    from ddp_cli.task_file import read_task
 
-    if preview:
-        from ddp_cli.data.preview import check_preview
-
-        check_preview(preview)
-        options.check_output(preview, overwrite)
     if source.is_dir():
-        said = CopyOptions(source, out, to, task, only, actions, zarr_format, overwrite, json)
-        _convert_folder(ctx, said, inspect, preview)
+        _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, overwrite, json))
         return
-    _refuse_others(ctx, source, "a file", OF_STORES)
-    check_obs(obs)  # the default output is named after it
-    with DemoFile(source, read_task(task) if task else None, subset, inspect) as demos:
-        spec = demos.task
-        if inspect:
-            found = inspect_file(demos)
-            _describe(source, found, rows(found), json)
-            return
-    out = out or options.new_store(spec.name, obs)
-    options.check_output(out, overwrite, STORE_MARKS)
-    wanted = ConvertOptions(obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format)
+    _reject_options(ctx, source, "a file", ("to",))
+    with DemoFile(source, read_task(task) if task else None, subset) as demos:
+        source_task = demos.task
+    out = out or options.default_store(source_task.name, obs)
+    options.check_output(out, overwrite, STORE_MARKERS)
+    convert_options = ConvertOptions(
+        obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format
+    )
     started = time.perf_counter()
-    done = run_conversion(source, out, wanted, workers, spec)
-    _report(out, spec, done, time.perf_counter() - started, json)
-    if preview:
-        _preview(out, preview)
+    result = run_conversion(source, out, convert_options, workers, source_task)
+    _report(out, source_task, result, time.perf_counter() - started, json)
 
 
-def _refuse_others(ctx: typer.Context, source: Path, kind: str, others: tuple[str, ...]) -> None:
-    """DdpError if an option was given that means nothing for such a source."""
+def _reject_options(ctx: typer.Context, source: Path, kind: str, names: tuple[str, ...]) -> None:
+    """DdpError if one of the options `names` was given: they do not apply to such a source."""
     for option in ctx.command.params:
-        name = str(option.name)
-        given = ctx.get_parameter_source(name)
-        if name in others and given is not None and given.name == "COMMANDLINE":
-            raise DdpError(f"'{source}' is {kind}, for which {option.opts[0]} means nothing.", "Leave it out.")
+        origin = ctx.get_parameter_source(str(option.name))
+        if option.name in names and origin is not None and origin.name == "COMMANDLINE":
+            raise DdpError(f"{option.opts[0]} does not apply to '{source}', which is {kind}.", "Leave it out.")
 
 
-def _report(out: Path, task: Task, done: ConversionResult, seconds: float, json: bool) -> None:
+def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
+    from ddp_cli.data.lerobot_reader import LeRobotDataset, is_lerobot
+    from ddp_cli.data.store import Store
+    from ddp_cli.task_file import read_task
+
+    if is_lerobot(copy.source):
+        _reject_options(ctx, copy.source, "a LeRobot dataset", (*FILE_OPTIONS, "to"))
+        convert_lerobot(LeRobotDataset(copy.source, read_task(copy.task) if copy.task else None, copy.actions), copy)
+    else:
+        irrelevant = (*FILE_OPTIONS, "task", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
+        _reject_options(ctx, copy.source, "a store", irrelevant)
+        convert_store(Store(copy.source), copy)
+
+
+def _report(out: Path, task: Task, result: ConversionResult, seconds: float, json: bool) -> None:
     from dataclasses import asdict
 
     if json:
-        console.print_json({"out": str(out), **asdict(done), "seconds": seconds})
+        console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
         return
-    pictures = len(task.images(done.obs)) * done.frames / seconds
-    how = "taken from the file" if done.observations else "drawn"
-    rate = f" ({pictures:.0f} images/s, {how})" if pictures else ""
+    images = len(task.images(result.obs)) * result.frames / seconds
+    origin = "copied from the file" if result.observations else "rendered"
+    rate = f" ({images:.0f} images/s, {origin})" if images else ""
     console.result(
-        f"{out}: {done.episodes} episodes, {done.frames} steps, {done.megabytes:.1f} MB, "
+        f"{out}: {result.episodes} episodes, {result.frames} steps, {result.megabytes:.1f} MB, "
         f"in {console.duration(seconds)}{rate}"
     )
-    for name, why in done.left_out.items():
-        console.result(f"left out {name}: {why}")
-    _tell(done)
+    for name, reason in result.left_out.items():
+        console.result(f"skipped {name}: {reason}")
+    _report_check(result)
 
 
-def _convert_folder(ctx: typer.Context, said: CopyOptions, inspect: bool, preview: Path | None) -> None:
-    from ddp_cli.data.inspection import inspect_lerobot, inspect_store
-    from ddp_cli.data.lerobot_reader import LeRobotDataset, is_lerobot
-    from ddp_cli.data.store import Store
-    from ddp_cli.tasks import read_task
+def _report_check(result: ConversionResult) -> None:
+    from ddp_cli.data.replay_check import check_summary
 
-    if is_lerobot(said.source):
-        _refuse_others(ctx, said.source, "a LeRobot dataset", (*OF_STATES, *OF_STORES))
-        if inspect:
-            found = inspect_lerobot(said.source)
-        else:
-            data = LeRobotDataset(said.source, read_task(said.task) if said.task else None, said.actions)
-            made = read(data, said)
-    else:
-        _refuse_others(ctx, said.source, "a store", (*OF_STATES, "task", *(NO_TURNING if said.to else ())))
-        store = Store(said.source)
-        if inspect:
-            found = inspect_store(store)
-        elif said.to is None and said.out is None and preview is None:
-            raise DdpError(
-                f"'{said.source}' is a store already.",
-                "Name another with --out, turn it into something else (--to), or look at it: --preview x.png.",
-            )
-        else:
-            made = copy(store, said)
-    if inspect:
-        _describe(said.source, found, [(key, str(value)) for key, value in found.items()], said.json)
-    elif preview:
-        _preview(made, preview)
-
-
-def _preview(store: Path, path: Path) -> None:
-    from ddp_cli.data.preview import write_preview
-    from ddp_cli.data.store import Store
-
-    write_preview(Store(store), path)
-    console.note(f"Look at {path}")
-
-
-def _tell(done: ConversionResult) -> None:
-    from ddp_cli.data.replay_report import in_words
-
-    text = f"check {in_words(done.check)}"
-    if done.check["result"] == "failed":
+    text = f"check {check_summary(result.check)}"
+    if result.check["result"] == "failed":
         console.warn(f"{text} `ddp train` refuses this store without --allow-unverified.")
     else:
         console.result(text)
 
 
-def _describe(source: Path, found: dict[str, Any], rows: list[tuple[str, ...]], json: bool) -> None:
-    if json:
-        console.print_json(found)
-    else:
-        console.table(str(source), rows)
-
-
 def run_conversion(
-    source: Path, out: Path, wanted: ConvertOptions, workers: int | None = None, task: Task | None = None
+    source: Path,
+    out: Path,
+    convert_options: ConvertOptions,
+    workers: int | None = None,
+    task: Task | None = None,
 ) -> ConversionResult:
     """`data.conversion.convert` with a progress bar."""
     from ddp_cli.data.conversion import convert as convert_demos
     from ddp_cli.parallel import default_workers
 
-    started: dict[str, tuple[float, int]] = {}
+    started: dict[str, tuple[float, int]] = {}  # by stage: when, and how much was done then
     with console.progress(f"convert {source.name}") as update:
 
-        def progress(what: str, done: int, total: int) -> None:
-            since, first = started.setdefault(what, (time.perf_counter(), done))
+        def progress(stage: str, done: int, total: int) -> None:
+            since, first = started.setdefault(stage, (time.perf_counter(), done))
             rate = (done - first) / max(time.perf_counter() - since, 1e-9)
-            update(done, total, f"steps, {rate:.0f}/s" if what == "convert" else "demos checked")
+            update(done, total, f"steps, {rate:.0f}/s" if stage == "convert" else "demonstrations replayed")
 
-        return convert_demos(source, out, workers or default_workers(), progress, wanted, task)
+        return convert_demos(source, out, workers or default_workers(), progress, convert_options, task)

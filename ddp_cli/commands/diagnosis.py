@@ -1,4 +1,4 @@
-"""What an installation needs, looked at piece by piece. Risky pieces run in a process of their own."""
+"""The checks of `ddp doctor`. Checks that could crash or hang run in a process of their own."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PACKAGES = {
     "imageio-ffmpeg": "imageio-ffmpeg",
     "onnxruntime": "onnxruntime",
 }
-"""Package -> what pip must install to get a version that works."""
+"""Package -> argument of `pip install` that gives a working version."""
 
 APT = "sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6"
 
-PROBE = """
+RENDER_SPHERE = """
 import os
 os.environ["MUJOCO_GL"] = "{backend}"
 import mujoco
@@ -42,7 +42,7 @@ mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
     renderer.update_scene(data)
     assert renderer.render().max() > 50
-print("drawn", flush=True)
+print("rendered", flush=True)
 os._exit(0)
 """
 
@@ -57,28 +57,28 @@ os._exit(0)
 
 NAME_GPU = """
 import torch
-there = torch.cuda.is_available()
-print(torch.cuda.get_device_name() if there else "none: training uses the CPU (preset laptop)")
+available = torch.cuda.is_available()
+print(torch.cuda.get_device_name() if available else "none: training uses the CPU (preset laptop)")
 """
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `cure` says what to do where it is not ok."""
+class CheckResult:
+    """The result of one check; `fix` says what to do where it is not ok."""
 
-    what: str
+    name: str
     ok: bool
-    found: str
-    cure: str = ""
+    detail: str
+    fix: str = ""
 
 
-def diagnose() -> list[Finding]:
-    """Everything `ddp doctor` shows, in its order."""
+def diagnose() -> list[CheckResult]:
+    """All checks, in the order in which `ddp doctor` prints them."""
     python_ok = sys.version_info >= (3, 11)
     return [
-        Finding("ddp", True, __version__),
-        Finding("python", python_ok, platform.python_version(), "install Python 3.11 or newer"),
-        *(_package(name, wanted) for name, wanted in PACKAGES.items()),
+        CheckResult("ddp", True, __version__),
+        CheckResult("python", python_ok, platform.python_version(), "install Python 3.11 or newer"),
+        *(_package(name, requirement) for name, requirement in PACKAGES.items()),
         *_rendering(),
         _simulator(),
         _gpu(),
@@ -87,71 +87,71 @@ def diagnose() -> list[Finding]:
     ]
 
 
-def _package(name: str, wanted: str) -> Finding:
-    cure = f"pip install {wanted}"
+def _package(name: str, requirement: str) -> CheckResult:
+    fix = f"pip install {requirement}"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", cure)
+        return CheckResult(name, False, "not installed", fix)
     if name == "mujoco":
         ok = (3, 3) <= tuple(int(x) for x in version.split(".")[:2]) < (3, 10)
-        return Finding(name, ok, version, f"robosuite 1.5.2 does not work with it: {cure}")
-    return Finding(name, True, version)
+        return CheckResult(name, ok, version, f"robosuite 1.5.2 does not work with it: {fix}")
+    return CheckResult(name, True, version)
 
 
-def _rendering() -> list[Finding]:
-    """Egl and osmesa, each in its own process; one that works is enough."""
-    works = {b: _python(PROBE.format(backend=b)) for b in ("egl", "osmesa")}
-    usable = [b for b, (ok, _) in works.items() if ok]
+def _rendering() -> list[CheckResult]:
+    """EGL and OSMesa, each in its own process. One working back end is enough."""
+    results = {b: _run_python(RENDER_SPHERE.format(backend=b)) for b in ("egl", "osmesa")}
+    usable = [b for b, (ok, _) in results.items() if ok]
     findings = [
-        # one that works is enough: the other is only told
-        Finding(f"rendering with {b}", ok or bool(usable), "works" if ok else f"does not work: {why}", APT)
-        for b, (ok, why) in works.items()
+        CheckResult(f"rendering with {b}", ok or bool(usable), "works" if ok else f"does not work: {reason}", APT)
+        for b, (ok, reason) in results.items()
     ]
-    asked = os.environ.get("MUJOCO_GL", "")
-    if asked in works and asked not in usable:
-        cure = f"unset MUJOCO_GL, or set it to {usable[0]}" if usable else APT
-        return [*findings, Finding("MUJOCO_GL", False, asked, cure)]
-    taken = choose_gl_backend()
-    if taken in works and usable and taken not in usable:
-        return [*findings, Finding("MUJOCO_GL", False, f"not set; ddp takes {taken}", f"export MUJOCO_GL={usable[0]}")]
-    return [*findings, Finding("MUJOCO_GL", bool(taken), asked or f"not set; ddp takes {taken or 'none'}", APT)]
+    requested = os.environ.get("MUJOCO_GL", "")
+    if requested in results and requested not in usable:
+        fix = f"unset MUJOCO_GL, or set it to {usable[0]}" if usable else APT
+        return [*findings, CheckResult("MUJOCO_GL", False, requested, fix)]
+    chosen = choose_gl_backend()
+    detail = requested or f"not set; ddp uses {chosen or 'none'}"
+    if chosen in results and usable and chosen not in usable:
+        return [*findings, CheckResult("MUJOCO_GL", False, detail, f"export MUJOCO_GL={usable[0]}")]
+    return [*findings, CheckResult("MUJOCO_GL", bool(chosen), detail, APT)]
 
 
-def _simulator() -> Finding:
-    ok, why = _python(MAKE_LIFT)
-    found = "makes an environment" if ok else why
-    return Finding("simulator", ok, found, "reinstall: pip install --force-reinstall ddp-cli")
+def _simulator() -> CheckResult:
+    ok, output = _run_python(MAKE_LIFT)
+    detail = "creates an environment" if ok else output
+    return CheckResult("simulator", ok, detail, 'pip install --force-reinstall robosuite==1.5.2 "mujoco>=3.3,<3.10"')
 
 
-def _gpu() -> Finding:
-    ok, found = _python(NAME_GPU)
-    return Finding("GPU", ok, found, "pip install --force-reinstall torch")
+def _gpu() -> CheckResult:
+    ok, output = _run_python(NAME_GPU)
+    return CheckResult("GPU", ok, output, "pip install --force-reinstall torch")
 
 
-def _memory() -> Finding:
+def _memory() -> CheckResult:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    text = f"{total:.0f} GiB, {default_workers()} processors"
-    return Finding("memory", total >= 4, text, "use --workers 1; a simulator process takes about 0.8 GiB")
+    text = f"{total:.0f} GiB, {default_workers()} CPU cores"
+    return CheckResult("memory", total >= 4, text, "use --workers 1; each simulator process takes about 0.8 GiB")
 
 
-def _disk() -> Finding:
+def _disk() -> CheckResult:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return Finding(
+    return CheckResult(
         "disk", free >= 2, f"{free:.0f} GiB free here", "free some space: stores and checkpoints need a few GiB"
     )
 
 
-def _python(code: str) -> tuple[bool, str]:
-    """Runs `code` in a new process: (worked, its output or the last line of the error)."""
+def _run_python(code: str) -> tuple[bool, str]:
+    """Runs `code` in a new process: (success, its output or the last line of the error)."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, cwd=folder, check=False
             )
     except subprocess.TimeoutExpired:
         return False, "no answer in 3 minutes"
-    if done.returncode == 0:
-        return True, done.stdout.strip()
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return False, (lines[-1] if lines else f"exit status {done.returncode}")[:200]
+    if process.returncode == 0:
+        return True, process.stdout.strip()
+    lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
+    return False, (lines[-1] if lines else f"exit status {process.returncode}")[:200]

@@ -1,4 +1,4 @@
-"""`ddp doctor`: what works on this machine, and the cure for what does not."""
+"""`ddp doctor`: what works on this machine, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import typer
 from ddp_cli import console
 from ddp_cli.commands import options
 
+EXAMPLES = options.examples("ddp doctor", "ddp doctor --json")
+
 
 def doctor(json: options.Json = False) -> None:
-    """Check versions, rendering, GPU and memory; one line of cure for each trouble. Exit 1 if something is wrong."""
+    """Check the installation and print a fix for each problem.
+
+    Versions, rendering, GPU, memory and disk. Exits with 1 if there is a problem.
+    """
     from dataclasses import asdict
 
     from ddp_cli.commands.diagnosis import diagnose
 
-    findings = diagnose()
+    checks = diagnose()
     if json:
-        console.print_json([asdict(f) for f in findings])
+        console.print_json([asdict(check) for check in checks])
     else:
-        console.table("", [("ok" if f.ok else "WRONG", f.what, f.found) for f in findings])
-        for f in findings:
-            if not f.ok:
-                console.result(f"cure for {f.what}: {f.cure}")
-    if not all(f.ok for f in findings):
+        console.table("", [("ok" if check.ok else "PROBLEM", check.name, check.detail) for check in checks])
+        for check in checks:
+            if not check.ok:
+                console.result(f"fix for {check.name}: {check.fix}")
+    if not all(check.ok for check in checks):
         raise typer.Exit(1)

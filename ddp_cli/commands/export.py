@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import console
+from ddp_cli import choices, console
 from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
@@ -17,87 +17,125 @@ if TYPE_CHECKING:
 
     from ddp_cli.core.policy import DiffusionPolicy
 
+EXAMPLES = options.examples(
+    "ddp export sample_data/square-policy --out policy/", "ddp export sample_data/square-policy --sampler ddim "
+    "--inference-steps 10 --precision fp16 --out policy-fp16/",
+)  # fmt: skip
+
 DEFAULT_OPSET = 18
+VERIFICATION = "Verification"
 
 
 def export(
     checkpoint: options.Checkpoint = None,
-    kind: Annotated[
-        str, typer.Option("--format", "-f", help="onnx, pt2, aoti, safetensors, or ddp (a native checkpoint).")
+    task: options.RunTask = None,
+    runs: options.Runs = options.RUNS,
+    export_format: Annotated[
+        choices.ExportFormat,
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx; pt2: torch.export programs; aoti: the same, compiled for this machine; safetensors: weights "
+            "and a model card; ddp: a checkpoint without its training state.",
+            rich_help_panel=options.CONTENT,
+        ),
     ] = "onnx",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("policy"),
-    precision: Annotated[str, typer.Option("--precision", help="Of the graphs: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        choices.Precision,
+        typer.Option("--precision", help="Precision of the ONNX graphs.", rich_help_panel=options.CONTENT),
+    ] = "fp32",
+    opset: Annotated[
+        int, typer.Option("--opset", help="ONNX operator set.", rich_help_panel=options.CONTENT)
+    ] = DEFAULT_OPSET,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
-    opset: Annotated[int, typer.Option("--opset", help="ONNX operator set.")] = DEFAULT_OPSET,
     episodes: Annotated[
-        int, typer.Option("--episodes", "-n", min=0, help="Starts on which it is held against the checkpoint.")
+        int,
+        typer.Option(
+            "--episodes",
+            "-n",
+            min=0,
+            help="Episodes in which the export is compared with the checkpoint.",
+            rich_help_panel=VERIFICATION,
+        ),
     ] = 3,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Store to compare on; the run's own by default.", show_default=False),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Store with the observations to compare on; the run's own by default.",
+            show_default=False,
+            rich_help_panel=VERIFICATION,
+        ),
     ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", rich_help_panel=options.OUTPUT)] = Path(
+        "policy"
+    ),
     push_to_hub: Annotated[
         str | None,
-        typer.Option("--push-to-hub", help="Upload the folder to this Hugging Face repository.", show_default=False),
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Also upload the folder to this Hugging Face repository.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
-    task: options.AnyTask = None,
-    runs: options.Runs = options.RUNS,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Write ONNX graphs (held against the checkpoint), torch.export programs, a weights folder, or a native checkpoint.
+    """Export a policy to ONNX or another format.
 
-    A .ckpt file of the published diffusion policy code is read without running anything it carries.
+    The exported policy is compared with its checkpoint: predicted actions, whole episodes and latency.
     """
     from dataclasses import asdict
 
     from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
-    from ddp_cli.core.published import load_published
-    from ddp_cli.deploy.export import ExportOptions
-    from ddp_cli.deploy.export import export as write_export
+    from ddp_cli.deploy.export import ExportOptions, export_policy
 
-    # A checkpoint is replaced by a checkpoint only: it may be all that is left of a training.
-    options.check_output(out, overwrite, ("config.json",) if kind == "ddp" else ("policy.json",))
     if checkpoint is not None and checkpoint.is_file():
-        folder = checkpoint
-        policy, meta = load_published(checkpoint)
-    else:
-        folder = resolve_checkpoint(checkpoint, runs, task)
-        policy, meta = load_policy(folder)
+        raise DdpError(
+            f"'{checkpoint}' is a file, not a checkpoint folder.",
+            f"Import a checkpoint of the published code first: `ddp import {checkpoint} --out imported/`.",
+        )
+    # Only a checkpoint replaces a checkpoint: it may be all that is left of a training run.
+    options.check_output(out, overwrite, ("config.json",) if export_format == "ddp" else ("policy.json",))
+    folder = resolve_checkpoint(checkpoint, runs, task)
+    policy, meta = load_policy(folder)
     if out.resolve() == folder.resolve():
-        raise DdpError(f"'{out}' is the checkpoint itself.", "Name another output with --out.")
+        raise DdpError(f"'{out}' is the checkpoint itself.", "Choose another output with --out.")
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
-    how = ExportOptions(kind, precision, opset, seeds)
     with console.progress(f"export {policy.config.task.name}") as update:
-        done = write_export(
-            policy, meta, how, out, lambda: _examples(policy, folder, data, str(meta.get("render", "fast"))),
-            lambda ran: update(ran, episodes, "episodes compared"),
+        result = export_policy(
+            policy, meta, ExportOptions(export_format, precision, opset, seeds), out,
+            lambda: _example_observations(policy, folder, data, str(meta.get("render", "fast"))),
+            lambda done: update(done, episodes, "episodes compared"),
         )  # fmt: skip
     if push_to_hub:
-        from ddp_cli.deploy.hub import push
+        from ddp_cli.deploy.hub import push_folder
 
-        console.note(f"uploaded to {push(out, push_to_hub)}")
+        console.note(f"uploaded to {push_folder(out, push_to_hub)}")
     if json:
-        console.print_json({"checkpoint": str(folder), "out": str(out), **asdict(done)})
+        console.print_json({"checkpoint": str(folder), "out": str(out), **asdict(result)})
         return
-    console.result(f"{out}: {', '.join(done.files)}, from {folder}")
-    for line in done.proof.get("words", []):
+    console.result(f"{out}: {', '.join(result.files)}, from {folder}")
+    for line in result.proof.get("words", []):
         console.result(line)
 
 
-def _examples(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
-    """Observations of the store that is named, the run's own, or, where there is none, of a few starts."""
+def _example_observations(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
+    """Observations of the given store, or the run's own; without a store, those of a few initial states."""
     from ddp_cli.data.store import Store
     from ddp_cli.deploy.export import observations_from_simulator, observations_from_store
     from ddp_cli.inference.onnx_policy import obs_keys
-    from ddp_cli.training.run import store_of
+    from ddp_cli.training.run_folder import find_training_store
 
     config = policy.config
-    found = data or store_of(folder) or options.known_store(config.task.name, config.obs)
-    if data is None and not found.exists():
+    path = data or find_training_store(folder) or options.existing_store(config.task.name, config.obs)
+    if data is None and not path.exists():
         return observations_from_simulator(policy, render)
-    store = Store(found)
+    store = Store(path)
     store.check_task(config.task)
     return observations_from_store(obs_keys(policy), store, config.n_obs_steps)

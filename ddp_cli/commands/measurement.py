@@ -1,4 +1,4 @@
-"""How one checkpoint does over the starts that were asked for: what `ddp eval` is made of."""
+"""The evaluation of one policy by `ddp eval`: progress, a table, and the report in its run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.deploy.policy_source import PolicySource, is_exported, subject
+from ddp_cli.choices import Engine, Sampler
+from ddp_cli.deploy.policy_source import PolicySource, is_exported, open_policy_source
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation
@@ -17,85 +18,100 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to run every checkpoint on."""
+    """What every policy of one command is evaluated with."""
 
     episodes: int
     seed: int
-    half_width: float
-    sampler: str | None
+    max_half_width: float
+    """Stop when the 95% interval is this narrow on each side; 0 runs all episodes."""
+    sampler: Sampler | None
     inference_steps: int | None
-    engine: str
+    engine: Engine
     workers: int | None
     device: str
 
-    def subject(self, folder: Path, together: Processes) -> PolicySource:
-        """The policy in `folder`, run as asked; ConfigError or DdpError where it cannot be."""
-        # An exported policy knows no devices: what this process was given is no wish of the user's.
-        device = self.device if is_exported(folder) else together.device(self.device)
-        return subject(folder, device, self.sampler, self.inference_steps, self.engine)
+    def open(self, folder: Path, processes: Processes) -> PolicySource:
+        """The policy in `folder`; ConfigError or DdpError where it cannot be run with these options."""
+        # Exported policies run on the CPU; the device that torchrun assigned to this process does not concern them.
+        device = self.device if is_exported(folder) else processes.local_device(self.device)
+        return open_policy_source(folder, device, self.sampler, self.inference_steps, self.engine)
 
 
-def measure(used: PolicySource, asked: EvalOptions, together: Processes, quiet: bool = False) -> dict[str, Any]:
-    """Runs the episodes of one policy, shows them unless `quiet`, and returns the report, also written into
-    its run.
-    """
-    from ddp_cli.evaluation.evaluation import Evaluation
-    from ddp_cli.evaluation.evaluation import evaluate as run_evaluation
+def measure(
+    source: PolicySource, eval_options: EvalOptions, processes: Processes, quiet: bool = False
+) -> dict[str, Any]:
+    """Runs the episodes of one policy, prints a table unless `quiet`, writes the report into its run and returns it."""
     from ddp_cli.evaluation.report import write_report
-    from ddp_cli.parallel import default_workers
 
-    folder = used.folder
-    console.note(f"policy {folder}, {used.sampler} with {used.inference_steps} steps, engine {used.engine}")
-    started, wins, done = time.perf_counter(), 0, 0
-    starts = range(asked.seed, asked.seed + asked.episodes)[together.share(asked.episodes)]
-    with console.progress(f"eval {used.task.name}") as update:
-
-        def progress(success: bool) -> None:
-            nonlocal wins, done
-            wins, done = wins + success, done + 1
-            update(done, len(starts), f"{wins} succeeded")
-
-        count = min(len(starts), asked.workers or max(1, default_workers() // together.local_count))
-        mine = run_evaluation(
-            used.make, used.task, used.render, starts, count, lambda r: progress(r.success), asked.half_width
-        )
-    parts = together.gather(mine)
-    result = Evaluation([e for part in parts for e in part.episodes], [seed for part in parts for seed in part.lost])
+    folder, seed = source.folder, eval_options.seed
+    console.note(f"policy {folder}, {source.sampler} with {source.inference_steps} steps, engine {source.engine}")
+    started = time.perf_counter()
+    result = _run_episodes(source, eval_options, processes)
     report = {
-        "checkpoint": str(folder), "task": used.task.name, "obs": used.obs, "step": used.step,
-        "sampler": used.sampler, "inference_steps": used.inference_steps, "engine": used.engine,
-        "first_seed": asked.seed, "seconds": time.perf_counter() - started,
+        "checkpoint": str(folder), "task": source.task.name, "obs": source.obs, "step": source.step,
+        "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
+        "first_seed": seed, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     report |= result.to_json()
-    if together.first:
+    if processes.is_main:
         if not quiet:
-            _show(report, result)
+            _print_table(report, result)
         if folder.parent.name == "checkpoints":
-            name = f"{folder.name}-{used.sampler}{used.inference_steps}-{asked.seed}x{len(result.episodes)}.json"
+            name = f"{folder.name}-{source.sampler}{source.inference_steps}-{seed}x{len(result.episodes)}.json"
             write_report(folder.parents[1] / "eval" / name, report)
     return report
 
 
-def _show(report: dict[str, Any], result: Evaluation) -> None:
+def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Processes) -> Evaluation:
+    """The episodes of all processes, of which this one runs its share."""
+    from ddp_cli.evaluation.evaluation import Evaluation, evaluate
+    from ddp_cli.parallel import default_workers
+
+    first = eval_options.seed
+    seeds = range(first, first + eval_options.episodes)[processes.shard(eval_options.episodes)]
+    workers = min(len(seeds), eval_options.workers or max(1, default_workers() // processes.local_world_size))
+    successes = done = 0
+    with console.progress(f"eval {source.task.name}") as update:
+
+        def progress(success: bool) -> None:
+            nonlocal successes, done
+            successes, done = successes + success, done + 1
+            update(done, len(seeds), f"{successes} succeeded")
+
+        own = evaluate(
+            source.make_agent, source.task, source.render, seeds, workers,
+            lambda episode: progress(episode.success), eval_options.max_half_width,
+        )  # fmt: skip
+    parts = processes.gather(own)
+    return Evaluation(
+        [episode for part in parts for episode in part.episodes],
+        [seed for part in parts for seed in part.crashed_seeds],
+    )
+
+
+def _print_table(report: dict[str, Any], result: Evaluation) -> None:
     low, high = result.interval
-    count, seconds = len(result.episodes), report["seconds"]
-    found = f"{result.successes} of {count}, 95% interval {low:.1%} to {high:.1%}"
-    first = report["first_seed"]
+    count, seconds, first = len(result.episodes), report["seconds"], report["first_seed"]
     rows = [
-        ("success", f"{result.success_rate:.1%}", found),
-        ("held for 10 steps", f"{result.held_rate:.1%}", ""),
-        ("steps to success", f"{result.mean_steps:.1f}", "mean of those that succeeded"),
         (
-            "action chunk",
+            "success rate",
+            f"{result.success_rate:.1%}",
+            f"{result.successes} of {count} episodes, 95% interval {low:.1%} to {high:.1%}",
+        ),
+        ("held for 10 steps", f"{result.held_rate:.1%}", ""),
+        ("steps to success", f"{result.mean_steps:.1f}", "mean over successful episodes"),
+        (
+            "time per action chunk",
             f"{result.chunk_ms:.0f} ms",
-            f"median, {report['sampler']} with {report['inference_steps']} steps, {report['engine']}",
+            f"median, {report['sampler']} with {report['inference_steps']} steps, engine {report['engine']}",
         ),
         (
-            "episodes",
-            f"{3600 * count / seconds:.0f}/h",
-            f"starts {first} to {first + count + len(result.lost) - 1}, in {console.duration(seconds)}",
+            "episodes per hour",
+            f"{3600 * count / seconds:.0f}",
+            f"seeds {first} to {first + count + len(result.crashed_seeds) - 1}, in {console.duration(seconds)}",
         ),
     ]
-    if result.lost:
-        rows.append(("not run", str(len(result.lost)), f"the process died every time: starts {result.lost}"))
+    if result.crashed_seeds:
+        crashed = result.crashed_seeds
+        rows.append(("not run", str(len(crashed)), f"their worker process crashed each time: seeds {crashed}"))
     console.table(f"{report['task']} from {report['obs']}: {report['checkpoint']}", rows)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the checks that go with them."""
+"""Options that several commands share, default paths, and the check of an output path."""
 
 from __future__ import annotations
 
@@ -7,83 +7,135 @@ from typing import Annotated
 
 import typer
 
+from ddp_cli import choices
 from ddp_cli.errors import DdpError
 
 RUNS = Path("runs")
 DATA = Path("data")
 
+# Panels of `--help`
+SOURCE, CONTENT, OUTPUT = "Source", "Content", "Output"
+POLICY, SAMPLING, EPISODES, EXECUTION = "Policy", "Sampling", "Episodes", "Execution"
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: commands that work as they are written."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"$ {line}" for line in lines)])
+
+
 Task = Annotated[
-    str, typer.Option("--task", "-t", help="lift, can, square, or a JSON file that describes another task.")
+    str,
+    typer.Option(
+        "--task", "-t", help="lift, can, square, or a JSON file that describes another task.", rich_help_panel=SOURCE
+    ),
 ]
-DemosTask = Annotated[
+SourceTask = Annotated[
     str | None,
-    typer.Option("--task", "-t", help="As for train; by default told from the demos' environment.", show_default=False),
+    typer.Option(
+        "--task",
+        "-t",
+        help="Built-in task or JSON file; by default inferred from the recorded environment.",
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
 ]
-AnyTask = Annotated[
-    str | None, typer.Option("--task", "-t", help="Take the newest run of this task (a name or its file).")
+RunTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        help="Use the newest run of this task (a name or its JSON file).",
+        show_default=False,
+        rich_help_panel=POLICY,
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Argument(help="Checkpoint folder or run; the newest run's best checkpoint by default.", show_default=False),
+    typer.Argument(
+        help="Checkpoint folder or run; the best checkpoint of the newest run by default.", show_default=False
+    ),
 ]
-Policy = Annotated[
+ExportedPolicy = Annotated[
     Path | None,
-    typer.Option("--policy", help="A folder of `ddp export`, instead of a checkpoint.", show_default=False),
+    typer.Option(
+        "--policy",
+        help="Folder written by `ddp export`, instead of a checkpoint.",
+        show_default=False,
+        rich_help_panel=POLICY,
+    ),
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", "-j", min=1, help="Processes; one per processor by default.", show_default=False),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds all runs.", rich_help_panel=POLICY)]
 Sampler = Annotated[
-    str | None,
-    typer.Option("--sampler", help="ddpm, ddim or dpm; by default the checkpoint's own.", show_default=False),
+    choices.Sampler | None,
+    typer.Option(
+        "--sampler", help="Sampler; the checkpoint's own by default.", show_default=False, rich_help_panel=SAMPLING
+    ),
 ]
 InferenceSteps = Annotated[
     int | None,
     typer.Option(
-        "--inference-steps", min=1, help="Denoising steps; the checkpoint's own by default.", show_default=False
+        "--inference-steps",
+        min=1,
+        help="Denoising steps; the checkpoint's own by default.",
+        show_default=False,
+        rich_help_panel=SAMPLING,
     ),
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="torch, compile or onnx; auto: onnx on a CPU where it can, otherwise torch.")
+    choices.Engine,
+    typer.Option(
+        "--engine",
+        help="What computes action chunks. auto: onnx on a CPU where the policy allows it, otherwise torch.",
+        rich_help_panel=EXECUTION,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        min=1,
+        help="Worker processes; one per CPU core by default.",
+        show_default=False,
+        rich_help_panel=EXECUTION,
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=EXECUTION)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
 
 
-def one_of(checkpoint: Path | None, policy: Path | None) -> Path | None:
-    """Whichever of both was named; DdpError if both were."""
+def one_policy(checkpoint: Path | None, policy: Path | None) -> Path | None:
+    """The checkpoint or the exported policy, whichever was given; DdpError if both were."""
     if checkpoint and policy:
-        raise DdpError(f"'{checkpoint}' and --policy '{policy}' at once.", "Name one of them.")
+        raise DdpError(f"'{checkpoint}' and --policy '{policy}' were both given.", "Name one policy.")
     return policy or checkpoint
 
 
-def new_store(task: str, obs: str) -> Path:
-    """Where the store of `task` is made when nothing is said: one without pictures stands beside."""
+def default_store(task: str, obs: str) -> Path:
+    """Default path of a new store: data/TASK.zarr, or data/TASK-state.zarr for one without images."""
     return DATA / (f"{task}-state.zarr" if obs == "state" else f"{task}.zarr")
 
 
-def known_store(task: str, obs: str) -> Path:
-    """The store of `task` when nothing is said; one with pictures also serves state policies."""
-    pictures = new_store(task, "image")
-    return pictures if pictures.exists() else new_store(task, obs)
+def existing_store(task: str, obs: str) -> Path:
+    """Default path of the store to read; one with images also serves state policies."""
+    with_images = default_store(task, "image")
+    return with_images if with_images.exists() else default_store(task, obs)
 
 
-def check_output(path: Path, overwrite: bool, marks: tuple[str, ...] = ()) -> None:
+def check_output(path: Path, overwrite: bool, markers: tuple[str, ...] = ()) -> None:
     """DdpError if `path` exists and may not be replaced, or cannot be created.
 
-    `marks` are given for folders: only one that holds such a file (or nothing) is ever replaced.
+    `markers` are given for folders: only a folder that is empty or holds one of these files is ever replaced.
     """
     if path.name in {"", ".."}:
-        raise DdpError(f"'{path}' cannot be replaced.", "Name a file or folder in it.")
+        raise DdpError(f"'{path}' cannot be replaced.", "Name a file or a folder in it.")
     if path.exists() and not overwrite:
-        raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or name another.")
-    if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
-        raise DdpError(f"'{path}' is a folder of something else, and is not replaced.", "Name another output.")
-    if path.is_file() and marks:
-        raise DdpError(f"'{path}' is a file, the output is a folder.", "Name another output.")
+        raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or choose another output.")
+    if path.is_dir() and any(path.iterdir()) and not any((path / marker).exists() for marker in markers):
+        raise DdpError(f"'{path}' is a folder that ddp did not write.", "It is not replaced: choose another output.")
+    if path.is_file() and markers:
+        raise DdpError(f"'{path}' is a file, but the output is a folder.", "Choose another output.")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -91,7 +143,7 @@ def check_output(path: Path, overwrite: bool, marks: tuple[str, ...] = ()) -> No
         raise DdpError(f"'{parent}' is not a folder.", f"'{path}' cannot be created there.")
 
 
-def sample_data() -> Path:
-    """The folder of sample demos: in the current folder, or beside the package in a source checkout."""
-    here = Path("sample_data")
-    return here if here.is_dir() else Path(__file__).parents[1] / "sample_data"
+def sample_demos(task: str) -> Path | None:
+    """The sample demonstrations of a task, in the current folder or in a source checkout; None outside of one."""
+    folders = (Path("sample_data"), Path(__file__).parents[2] / "sample_data")
+    return next((path for folder in folders if (path := folder / f"{task}.hdf5").is_file()), None)

@@ -8,28 +8,52 @@ from typing import Annotated
 import typer
 
 from ddp_cli import console
+from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
+
+EXAMPLES = options.examples(
+    "ddp export sample_data/square-policy --out policy/ && ddp serve policy/",
+    "ddp serve policy/ --host 0.0.0.0 --port 9000 --max-clients 4",
+)
+NETWORK = "Network"
 
 
 def serve(
-    policy: Annotated[Path, typer.Argument(help="Folder of `ddp export`.")] = Path("policy"),
+    policy: Annotated[Path, typer.Argument(help="Folder written by `ddp export`.")] = Path("policy"),
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than this machine's want a token.")
+        str,
+        typer.Option(
+            "--host",
+            help="Address to listen on. Addresses that other machines can reach require a token.",
+            rich_help_panel=NETWORK,
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8765,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 for any free port.", rich_help_panel=NETWORK)
+    ] = 8765,
     token: Annotated[
         str | None,
         typer.Option(
-            "--token", envvar="DDP_TOKEN", help="What clients must know; made where one is needed.", show_default=False
+            "--token",
+            envvar="DDP_TOKEN",
+            help="Token that clients must send; generated and printed where one is required.",
+            show_default=False,
+            rich_help_panel=NETWORK,
         ),
     ] = None,
-    max_clients: Annotated[int, typer.Option("--max-clients", min=1, help="More are sent away.")] = 64,
+    max_clients: Annotated[
+        int,
+        typer.Option("--max-clients", min=1, help="Further connections are refused.", rich_help_panel=NETWORK),
+    ] = 64,
 ) -> None:
-    """Serve an exported policy over websockets, until Ctrl-C. Clients: ddp_cli/deploy/client.py."""
+    """Serve an exported policy over websockets.
+
+    Runs until Ctrl-C. The client is ddp_cli/deploy/client.py, a file that can be copied.
+    """
     try:
-        from ddp_cli.deploy.server import Server, ServerOptions, is_loopback, new_token
+        from ddp_cli.deploy.server import Server, ServerOptions, generate_token, is_loopback
     except ImportError as e:
-        raise DdpError(f"serving needs {e.name}.", "pip install 'ddp-cli[serve]'") from e
+        raise DdpError(f"serving needs {e.name}.", "Install it: pip install websockets msgpack") from e
     import asyncio
 
     from ddp_cli.deploy.runtime import Policy, PolicyError
@@ -39,16 +63,16 @@ def serve(
     except PolicyError as e:
         raise DdpError(str(e), "Make one: `ddp export CHECKPOINT --out policy/`.") from e
     if not is_loopback(host) and not token:
-        token = new_token()
+        token = generate_token()
         console.result(f"token {token}")
-    shown = f"[{host}]" if ":" in host else host
-    how = ServerOptions(host, port, token, max_clients=max_clients)
+    address = f"[{host}]" if ":" in host else host
+    server_options = ServerOptions(host, port, token, max_clients=max_clients)
 
     async def run() -> None:
-        server = Server(loaded, how, console.note)
-        await server.run(lambda found: console.result(f"serving {policy} at ws://{shown}:{found}, Ctrl-C ends it"))
+        server = Server(loaded, server_options, console.note)
+        await server.run(lambda bound: console.result(f"serving {policy} at ws://{address}:{bound}, Ctrl-C to stop"))
 
     try:
         asyncio.run(run())
     except UnicodeError as e:
-        raise DdpError(f"--host '{host}' is no address.", "For example 127.0.0.1, or 0.0.0.0.") from e
+        raise DdpError(f"--host '{host}' is not an address.", "For example 127.0.0.1, or 0.0.0.0.") from e

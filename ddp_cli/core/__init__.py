@@ -1,1 +1,1 @@
-"""Learning: windows, the policy, its sampler, checkpoints and the training loop."""
+"""The policy: observation windows, normalization, networks, diffusion and checkpoints."""

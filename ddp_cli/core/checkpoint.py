@@ -1,10 +1,10 @@
-"""Checkpoints: a folder that needs nothing else to be used.
+"""Checkpoints: self-contained folders.
 
-    config.json         format version, policy configuration, where the data came from, step
-    model.safetensors   EMA weights and normaliser
-    train_state.pt      raw weights, optimiser, EMA, step; only where training can go on
+    config.json         format version, policy configuration, origin of the data, step
+    model.safetensors   EMA weights and normalizer
+    train_state.pt      raw weights, optimizer, EMA, step; only in checkpoints that training can resume from
 
-Written under a temporary name, synced and renamed: a folder with its final name is whole.
+A checkpoint is written under a temporary name, synced and renamed: a folder with its final name is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.disk import sync
+from ddp_cli.disk import atomic_folder, remove_folder
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.tasks import check_same_task, task_from_json, task_name
+from ddp_cli.task_file import check_same_task, task_from_json, task_name
 
 FORMAT = 1
 CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
@@ -37,33 +36,22 @@ Meta = dict[str, JsonValue]
 def save_checkpoint(
     folder: Path, config: PolicyConfig, weights: dict[str, Tensor], meta: Meta, train_state: dict[str, Any] | None
 ) -> None:
-    """Writes `folder` in one piece, replacing an older one. On any failure nothing is left of it."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        # Through bytes: the libraries' own writers hide the system's error when the disk is full.
-        (temporary / MODEL).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
+    """Write a checkpoint to `folder` atomically, replacing an older one; after an error nothing is left of it."""
+    with atomic_folder(folder) as partial:
+        # As bytes: the libraries' own writers hide the system's error when the disk is full.
+        (partial / MODEL).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
         if train_state is not None:
             buffer = io.BytesIO()
             torch.save(train_state, buffer)
-            (temporary / TRAIN_STATE).write_bytes(buffer.getbuffer())
-        hashes: dict[str, JsonValue] = {path.name: file_hash(path) for path in sorted(temporary.iterdir())}
+            (partial / TRAIN_STATE).write_bytes(buffer.getbuffer())
+        hashes: dict[str, JsonValue] = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta, "sha256": hashes}
-        (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        remove_checkpoint(folder)
-        temporary.rename(folder)
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_meta(folder: Path) -> Meta:
-    """The checked content of `config.json`."""
-    hint = "Name a checkpoint folder (runs/TASK/NAME/checkpoints/step-...), or train one with `ddp train`."
+    """Read and check the content of `config.json`."""
+    hint = "Name a checkpoint folder (runs/TASK/NAME/checkpoints/step-...), or train a policy with `ddp train`."
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder '{folder}'.", hint)
     for name in (CONFIG, MODEL):
@@ -77,14 +65,14 @@ def load_meta(folder: Path) -> Meta:
         raise CheckpointError(f"'{folder / CONFIG}' is damaged.", hint) from e
     if version != FORMAT:
         raise CheckpointError(
-            f"checkpoint '{folder}' has format {version}, this ddp reads format {FORMAT}.",
-            "Install the ddp that wrote it.",
+            f"checkpoint '{folder}' has format {version}, this version of ddp reads format {FORMAT}.",
+            "Install the version of ddp that wrote it.",
         )
     return dict(meta)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """EMA weights and normaliser in `folder`."""
+    """Read the EMA weights and the normalizer."""
     try:
         return load_file(folder / MODEL)
     except (SafetensorError, OSError) as e:
@@ -93,7 +81,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[DiffusionPolicy, Meta]:
-    """The policy in `folder`, in eval mode, with EMA weights; and what `config.json` says."""
+    """Load the policy with its EMA weights, in eval mode, and the content of `config.json`."""
     meta = load_meta(folder)
     try:
         policy = DiffusionPolicy(PolicyConfig(**meta["policy"]))  # type: ignore[arg-type]
@@ -102,88 +90,84 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[Diffu
         cause = str(e).splitlines()[0]
         raise CheckpointError(f"'{folder / MODEL}' is damaged: {cause}", "Use another checkpoint.") from e
     except ConfigError as e:
-        raise CheckpointError(f"'{folder / CONFIG}': {e.message}", "Install the ddp that wrote it.") from e
+        raise CheckpointError(f"'{folder / CONFIG}': {e.message}", "Install the version of ddp that wrote it.") from e
     return policy.to(device).eval(), meta
 
 
 def load_train_state(folder: Path) -> dict[str, Any]:
-    """What training needs to go on from `folder` (tensors and plain values only)."""
+    """Read what training needs to resume from `folder` (tensors and plain values only), after checking hashes."""
     path = folder / TRAIN_STATE
     if not path.is_file():
         raise CheckpointError(
-            f"checkpoint '{folder}' has no {TRAIN_STATE}: training cannot go on from it.", "Start a new run."
+            f"checkpoint '{folder}' has no {TRAIN_STATE}: training cannot resume from it.", "Start a new run."
         )
     hashes = load_meta(folder).get("sha256")
-    for name, known in hashes.items() if isinstance(hashes, dict) else ():
-        if not (folder / name).is_file() or file_hash(folder / name) != known:
-            raise CheckpointError(f"'{folder / name}' is not what was written.", "The checkpoint before will be used.")
+    for name, expected in hashes.items() if isinstance(hashes, dict) else ():
+        if not (folder / name).is_file() or file_hash(folder / name) != expected:
+            raise CheckpointError(
+                f"'{folder / name}' is damaged: its hash differs from the one in {CONFIG}.",
+                "Remove this checkpoint folder to use the previous one.",
+            )
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:  # a damaged zip raises many kinds
-        raise CheckpointError(
-            f"'{path}' is damaged.", "Remove this checkpoint folder: the one before will be used."
-        ) from e
+        raise CheckpointError(f"'{path}' is damaged.", "Remove this checkpoint folder to use the previous one.") from e
 
 
-def checkpoints(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(p for p in found if p.is_dir() and not p.is_symlink() and p.name[5:].isdigit())
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(p for p in folders if p.is_dir() and not p.is_symlink() and p.name[5:].isdigit())
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint folder's name."""
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint at training step `step`."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The training step in a checkpoint folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
-def prune(folder: Path, every: int, keep: int, always: set[int]) -> None:
-    """Keeps the newest `keep` of the checkpoints at multiples of `every`, and those of the steps `always`."""
-    found = checkpoints(folder.parent)
-    regular = [p for p in found if step_of(p) % every == 0]
-    kept = always | {step_of(p) for p in regular[-keep:]}
-    for path in found:
-        if step_of(path) not in kept:
-            remove_checkpoint(path)
+def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> None:
+    """Remove all checkpoints but the newest `keep` at multiples of `every` steps and those of the steps `always`."""
+    checkpoints = list_checkpoints(run)
+    periodic = [p for p in checkpoints if checkpoint_step(p) % every == 0]
+    steps_to_keep = always | {checkpoint_step(p) for p in periodic[-keep:]}
+    for path in checkpoints:
+        if checkpoint_step(path) not in steps_to_keep:
+            remove_folder(path)
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint; an interruption leaves nothing that looks like a whole one."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.removed")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = False) -> Path:
+    """The run that was started, resumed or checkpointed last.
 
-
-def remove_partial_checkpoints(run: Path) -> None:
-    """Removes what an interrupted process left of checkpoints that it was writing or removing."""
-    for pattern in (".*.partial", ".*.removed"):
-        for path in (run / "checkpoints").glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def latest_run(runs: Path, task: str | None = None) -> Path:
-    """The run with the newest checkpoint, of `task` (a name, or a file); CheckpointError when there is none."""
+    `task` (a name, or the file of a task) restricts the search to its runs; with `require_checkpoint` only runs that
+    have a checkpoint count. CheckpointError if there is none.
+    """
     name = task_name(task) if task else "*"
-    found = [p for p in runs.glob(f"{name}/*") if (p / "checkpoints" / "last").exists()]
-    if not found:
-        what = f" of the task '{name}'" if task else ""
-        raise CheckpointError(
-            f"no trained run{what} in '{runs}/'.", f"Train one: `ddp train --task {task or 'square'}`."
-        )
-    return max(found, key=lambda p: (p / "checkpoints" / "last").resolve().stat().st_mtime)
+    required = "checkpoints/last" if require_checkpoint else "config.json"
+    candidates = [run for run in runs.glob(f"{name}/*") if (run / required).exists()]
+    if not candidates:
+        kind = "trained run" if require_checkpoint else "run"
+        of_task = f" of the task '{name}'" if task else ""
+        raise CheckpointError(f"no {kind}{of_task} in '{runs}/'.", f"Start one: `ddp train --task {task or 'square'}`.")
+
+    def last_change(run: Path) -> float:
+        paths = [run / name for name in ("config.json", "metrics.jsonl", "checkpoints/last")]
+        return max(path.stat().st_mtime for path in paths if path.exists())
+
+    return max(candidates, key=last_change)
 
 
 def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -> Path:
-    """A checkpoint folder for what the user named: a checkpoint, a run, or nothing (the newest run).
+    """The checkpoint folder that `path` names: a checkpoint, a run (its best), or None (the best of the newest run).
 
-    ConfigError when `task` is a file that describes another task than the checkpoint's.
+    ConfigError if `task` is a file that describes another task than the checkpoint's.
     """
     if path is None:
-        path = latest_run(runs, task)
+        path = newest_run(runs, task, require_checkpoint=True)
     if (path / "checkpoints" / "best").exists():
         path = (path / "checkpoints" / "best").resolve()
     meta: dict[str, Any] = load_meta(path)
@@ -192,17 +176,7 @@ def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -
     return path
 
 
-def update_link(link: Path, target: Path) -> None:
-    """Makes `link` a relative symbolic link to `target`, atomically."""
-    temporary = link.with_name(f".{link.name}.partial")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    if link.is_dir() and not link.is_symlink():  # a run that was copied with its links followed
-        shutil.rmtree(link)
-    temporary.replace(link)
-
-
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

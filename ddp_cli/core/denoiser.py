@@ -1,14 +1,14 @@
-"""The diffusion transformer: predicts the noise (or the clean actions) in a noisy action chunk.
+"""The diffusion transformer: predicts the noise (or the clean trajectory) from a noisy trajectory.
 
-Diffusion Policy (Chi et al. 2023), section III-A, "time-series diffusion transformer": action tokens
-attend to one another and to a memory of [diffusion step k, observation 0, observation 1, ...]; with
-causal attention action t sees actions up to t and observations up to t.
+Diffusion Policy (Chi et al. 2023), section III-A, "time-series diffusion transformer": action tokens attend to each
+other and to a memory of [diffusion step k, observation 0, observation 1, ...]. With causal attention, action t attends
+to actions and observations up to t.
 
-Without observations in the memory (inpainting) the tokens are [action, features] and the memory is k
-alone; with `time_as_cond` false there is no memory and k is the first token of a plain encoder.
+When inpainting, the tokens are [action, features] and the memory is k alone. Without `time_as_cond` there is no memory,
+and k is the first token of a transformer encoder.
 
-Shapes: B batch, T tokens, To observation steps, D token width (Da, or Da + Do when inpainting),
-Do features, C = n_emb, S memory tokens (1 + To, or 1), h heads.
+Shapes: B batch, T tokens, To observation steps, D trajectory width (Da, or Da + Do when inpainting), Do features,
+C = n_emb, S memory tokens (1 + To, or 1), h heads.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from torch import Tensor, nn
 from ddp_cli.config import PolicyConfig
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Sinusoidal embedding of diffusion steps (B,) -> (B, width) (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
-    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000.0) / (half - 1)))
-    angle = t.float()[:, None] * frequency
+    frequency = torch.exp(torch.arange(half, device=timesteps.device) * (-math.log(10000.0) / (half - 1)))
+    angle = timesteps.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, four times as fast on a CPU: 16 random bits per value instead of a draw of its own.
-
-    On a CPU the probability is rounded to 1/65536.
-    """
+    """nn.Dropout, four times as fast on a CPU, where it uses 16 random bits per value: p is rounded to 1/65536."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -43,14 +40,14 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = round((1.0 - self.p) * 65536)
-        return x * (bits < kept - 32768).to(x.dtype) * (65536 / kept)
+        random = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = random.view(torch.int16)[: x.numel()].view(x.shape)
+        keep = round((1.0 - self.p) * 65536)  # probability in units of 1/65536
+        return x * (bits < keep - 32768).to(x.dtype) * (65536 / keep)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, T, C) over a memory (B, S, C); self-attention when they are one."""
+    """Multi-head attention of x (B, T, C) to a memory (B, S, C); self-attention when both are the same tensor."""
 
     def __init__(self, n_emb: int, n_head: int, p_drop: float) -> None:
         super().__init__()
@@ -68,8 +65,8 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, t, c))
 
 
-class Layer(nn.Module):
-    """Pre-norm layer: self-attention, attention to a memory (in a decoder), feed-forward."""
+class TransformerLayer(nn.Module):
+    """Pre-norm layer: self-attention, cross-attention to a memory (in a decoder), feed-forward."""
 
     def __init__(self, n_emb: int, n_head: int, p_drop: float, decoder: bool) -> None:
         super().__init__()
@@ -91,13 +88,13 @@ class Layer(nn.Module):
 
 
 class ConditionEncoder(nn.Module):
-    """What the memory goes through: an MLP (n_cond_layers 0), or so many pre-norm encoder layers."""
+    """Encodes the memory (B, S, C): an MLP per token (n_cond_layers 0), or n_cond_layers pre-norm encoder layers."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         c = config.n_emb
         self.layers = nn.ModuleList(
-            Layer(c, config.n_head, config.p_drop_attn, decoder=False) for _ in range(config.n_cond_layers)
+            TransformerLayer(c, config.n_head, config.p_drop_attn, decoder=False) for _ in range(config.n_cond_layers)
         )
         mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.Mish(), nn.Linear(4 * c, c))
         self.mlp = None if config.n_cond_layers else mlp
@@ -117,9 +114,9 @@ class Denoiser(nn.Module):
     def __init__(self, config: PolicyConfig, feature_dim: int) -> None:
         super().__init__()
         c, to = config.n_emb, config.n_obs_steps
-        width = config.action_dim + (0 if config.obs_as_cond else feature_dim)
+        self.trajectory_width = config.action_dim + (0 if config.obs_as_cond else feature_dim)
         self.n_emb = c
-        self.input_emb = nn.Linear(width, c)
+        self.input_emb = nn.Linear(self.trajectory_width, c)
         tokens = config.horizon + (0 if config.time_as_cond else 1)
         self.pos_emb = nn.Parameter(torch.empty(1, tokens, c))
         self.cond_emb = nn.Linear(feature_dim, c) if config.obs_as_cond else None
@@ -128,20 +125,21 @@ class Denoiser(nn.Module):
             self.cond_pos_emb = nn.Parameter(torch.empty(1, 1 + (to if config.obs_as_cond else 0), c))
         self.drop = Dropout(config.p_drop_emb)
         self.layers = nn.ModuleList(
-            Layer(c, config.n_head, config.p_drop_attn, decoder=config.time_as_cond) for _ in range(config.n_layer)
+            TransformerLayer(c, config.n_head, config.p_drop_attn, decoder=config.time_as_cond)
+            for _ in range(config.n_layer)
         )
         self.ln_f = nn.LayerNorm(c)
-        self.head = nn.Linear(c, width)
+        self.head = nn.Linear(c, self.trajectory_width)
         mask, memory_mask = causal_masks(config)
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("memory_mask", memory_mask, persistent=False)
-        self.apply(_initialise)
+        self.apply(_init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("pos_emb"):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, trajectory: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        """`timesteps` (B,) or a single one for the whole batch; `cond` None when inpainting."""
+        """`timesteps` is (B,), or a scalar for the whole batch; `cond` is None when inpainting."""
         timesteps = torch.as_tensor(timesteps, device=trajectory.device).expand(trajectory.shape[0])
         x = self.input_emb(trajectory)  # (B, T, C)
         time = timestep_embedding(timesteps, self.n_emb)[:, None].to(x.dtype)  # (B, 1, C)
@@ -157,32 +155,28 @@ class Denoiser(nn.Module):
         x = self.head(self.ln_f(x))
         return x[:, 1:] if self.encoder is None else x
 
-    def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay: none on biases, norms, position embeddings."""
-        yes = [p for p in self.parameters() if p.ndim == 2]
-        no = [p for p in self.parameters() if p.ndim != 2]
-        return yes, no
+    def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with and without weight decay. None on biases, norms and position embeddings."""
+        decay = [p for p in self.parameters() if p.ndim == 2]
+        no_decay = [p for p in self.parameters() if p.ndim != 2]
+        return decay, no_decay
 
 
 def causal_masks(config: PolicyConfig) -> tuple[Tensor | None, Tensor | None]:
-    """Who may look at whom (True: may): (T, T) among the tokens, (T, S) from tokens to memory.
+    """Attention masks, True where attention is allowed: (T, T) among the tokens, (T, S) from tokens to memory.
 
-    Token i stands for step `first` + i of the window; memory token s for observation s - 1, the diffusion
-    step (s = 0) is for all. None: everybody at everything.
+    Token i belongs to step `trajectory_start` + i of the window. Memory token s belongs to observation s - 1; s = 0 is
+    the diffusion step, which all tokens attend to. None: no mask.
     """
     if not config.causal_attn:
         return None, None
-    tokens, first = config.horizon, 0
-    if config.pred_action_steps_only:
-        tokens, first = config.n_action_steps, config.n_obs_steps - 1
-    if not config.time_as_cond:
-        tokens += 1
-    t = torch.arange(tokens)[:, None]
+    n_tokens = config.trajectory_steps + (0 if config.time_as_cond else 1)
+    t = torch.arange(n_tokens)[:, None]
     s = torch.arange(1 + config.n_obs_steps)[None]
-    return t >= t.T, first + t >= s - 1 if config.obs_as_cond else None
+    return t >= t.T, config.trajectory_start + t >= s - 1 if config.obs_as_cond else None
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

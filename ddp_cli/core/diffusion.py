@@ -1,13 +1,17 @@
-"""Forward and reverse diffusion of action chunks; the only user of diffusers' schedulers.
+"""Forward and reverse diffusion of trajectories; the only user of diffusers' schedulers.
 
-Symbols of DDPM (Ho et al. 2020): x_k the trajectory after k noising steps, epsilon its noise, alpha the
-cumulated product (there: alpha bar). diffusers' schedulers define the samplers; here each of their steps is
-reduced to numbers that are computed once:
+Symbols of DDPM (Ho et al. 2020): x_k the trajectory after k noising steps, epsilon its noise, alpha the cumulative
+product (alpha bar in the paper). diffusers' schedulers define the samplers; each of their steps is linear in the
+tensors involved, so it is reduced here to coefficients that are computed once. A coefficient of `Step` is named for
+the tensor that it multiplies:
 
-    x_0'   = clip(x_from x + out_from out)           what the network's output says of the clean trajectory
-    x_next = keep x + direct out + clean x_0' + before x_0'(of the step before) + noise z
+    clean  = clip(s.clean_from_x * x + s.clean_from_out * out)
+    x_next = s.x * x + s.out * out + s.clean * clean + s.prev_clean * prev_clean + s.noise * z
 
-Shapes: B batch, T steps of the trajectory, D its width, n steps of the chain.
+with `out` the network's output, `clean` the clean trajectory it predicts (x_0), `prev_clean` that of the previous step
+and z standard normal noise.
+
+Shapes: B batch, T steps of the trajectory, D its width.
 """
 
 from __future__ import annotations
@@ -27,9 +31,12 @@ from ddp_cli.config import PolicyConfig
 
 Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
 
+DenoiseFn = Callable[[Tensor, int], Tensor]
+"""The network in one denoising step: (trajectory (B, T, D), index of the step) -> output (B, T, D)."""
 
-def make_noising(config: PolicyConfig) -> DDPMScheduler:
-    """The forward process: `add_noise` and `alphas_cumprod`."""
+
+def make_noise_scheduler(config: PolicyConfig) -> DDPMScheduler:
+    """The forward process: provides `add_noise` and `alphas_cumprod`."""
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
@@ -39,8 +46,8 @@ def make_noising(config: PolicyConfig) -> DDPMScheduler:
 
 
 def make_scheduler(config: PolicyConfig) -> Scheduler:
-    """The noise schedule of `config` with its sampler and its timesteps: DDPM (section 3.2), DDIM (Song et al.
-    2021, eta 0) or DPM-Solver++ (Lu et al. 2022, 2M). All clip the clean trajectory if `clip_sample`.
+    """The scheduler of `config`, with its timesteps set: DDPM (section 3.2), DDIM (Song et al. 2021, eta 0) or
+    DPM-Solver++ (Lu et al. 2022, 2M). All clip the predicted clean trajectory if `clip_sample`.
     """
     common: dict[str, Any] = {
         "num_train_timesteps": config.num_train_timesteps,
@@ -48,11 +55,11 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
         "beta_end": config.beta_end,
         "beta_schedule": config.beta_schedule,
         "prediction_type": config.prediction_type,
-        "timestep_spacing": config.spacing,
+        "timestep_spacing": config.resolved_timestep_spacing,
     }
     scheduler: Scheduler
     if config.sampler == "dpm":
-        # Its "thresholding" with a largest value of 1 is the clipping of the others.
+        # Its "thresholding" with a maximum value of 1 is the clipping of the other samplers.
         scheduler = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
     elif config.sampler == "ddim":
         scheduler = DDIMScheduler(**common, clip_sample=config.clip_sample, set_alpha_to_one=True, steps_offset=0)
@@ -64,21 +71,21 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
 
 @dataclass(frozen=True)
 class Step:
-    """The numbers of one step, see the top of this file. `clip` bounds x_0' to [-1, 1]."""
+    """Coefficients of one denoising step, see the top of this file. `clip` bounds the clean trajectory to [-1, 1]."""
 
     timestep: int
-    x_from: float
-    out_from: float
-    keep: float
-    direct: float
+    clean_from_x: float
+    clean_from_out: float
+    x: float
+    out: float
     clean: float
-    before: float
+    prev_clean: float
     noise: float
     clip: bool
 
 
-def denoising_steps(config: PolicyConfig) -> list[Step]:
-    """The steps of the chain of `config`, from noise to clean."""
+def make_denoising_steps(config: PolicyConfig) -> list[Step]:
+    """The denoising steps of `config`, from pure noise to the clean trajectory."""
     scheduler = make_scheduler(config)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         return _dpm_steps(scheduler)
@@ -88,30 +95,30 @@ def denoising_steps(config: PolicyConfig) -> list[Step]:
     steps = []
     for i, k in enumerate(timesteps):
         if isinstance(scheduler, DDIMScheduler):
-            following = k - stride  # as diffusers has it, whatever the spacing
+            next_timestep = k - stride  # as in diffusers, whatever the spacing
         else:
-            following = timesteps[i + 1] if i + 1 < len(timesteps) else -1
-        alpha, alpha_next = float(alphas[k]), float(alphas[following]) if following >= 0 else 1.0
-        x_from, out_from = _clean_from(config.prediction_type, alpha)
-        keep = direct = noise = 0.0
+            next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else -1
+        alpha, alpha_next = float(alphas[k]), float(alphas[next_timestep]) if next_timestep >= 0 else 1.0
+        clean_from_x, clean_from_out = _clean_coefficients(config.prediction_type, alpha)
+        x = out = noise = 0.0
         if isinstance(scheduler, DDIMScheduler):
             clean = alpha_next**0.5
-            toward = (1.0 - alpha_next) ** 0.5  # times epsilon
+            epsilon = (1.0 - alpha_next) ** 0.5
             if config.prediction_type == "epsilon":
-                direct = toward
+                out = epsilon
             else:
-                keep, direct = toward / (1.0 - alpha) ** 0.5, -toward * (alpha / (1.0 - alpha)) ** 0.5
+                x, out = epsilon / (1.0 - alpha) ** 0.5, -epsilon * (alpha / (1.0 - alpha)) ** 0.5
         else:
             ratio = alpha / alpha_next
             clean = alpha_next**0.5 * (1.0 - ratio) / (1.0 - alpha)
-            keep = ratio**0.5 * (1.0 - alpha_next) / (1.0 - alpha)
+            x = ratio**0.5 * (1.0 - alpha_next) / (1.0 - alpha)
             noise = max((1.0 - alpha_next) / (1.0 - alpha) * (1.0 - ratio), 1e-20) ** 0.5 if k > 0 else 0.0
-        steps.append(Step(k, x_from, out_from, keep, direct, clean, 0.0, noise, config.clip_sample))
+        steps.append(Step(k, clean_from_x, clean_from_out, x, out, clean, 0.0, noise, config.clip_sample))
     return steps
 
 
-def _clean_from(prediction_type: str, alpha: float) -> tuple[float, float]:
-    """x_0 as a combination of x_k and the network's output."""
+def _clean_coefficients(prediction_type: str, alpha: float) -> tuple[float, float]:
+    """x_0 as a linear combination of x_k and the network's output."""
     if prediction_type == "epsilon":
         return alpha**-0.5, -(((1.0 - alpha) / alpha) ** 0.5)
     return 0.0, 1.0
@@ -120,54 +127,55 @@ def _clean_from(prediction_type: str, alpha: float) -> tuple[float, float]:
 def _dpm_steps(scheduler: DPMSolverMultistepScheduler) -> list[Step]:
     config: Any = scheduler.config
     timesteps, ratios = [int(k) for k in scheduler.timesteps], scheduler.sigmas.double().numpy()
-    alphas = 1.0 / np.sqrt(ratios**2 + 1.0)  # square roots of the cumulated products
+    alphas = 1.0 / np.sqrt(ratios**2 + 1.0)  # square roots of the cumulative products
     sigmas = ratios * alphas
     with np.errstate(divide="ignore"):
-        lambdas = np.log(alphas) - np.log(sigmas)  # infinite at the end, where no noise is left
+        lambdas = np.log(alphas) - np.log(sigmas)  # infinite at the end, where sigma is 0
     steps = []
     n = len(timesteps)
     for i, k in enumerate(timesteps):
-        x_from, out_from = _clean_from(config.prediction_type, float(alphas[i] ** 2))
+        clean_from_x, clean_from_out = _clean_coefficients(config.prediction_type, float(alphas[i] ** 2))
         h = lambdas[i + 1] - lambdas[i]
-        clean, before = -alphas[i + 1] * np.expm1(-h), 0.0
-        if 0 < i < n - 1:  # the last step is of first order: it ends without noise
+        clean, prev_clean = -alphas[i + 1] * np.expm1(-h), 0.0
+        if 0 < i < n - 1:  # the last step is first order: sigma is 0 at its end
             ratio = (lambdas[i] - lambdas[i - 1]) / h
-            before = -0.5 * clean / ratio
-            clean -= before
-        keep = float(sigmas[i + 1] / sigmas[i])
-        steps.append(Step(k, x_from, out_from, keep, 0.0, float(clean), float(before), 0.0, config.thresholding))
+            prev_clean = -0.5 * clean / ratio
+            clean -= prev_clean
+        x = float(sigmas[i + 1] / sigmas[i])
+        steps.append(
+            Step(k, clean_from_x, clean_from_out, x, 0.0, float(clean), float(prev_clean), 0.0, config.thresholding)
+        )
     return steps
 
 
 @torch.no_grad()
 def sample(
-    denoise: Callable[[Tensor, int], Tensor],
+    denoise: DenoiseFn,
     x: Tensor,
     steps: Sequence[Step],
     generator: torch.Generator | None,
-    given: tuple[Tensor, Tensor] | None = None,
+    inpainting: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Runs the chain from pure noise `x` (B, T, D) to a clean trajectory of the same shape.
+    """Denoises pure noise `x` (B, T, D) to a clean trajectory of the same shape.
 
-    `denoise(x, i)` is the network in step i of `steps`; the generator is drawn from once per step that adds
-    noise. `given` is (mask, values), both of the shape of x: what is known (inpainting) is put in before
-    every step and at the end.
+    `generator` is used once per step with noise. `inpainting` is (mask, values), broadcastable to x: before every step
+    and at the end, x takes the values where the mask is True.
     """
-    previous = x
+    prev_clean = x
     for i, step in enumerate(steps):
-        x = x if given is None else torch.where(*given, x)
+        x = x if inpainting is None else torch.where(*inpainting, x)
         out = denoise(x, i)
-        clean = x * step.x_from + out * step.out_from
+        clean = x * step.clean_from_x + out * step.clean_from_out
         clean = clean.clamp(-1.0, 1.0) if step.clip else clean
-        following = clean * step.clean
-        if step.keep:
-            following = following.add(x, alpha=step.keep)
-        if step.direct:
-            following = following.add(out, alpha=step.direct)
-        if step.before:
-            following = following.add(previous, alpha=step.before)
+        x_next = clean * step.clean
+        if step.x:
+            x_next = x_next.add(x, alpha=step.x)
+        if step.out:
+            x_next = x_next.add(out, alpha=step.out)
+        if step.prev_clean:
+            x_next = x_next.add(prev_clean, alpha=step.prev_clean)
         if step.noise:
             z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            following = following.add(z, alpha=step.noise)
-        x, previous = following, clean
-    return x if given is None else torch.where(*given, x)
+            x_next = x_next.add(z, alpha=step.noise)
+        x, prev_clean = x_next, clean
+    return x if inpainting is None else torch.where(*inpainting, x)

@@ -1,4 +1,7 @@
-"""Per-key linear normalisation y = x * scale + offset, part of the policy's weights."""
+"""Per-key linear normalization y = x * scale + offset; scale and offset are saved with the weights of the policy.
+
+Shapes: N steps in the store, d width of a key.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from ddp_cli.tasks import ACTIONS
 
 
 def n_range_scaled(key: str, width: int) -> int:
-    """How many of the first values of `key` are scaled to [-1, 1] by their range in the store: all of them,
-    except that quaternions, rotations and delta actions stay as they are.
+    """How many of the first values of `key` are scaled to [-1, 1] by their range in the store: all of them, except
+    quaternions, rotations and delta actions, which are not changed.
     """
     if key == "action":
         return 3 if width == ACTIONS["absolute"]["dim"] else 0
@@ -20,7 +23,7 @@ def n_range_scaled(key: str, width: int) -> int:
 
 
 class Normalizer(nn.Module):
-    """Scale and offset (d,) of every low-dimensional key and of `action`. Images: 0..255 -> -1..1."""
+    """Scale and offset (d,) of every low-dimensional key and of `action`. Images are mapped from 0..255 to -1..1."""
 
     def __init__(self, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -29,9 +32,9 @@ class Normalizer(nn.Module):
             self.register_buffer(f"{key}_offset", torch.zeros(width))
 
     def fit(self, data: Mapping[str, Tensor]) -> None:
-        """Takes scale and offset of what goes `n_range_scaled` from `data` {key: (N, d)}.
+        """Sets scale and offset of the range-scaled values (`n_range_scaled`) from `data` {key: (N, d)}.
 
-        A value that hardly varies (range below 1e-4) is only shifted to 0.
+        A value whose range is below 1e-4 is only shifted to 0.
         """
         for key, values in data.items():
             columns = n_range_scaled(key, values.shape[1])
@@ -42,9 +45,9 @@ class Normalizer(nn.Module):
             self.get_buffer(f"{key}_scale")[:columns] = scale
             self.get_buffer(f"{key}_offset")[:columns] = offset
 
-    def fit_shared(self, data: Mapping[str, Tensor]) -> None:
-        """The published rule of state policies: one scale for everything observed, 1 / the largest absolute
-        value of all `data` {key: (N, d)}, and no offset.
+    def fit_shared_scale(self, data: Mapping[str, Tensor]) -> None:
+        """Sets one scale for all keys of `data` {key: (N, d)}, 1 / their largest absolute value, and no offset: the
+        normalization of published state policies.
         """
         largest = max(float(values.abs().max()) for values in data.values())
         for key in data:
@@ -52,14 +55,14 @@ class Normalizer(nn.Module):
             self.get_buffer(f"{key}_offset").zero_()
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
-        """Raw values -> what the network sees."""
+        """Raw to normalized values (..., d)."""
         return x * self.get_buffer(f"{key}_scale") + self.get_buffer(f"{key}_offset")
 
     def unnormalize(self, key: str, x: Tensor) -> Tensor:
-        """What the network says -> raw values."""
+        """Normalized to raw values (..., d)."""
         return (x - self.get_buffer(f"{key}_offset")) / self.get_buffer(f"{key}_scale")
 
     @staticmethod
-    def image(x: Tensor) -> Tensor:
-        """uint8 0..255 -> float -1..1."""
+    def normalize_image(x: Tensor) -> Tensor:
+        """uint8 0..255 to float32 -1..1."""
         return x.float().mul_(2.0 / 255.0).sub_(1.0)

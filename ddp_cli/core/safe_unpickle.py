@@ -1,8 +1,7 @@
-"""Reads a torch checkpoint without running anything that it carries.
+"""Reads torch checkpoints without executing code from them.
 
-A pickle is a program: it may call any function it names. Here only tensors, their storages and plain
-containers are rebuilt; every other class or function becomes an `InertObject` record that remembers its name
-and what it was given.
+A pickle can call any function by name. Here only tensors, their storages and plain containers are rebuilt; every other
+class or function becomes an `InertObject` that records its name and arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ddp_cli.errors import CheckpointError
 
-DTYPES = {
+STORAGE_DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
@@ -27,7 +26,7 @@ DTYPES = {
 
 
 class InertObject:
-    """Something of a class or function `name` that does not exist here, or must not run."""
+    """Stands for an instance of the class, or a call of the function, `name`; nothing of it is executed."""
 
     name = ""
 
@@ -38,9 +37,10 @@ class InertObject:
         self.entries: dict[Any, Any] = {}
 
     def __new__(cls, *_: Any, **__: Any) -> InertObject:
-        made = super().__new__(cls)
-        InertObject.__init__(made)
-        return made
+        # Pickles may create objects without calling __init__.
+        instance = super().__new__(cls)
+        InertObject.__init__(instance)
+        return instance
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -55,40 +55,44 @@ class InertObject:
         self.entries[key] = value
 
 
-def read_checkpoint(path: Path) -> Any:
-    """The content of a torch zip file: tensors, plain containers and Inert records.
+def read_torch_zip(path: Path) -> Any:
+    """The content of a file by `torch.save`: tensors, plain containers and InertObjects.
 
-    CheckpointError when it is no such file, or a damaged one.
+    CheckpointError if it is missing, damaged or another kind of file.
     """
+    hint = "Give a .ckpt of the published code."
     try:
         with zipfile.ZipFile(path) as archive:
-            program = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            return _Reader(io.BytesIO(archive.read(program)), archive, program.removesuffix("data.pkl")).load()
+            pickle_name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            pickle_file = io.BytesIO(archive.read(pickle_name))
+            return _RestrictedUnpickler(pickle_file, archive, pickle_name.removesuffix("data.pkl")).load()
     except FileNotFoundError:
-        raise CheckpointError(f"no file '{path}'.", "Name a .ckpt of the published code.") from None
+        raise CheckpointError(f"no file '{path}'.", hint) from None
     except (zipfile.BadZipFile, StopIteration) as e:
-        raise CheckpointError(f"'{path}' is not a torch checkpoint.", "Name a .ckpt of the published code.") from e
-    except Exception as e:  # a damaged pickle raises what it likes
-        raise CheckpointError(f"'{path}' is damaged: {type(e).__name__}: {e}.", "Copy it again.") from e
+        raise CheckpointError(f"'{path}' is not a torch checkpoint.", hint) from e
+    except Exception as e:  # a damaged pickle may raise anything
+        raise CheckpointError(f"'{path}' is damaged: {type(e).__name__}: {e}.", "Copy or download it again.") from e
 
 
-def plain(value: Any) -> Any:
-    """OmegaConf's nodes, read as Inert records, as plain dictionaries, lists and values."""
+def to_plain_containers(value: Any) -> Any:
+    """Converts OmegaConf nodes (as InertObjects) to dictionaries, lists and values, recursively."""
     if isinstance(value, InertObject):
         state: dict[Any, Any] = value.state if isinstance(value.state, dict) else {}
         if "_content" in state:
-            return plain(state["_content"])
+            return to_plain_containers(state["_content"])
         if "_val" in state:
-            return plain(state["_val"])
-        return plain(value.entries or value.items) if value.entries or value.items else None
+            return to_plain_containers(state["_val"])
+        return to_plain_containers(value.entries or value.items) if value.entries or value.items else None
     if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {to_plain_containers(k): to_plain_containers(v) for k, v in value.items()}
+    return [to_plain_containers(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, program: io.BytesIO, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(program)
+class _RestrictedUnpickler(pickle.Unpickler):
+    """`prefix` is the folder of the tensors' data in `archive`."""
+
+    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, prefix: str) -> None:
+        super().__init__(file)
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, Tensor] = {}
 
@@ -101,8 +105,8 @@ class _Reader(pickle.Unpickler):
             return _RebuildParameter()
         if module == "torch" and name == "Size":
             return tuple
-        if module in ("torch", "torch.storage") and name in DTYPES:
-            return DTYPES[name]
+        if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
         return type("Inert", (InertObject,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
@@ -110,15 +114,15 @@ class _Reader(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"unknown storage {kind!r}")
         if key not in self._storages:
-            raw = bytearray(self._archive.read(f"{self._prefix}data/{key}"))
+            data = bytearray(self._archive.read(f"{self._prefix}data/{key}"))
             self._storages[key] = (
-                torch.frombuffer(raw, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+                torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
             )
         return self._storages[key]
 
 
 class _RebuildTensor:
-    """Without slots or a __dict__: a pickle may set attributes of what it is handed."""
+    """Has neither slots nor a __dict__, because a pickle may set attributes of any object that it gets."""
 
     __slots__ = ()
 

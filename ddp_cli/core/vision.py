@@ -1,8 +1,7 @@
-"""Image encoders: (B, 3, H, W) in [-1, 1] -> (B, 64) per camera.
+"""Image encoders: (N, 3, H, W) in [-1, 1] to (N, 64) features per camera.
 
-`resnet18` ends as the published one does: 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial
-autoencoders"). `small` ends in a linear layer that sees its whole map. Shapes: N pictures, K keypoints, h, w
-feature map.
+`resnet18`, as published, ends in 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial autoencoders").
+`small` ends in a linear layer over its whole feature map. Shapes: N images, K keypoints, h, w feature map or crop.
 """
 
 from __future__ import annotations
@@ -11,47 +10,47 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-KEYPOINTS = 32
-FEATURES = 64
+N_KEYPOINTS = 32
+IMAGE_FEATURE_DIM = 64
 
 
 class SpatialSoftArgmax(nn.Module):
-    """Expected position of each of K keypoints, x and y interleaved, in [-1, 1]: (N, 2K)."""
+    """Expected position of each of K keypoints, x and y interleaved, in [-1, 1]: (N, C, h, w) -> (N, 2K)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.keypoints = nn.Conv2d(channels, KEYPOINTS, 1)
+        self.keypoints = nn.Conv2d(channels, N_KEYPOINTS, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        heat = self.keypoints(x).float()  # (N, K, h, w)
-        h, w = heat.shape[-2:]
-        attention = heat.flatten(2).softmax(-1).view_as(heat)
-        along_x = torch.linspace(-1.0, 1.0, w, device=x.device, dtype=attention.dtype)
-        along_y = torch.linspace(-1.0, 1.0, h, device=x.device, dtype=attention.dtype)
-        expected_x = (attention.sum(2) * along_x).sum(-1)  # (N, K)
-        expected_y = (attention.sum(3) * along_y).sum(-1)
+        heatmaps = self.keypoints(x).float()  # (N, K, h, w)
+        h, w = heatmaps.shape[-2:]
+        attention = heatmaps.flatten(2).softmax(-1).view_as(heatmaps)
+        grid_x = torch.linspace(-1.0, 1.0, w, device=x.device, dtype=attention.dtype)
+        grid_y = torch.linspace(-1.0, 1.0, h, device=x.device, dtype=attention.dtype)
+        expected_x = (attention.sum(2) * grid_x).sum(-1)  # (N, K)
+        expected_y = (attention.sum(3) * grid_y).sum(-1)
         return torch.stack([expected_x, expected_y], dim=-1).flatten(1)
 
 
 class ImageEncoder(nn.Module):
-    """One camera, pictures of `shape` (H, W): backbone, keypoints or the map itself, linear, ReLU."""
+    """Encoder of one camera, images of `shape` (H, W): backbone, keypoints or flattened feature map, linear, ReLU."""
 
     def __init__(self, kind: str, shape: tuple[int, int]) -> None:
         super().__init__()
         if kind == "resnet18":
             self.backbone: nn.Module = resnet18()
             self.pool: nn.Module = SpatialSoftArgmax(512)
-            seen, self.layout = 2 * KEYPOINTS, torch.channels_last
+            pooled_dim, self.memory_format = 2 * N_KEYPOINTS, torch.channels_last
         else:
-            self.backbone = small()
+            self.backbone = small_cnn()
             self.pool = nn.Flatten()
-            # Measured: with few channels GroupNorm costs more in channels_last than the convolutions save.
-            seen, self.layout = self.backbone(torch.zeros(1, 3, *shape)).numel(), torch.contiguous_format
-        self.linear = nn.Linear(seen, FEATURES)
-        self.to(memory_format=self.layout)
+            # Measured: with few channels GroupNorm loses more in channels_last than the convolutions gain.
+            pooled_dim, self.memory_format = self.backbone(torch.zeros(1, 3, *shape)).numel(), torch.contiguous_format
+        self.linear = nn.Linear(pooled_dim, IMAGE_FEATURE_DIM)
+        self.to(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.pool(self.backbone(x.contiguous(memory_format=self.layout)))).relu()
+        return self.linear(self.pool(self.backbone(x.contiguous(memory_format=self.memory_format)))).relu()
 
 
 def resnet18() -> nn.Module:
@@ -64,11 +63,11 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*list(net.children())[:-2])
 
 
-def small() -> nn.Module:
+def small_cnn() -> nn.Module:
     """Four convolutions (3 million multiply-adds at 76x76) to 32 channels on a map of 5x5 (76x76) or 6x6 (84x84).
 
-    Measured on square, 4 minutes of training on one core: the action chunk is regressed with an error of .014
-    from the flat map, of .033 from keypoints on a map of 21x21.
+    Measured on square, 4 minutes of training on one core: the error of the regressed action chunk is .014 from the
+    flattened map, .033 from keypoints on a map of 21x21.
     """
 
     def block(c_in: int, c_out: int, kernel: int, stride: int, pad: int) -> list[nn.Module]:
@@ -79,21 +78,26 @@ def small() -> nn.Module:
 
 
 def crop(x: Tensor, shape: tuple[int, int], crop_offsets: Tensor | None) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, h, w): each picture at its own corner (top, left) of `crop_offsets` (N, 2), or all at
-    the centre.
+    """Crops (N, 3, H, W) to `shape` (h, w): each image at its own `crop_offsets` (N, 2) (top, left), or, without, all
+    at the center.
     """
     height, width = x.shape[-2:]
     h, w = shape
     if crop_offsets is None:
-        top, left = round((height - h) / 2), round((width - w) / 2)  # an odd margin as torchvision rounds it
+        top, left = center_crop_offset(height, h), center_crop_offset(width, w)
         return x[:, :, top : top + h, left : left + w]
     rows = (crop_offsets[:, :1] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
     columns = (crop_offsets[:, 1:] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
-    pictures = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.permute(0, 2, 3, 1)[pictures, rows, columns].permute(0, 3, 1, 2)
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
 
 
-def random_crop_offsets(count: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(count, 2): where independent random crops of `shape` begin in pictures of `size` x `size`."""
-    rooms = [size - side + 1 for side in shape]
-    return torch.stack([torch.randint(0, room, (count,), generator=generator) for room in rooms], dim=1)
+def center_crop_offset(size: int, cropped_size: int) -> int:
+    """First row or column of a central crop, rounded as torchvision does for odd margins."""
+    return round((size - cropped_size) / 2)
+
+
+def sample_crop_offsets(n_images: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Offsets (n_images, 2) (top, left) of independent random crops of `shape` in images of `size` x `size`."""
+    n_offsets = [size - side + 1 for side in shape]
+    return torch.stack([torch.randint(0, n, (n_images,), generator=generator) for n in n_offsets], dim=1)

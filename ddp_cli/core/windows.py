@@ -1,10 +1,10 @@
-"""Observation / action windows over episodes, and batches of them.
+"""Windows of observations and actions over episodes, and batches of them.
 
-A window is `horizon` steps of one episode. It may begin `pad_before` steps before the episode and end
-`pad_after` steps behind it; the missing steps repeat the episode's first and last one, so that the
-policy learns to start from a single observation and to act until the end.
+A window is `horizon` consecutive steps of one episode. It may begin up to `pad_before` steps before the episode and end
+up to `pad_after` steps after it; the missing steps repeat the first or last step of the episode. So the policy learns
+to start from a single observation, and to act until the end.
 
-Shapes: B batch, To n_obs_steps, T horizon, M windows, N steps in the store.
+Shapes: B batch, To n_obs_steps, T horizon, M windows, N steps in the store, E episodes, d width of a vector.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Batch = dict[str, Any]
 CPU = torch.device("cpu")
 
 
-def validation_episodes(episodes: int, val_ratio: float, seed: int) -> NDArray[np.bool_]:
-    """Which episodes are held out (E,): round(E * ratio), at least 1 and leaving at least 1."""
-    mask = np.zeros(episodes, dtype=bool)
-    if val_ratio <= 0 or episodes < 2:
+def validation_episodes(n_episodes: int, val_ratio: float, seed: int) -> NDArray[np.bool_]:
+    """Mask (E,) of the held-out episodes: round(E * val_ratio) of them, at least 1, leaving at least 1 for training."""
+    mask = np.zeros(n_episodes, dtype=bool)
+    if val_ratio <= 0 or n_episodes < 2:
         return mask
-    count = min(max(1, round(episodes * val_ratio)), episodes - 1)
-    mask[np.random.default_rng(seed).choice(episodes, size=count, replace=False)] = True
+    count = min(max(1, round(n_episodes * val_ratio)), n_episodes - 1)
+    mask[np.random.default_rng(seed).choice(n_episodes, size=count, replace=False)] = True
     return mask
 
 
@@ -39,21 +39,21 @@ def window_bounds(
     pad_after: int,
     episode_mask: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """(M, 4) of (buffer_start, buffer_end, sample_start, sample_end), the field's convention.
+    """(M, 4) of (buffer_start, buffer_end, sample_start, sample_end), as in the published replay buffer.
 
-    Steps [buffer_start, buffer_end) of the store fill positions [sample_start, sample_end) of the
-    window; positions before and after repeat the nearest step. `episode_mask` selects episodes.
+    Steps [buffer_start, buffer_end) of the store fill positions [sample_start, sample_end) of the window; positions
+    before and after repeat the nearest step. `episode_mask` (E,) selects episodes.
     """
     pad_before, pad_after = min(pad_before, horizon - 1), min(pad_after, horizon - 1)
-    rows = []
-    starts = np.concatenate([[0], episode_ends[:-1]])
-    for i, (begin, end) in enumerate(zip(starts, episode_ends, strict=True)):
+    bounds = []
+    episode_starts = np.concatenate([[0], episode_ends[:-1]])
+    for i, (start, end) in enumerate(zip(episode_starts, episode_ends, strict=True)):
         if episode_mask is not None and not episode_mask[i]:
             continue
-        first = np.arange(begin - pad_before, end - horizon + pad_after + 1)
-        low, high = np.maximum(first, begin), np.minimum(first + horizon, end)
-        rows.append(np.stack([low, high, low - first, high - first], axis=1))
-    return np.concatenate(rows) if rows else np.zeros((0, 4), np.int64)
+        first = np.arange(start - pad_before, end - horizon + pad_after + 1)
+        low, high = np.maximum(first, start), np.minimum(first + horizon, end)
+        bounds.append(np.stack([low, high, low - first, high - first], axis=1))
+    return np.concatenate(bounds) if bounds else np.zeros((0, 4), np.int64)
 
 
 def window_steps(bounds: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
@@ -63,10 +63,9 @@ def window_steps(bounds: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
 
 
 class Windows:
-    """All windows over arrays: uint8 images (N, H, W, 3), float32 low-dim and action (N, d).
+    """All windows over arrays of a store: uint8 images (N, H, W, 3), float32 vectors and actions (N, d).
 
-    The arrays are in memory, on `device` (moved there if they are not), or memory-mapped: then `release` is
-    called after they were read.
+    The arrays are moved to `device`, or memory-mapped from disk: then `release` is called after every read.
     """
 
     def __init__(
@@ -91,22 +90,22 @@ class Windows:
     def batch(self, index: Tensor) -> Batch:
         """Windows `index` (B,): obs {key: (B, To, 3, H, W) uint8 or (B, To, d)}, action (B, T, Da).
 
-        Only the frames that are looked at are read: the first n_obs_steps.
+        Only the first n_obs_steps observations of each window are read.
         """
-        steps = self.steps[upload(index, self.device)]
-        first = steps[:, : self.n_obs_steps]
+        steps = self.steps[to_device_async(index, self.device)]
+        obs_steps = steps[:, : self.n_obs_steps]
         obs = {}
         for key in self.obs_keys:
-            seen = self.arrays[key][first]
-            obs[key] = seen.permute(0, 1, 4, 2, 3) if seen.ndim == 5 else seen
+            value = self.arrays[key][obs_steps]
+            obs[key] = value.permute(0, 1, 4, 2, 3) if value.ndim == 5 else value
             if self._release:
                 self._release()
-        extra = {key: self.arrays[key][first] for key in self.extra_keys}
+        extra = {key: self.arrays[key][obs_steps] for key in self.extra_keys}
         return {"obs": obs, **extra, "action": self.arrays["action"][steps]}
 
 
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`, without waiting for it."""
+def to_device_async(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`; copies to a GPU are asynchronous."""
     if device.type != "cuda" or x.is_cuda:
         return x.to(device)
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
@@ -114,31 +113,35 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`."""
-    moved = {k: upload(v, device) for k, v in batch.items() if k != "obs"}
-    return moved | {"obs": {k: upload(v, device) for k, v in batch["obs"].items()}}
+    return _map_tensors(batch, lambda x: to_device_async(x, device))
 
 
-def part(batch: Batch, rows: slice) -> Batch:
-    """Some samples of the batch."""
-    return {k: v[rows] for k, v in batch.items() if k != "obs"} | {"obs": {k: v[rows] for k, v in batch["obs"].items()}}
+def slice_batch(batch: Batch, rows: slice) -> Batch:
+    """The samples `rows` of the batch."""
+    return _map_tensors(batch, lambda x: x[rows])
 
 
-def batch_index(windows: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which windows (B,) make up training step `step`: an endless stream of permutations.
+def _map_tensors(batch: Batch, fn: Callable[[Tensor], Tensor]) -> Batch:
+    top_level = {k: fn(v) for k, v in batch.items() if k != "obs"}
+    return top_level | {"obs": {k: fn(v) for k, v in batch["obs"].items()}}
 
-    A function of its arguments alone, so a resumed run needs no sampler state.
+
+def batch_indices(n_windows: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Indices (B,) of the windows of training step `step`, from an endless sequence of permutations.
+
+    Depends on the arguments alone, so a resumed run needs no sampler state.
     """
-    first = step * batch_size
-    parts = []
-    while first < (step + 1) * batch_size:
-        epoch, offset = divmod(first, windows)
-        piece = _order(windows, seed, epoch)[offset : offset + (step + 1) * batch_size - first]
-        parts.append(piece)
-        first += len(piece)
-    return torch.cat(parts)
+    start, end = step * batch_size, (step + 1) * batch_size
+    chunks = []
+    while start < end:
+        epoch, offset = divmod(start, n_windows)
+        chunk = _permutation(n_windows, seed, epoch)[offset : offset + end - start]
+        chunks.append(chunk)
+        start += len(chunk)
+    return torch.cat(chunks)
 
 
 @functools.lru_cache(maxsize=2)
-def _order(windows: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of pass `epoch` over the windows."""
-    return torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+def _permutation(n_windows: int, seed: int, epoch: int) -> Tensor:
+    """The order of the windows in one epoch."""
+    return torch.randperm(n_windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

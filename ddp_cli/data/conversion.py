@@ -1,4 +1,4 @@
-"""Recorded demos to the store: checked, what was not recorded is looked at in the simulator, written."""
+"""Converts raw demonstrations to a store: validates and replays them, renders what was not recorded, writes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from typing import Any
 
 import numpy as np
 
-from ddp_cli.data.conversion_plan import DEFAULT, ConvertOptions, Plan, plan_conversion
-from ddp_cli.data.demo_file import Demo, DemoFile
-from ddp_cli.data.observations import Episode, RenderSpec, look
-from ddp_cli.data.replay_check import check_demo
-from ddp_cli.data.replay_report import ReplayResult, verdict
+from ddp_cli.data.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, ConvertOptions, plan_conversion
+from ddp_cli.data.demo import Demo
+from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.observations import Episode, RenderSpec, build_episode
+from ddp_cli.data.replay_check import ReplayResult, check_demo, summarize_checks
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import ConfigError
-from ddp_cli.parallel import begin, ordered_map
-from ddp_cli.sim.renderer import check_profile
-from ddp_cli.sim.simulator import Simulator, check_actions, versions
+from ddp_cli.parallel import ordered_map, run_in_thread
+from ddp_cli.sim.environment import check_action_convention, simulator_versions
+from ddp_cli.sim.renderer import check_render_profile
+from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task, check_obs
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done (check, convert), how much of it is done, and how much there is."""
+"""Called with the stage ("check" or "convert"), how much of it is done, and its total: demos, or steps."""
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What `convert` did."""
+    """Summary of a conversion."""
 
     episodes: int
     frames: int
     megabytes: float
     obs: str
     observations: tuple[str, ...]
-    """Which were taken from the file; all others were looked at in the simulator."""
+    """Keys that were copied from the file; all others were computed in the simulator."""
     left_out: dict[str, str]
+    """Names of the invalid demos -> fault."""
     check: dict[str, Any]
 
 
@@ -47,104 +49,107 @@ def convert(
     out: Path,
     workers: int,
     progress: Progress,
-    wanted: ConvertOptions = DEFAULT,
+    options: ConvertOptions = DEFAULT_OPTIONS,
     task: Task | None = None,
 ) -> ConversionResult:
-    """Converts the demos in `source` to the store `out`, replacing what is there. `task` is by default the built-in
-    one of their environment.
+    """Converts the demos in the file `source` to the store `out`, replacing an existing one.
 
-    Memory holds a few episodes at a time, whatever the number of demos. An interrupted call goes on where it
-    ended; any error removes what was written.
+    `task` defaults to the built-in one of the recorded environment. Memory use does not depend on the number of demos.
+    The same call resumes an interrupted conversion; any error removes the partial store.
     """
-    check_profile(wanted.render)
-    check_actions(wanted.actions)
-    check_obs(wanted.obs)
-    with DemoFile(source, task, wanted.subset) as demos:
-        plan = plan_conversion(demos, wanted)
-        digest = begin(demos.sha256)  # which takes a third as long as copying
-        checked = _check(demos, plan, wanted.check, workers, progress)
-        plan = plan.without({key for demo in checked for key in demo.differing})
+    check_render_profile(options.render)
+    check_action_convention(options.actions)
+    check_obs(options.obs)
+    with DemoFile(source, task, options.filter_key) as demos:
+        plan = plan_conversion(demos, options)
+        sha256 = run_in_thread(demos.sha256)  # in the background: it takes a third as long as copying
+        checks = _check_demos(demos, plan, options.check, workers, progress)
+        plan = plan.with_recomputed({key for check in checks for key in check.differing})
         attributes = {
-            "render": plan.how.render,
-            "obs": wanted.obs,
-            "env_args": demos.origin.env_args(),
-            "versions": versions(),
-            "action": ACTIONS[wanted.actions],
+            "render": plan.render_spec.render,
+            "obs": options.obs,
+            "env_args": demos.info.env_args(),
+            "versions": simulator_versions(),
+            "action": ACTIONS[options.actions],
             "source": {
-                "file": source.name, "sha256": digest.result(), "demos": plan.names, "left_out": plan.left_out,
-                "observations": list(plan.recorded),
+                "file": source.name, "sha256": sha256.result(), "demos": plan.demo_names, "left_out": plan.skipped,
+                "observations": list(plan.recorded_keys),
             },
         }  # fmt: skip
-        with StoreWriter(out, demos.task, plan.lengths, attributes, wanted.zarr_format) as writer:
-            rest = (demos.read(name, plan.recorded) for name in plan.names[writer.episodes :])
-            writer.extend(_episodes(demos.task, plan.how, rest, workers), functools.partial(progress, "convert"))
-        check = verdict(checked)
+        with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:
+            remaining = (demos.read(name, plan.recorded_keys) for name in plan.demo_names[writer.episodes :])
+            episodes = _build_episodes(demos.task, plan.render_spec, remaining, workers)
+            writer.extend(episodes, functools.partial(progress, "convert"))
+        check = summarize_checks(checks)
         writer.finish({"check": check})
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return ConversionResult(
-        len(plan.lengths), sum(plan.lengths), size / 1e6, wanted.obs, plan.recorded, plan.left_out, check
+        len(plan.lengths), sum(plan.lengths), size / 1e6, options.obs, plan.recorded_keys, plan.skipped, check
     )
 
 
-def _check(demos: DemoFile, plan: Plan, count: int, workers: int, progress: Progress) -> list[ReplayResult]:
-    """Executes `count` demos, spread over the file."""
-    count = min(max(count, bool(plan.recorded)), len(plan.names))  # what is copied is never copied unseen
+def _check_demos(
+    demos: DemoFile, plan: ConversionPlan, count: int, workers: int, progress: Progress
+) -> list[ReplayResult]:
+    """Replays `count` demos, spread evenly over the file."""
+    # Recorded observations are never copied without comparing some of them with the simulator's.
+    count = min(max(count, bool(plan.recorded_keys)), len(plan.demo_names))
     if not count:
         return []
-    names = [plan.names[i] for i in np.linspace(0, len(plan.names) - 1, count).round().astype(int)]
-    checked: list[ReplayResult] = []
+    indices = np.linspace(0, len(plan.demo_names) - 1, count).round().astype(int)
+    sample = (demos.read(plan.demo_names[i], plan.recorded_keys) for i in indices)
+    results: list[ReplayResult] = []
     progress("check", 0, count)
-    make = functools.partial(_checker, demos.task, plan.how, demos.origin.lite_physics)
-    chosen = (demos.read(name, plan.recorded) for name in names)
-    with closing(ordered_map(make, chosen, min(workers, count))) as results:
-        for result in results:
-            checked.append(result)
-            progress("check", len(checked), count)
-    return checked
+    make_check = functools.partial(_make_demo_check, demos.task, plan.render_spec, demos.info.lite_physics)
+    with closing(ordered_map(make_check, sample, min(workers, count))) as checks:
+        for result in checks:
+            results.append(result)
+            progress("check", len(results), count)
+    return results
 
 
-def _checker(task: Task, how: RenderSpec, lite_physics: bool) -> Callable[[Demo], ReplayResult]:
-    sim = executor = Simulator(task, how.render, lite_physics=lite_physics)
-    if how.actions == "absolute":
-        executor = Simulator(task, how.render, "absolute", lite_physics)
-    return functools.partial(check_demo, sim, how, executor)
+def _make_demo_check(task: Task, spec: RenderSpec, lite_physics: bool) -> Callable[[Demo], ReplayResult]:
+    sim = replay_sim = Simulator(task, spec.render, lite_physics=lite_physics)
+    if spec.actions == "absolute":
+        replay_sim = Simulator(task, spec.render, "absolute", lite_physics)
+    return functools.partial(check_demo, sim, spec, replay_sim)
 
 
-def _episodes(task: Task, how: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:
+def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:
     first = next(demos, None)
     if first is None:
         return
     demos = itertools.chain([first], demos)
-    if not how.needs_simulator(task, first):
-        yield from (look(None, how, demo) for demo in demos)  # all is recorded: no processes
+    if not spec.needs_simulator(task, first):
+        yield from (build_episode(None, spec, demo) for demo in demos)  # copies only: worker processes do not pay off
         return
-    with closing(ordered_map(functools.partial(_looker, task, how), demos, workers)) as episodes:
+    with closing(ordered_map(functools.partial(_make_episode_builder, task, spec), demos, workers)) as episodes:
         yield from episodes
 
 
-def _looker(task: Task, how: RenderSpec) -> Callable[[Demo], Episode]:
-    sim = Simulator(task, how.render)
-    if not task.built_in:
+def _make_episode_builder(task: Task, spec: RenderSpec) -> Callable[[Demo], Episode]:
+    sim = Simulator(task, spec.render)
+    if not task.is_built_in:
         check_state_determines_observations(sim)
-    return functools.partial(look, sim, how)
+    return functools.partial(build_episode, sim, spec)
 
 
 def check_state_determines_observations(sim: Simulator) -> None:
-    """ConfigError for observables that setting a state does not bring back (accelerations, for one): the store
-    would hold others than a rollout sees.
+    """ConfigError if the task has observables that setting a state does not restore (accelerations, for example):
+    their values in the store would differ from those in a rollout.
     """
     sim.reset(0)
     rng = np.random.default_rng(0)
     for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
         sim.step(action)
-    state, seen = sim.state(), sim.low_dim()
+    state, expected = sim.state(), sim.low_dim()
     for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
         sim.step(action)
-    sim.show_state(state)
-    lost = [key for key, value in sim.low_dim().items() if not np.array_equal(value, seen[key])]
-    if lost:
+    sim.set_kinematic_state(state)
+    not_restored = [key for key, value in sim.low_dim().items() if not np.array_equal(value, expected[key])]
+    if not_restored:
         raise ConfigError(
-            f"task '{sim.task.name}': '{lost[0]}' does not follow from the recorded state alone, so it cannot be "
+            f"task '{sim.task.name}': '{not_restored[0]}' is not determined by the recorded state, so it cannot be "
             "converted.",
-            "Leave it out of the task.",
+            "Remove it from the task.",
         )

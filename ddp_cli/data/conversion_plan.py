@@ -1,4 +1,4 @@
-"""What is to be converted, and what that comes to: which demos, what of them is taken and what is looked at."""
+"""Plans a conversion: which demos are valid, and which of their observations are copied rather than rendered."""
 
 from __future__ import annotations
 
@@ -8,96 +8,106 @@ from dataclasses import dataclass
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.observations import RenderSpec
-from ddp_cli.data.store_copy import choose
+from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.errors import DataError
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert. `obs` "state" draws nothing; `actions` "absolute" stores the goals that recorded delta actions
-    set, each computed at the recorded state, not along a replay that drifts. Pictures that were recorded are kept,
-    unless `rerender`. `subset` names a filter of the file, `only` is a slice of its demos. `check`: how many demos
-    are executed to see if they do what they did; `skip_bad` leaves out demos with faults.
+    """Options of a conversion, named as those of `ddp convert`.
+
+    obs          image, or state: no images are rendered
+    actions      delta or absolute. Delta actions are converted to absolute ones at the recorded states, not along a
+                 replay that drifts
+    render       render profile of images that were not recorded
+    rerender     render images even where they were recorded
+    filter_key   use only the demos of this filter key
+    only         a slice of these demos, for example ":50"
+    check        number of demos to replay in the simulator
+    skip_bad     skip invalid demos instead of failing
     """
 
     obs: str = "image"
     actions: str = "delta"
     render: str = "fast"
     rerender: bool = False
-    subset: str | None = None
+    filter_key: str | None = None
     only: str | None = None
     check: int = 3
     skip_bad: bool = False
     zarr_format: int = 3
 
 
-DEFAULT = ConvertOptions()
+DEFAULT_OPTIONS = ConvertOptions()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What converting a file comes to."""
+class ConversionPlan:
+    """What the store will hold."""
 
-    how: RenderSpec
-    names: list[str]
+    render_spec: RenderSpec
+    demo_names: list[str]
     lengths: list[int]
-    left_out: dict[str, str]
-    """Names of bad demos -> what is wrong with them."""
-    recorded: tuple[str, ...]
-    """Keys of the observations that are taken from the file."""
+    """Steps of each demo."""
+    skipped: dict[str, str]
+    """Names of the invalid demos -> fault."""
+    recorded_keys: tuple[str, ...]
+    """Observations that are copied from the file."""
 
-    def without(self, keys: set[str]) -> Plan:
-        """The plan, with `keys` looked at anew."""
-        return dataclasses.replace(self, recorded=tuple(key for key in self.recorded if key not in keys))
+    def with_recomputed(self, keys: set[str]) -> ConversionPlan:
+        """The plan with the observations `keys` computed in the simulator instead of copied."""
+        recorded_keys = tuple(key for key in self.recorded_keys if key not in keys)
+        return dataclasses.replace(self, recorded_keys=recorded_keys)
 
 
-def plan_conversion(demos: DemoFile, wanted: ConvertOptions) -> Plan:
-    """Reads every demo once, to find bad ones before an hour is spent on the good ones. DataError names the first,
-    unless they are to be left out, and tells where the actions would mean something else here.
+def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
+    """Reads and validates every demo before any is rendered.
+
+    DataError for the first invalid demo, unless `options.skip_bad`, and for a recording whose actions would have
+    another effect in the simulator.
     """
-    _check_meaning(demos, wanted)
-    lengths, left_out = _good_and_bad(demos, wanted)
+    _check_compatible(demos, options)
+    lengths, skipped = _validate_demos(demos, options)
     task = demos.task
-    keys = () if wanted.rerender else (*task.images(wanted.obs), *task.vectors("state"))
-    recorded = tuple(key for key in keys if not demos.reason_unusable(key, list(lengths)))
-    # Recorded pictures were drawn as robosuite draws, and so will be what a rollout sees.
-    render = "full" if any(key in task.cameras for key in recorded) else wanted.render
-    how = RenderSpec(wanted.obs, wanted.actions, demos.origin.actions, render)
-    return Plan(how, list(lengths), list(lengths.values()), left_out, recorded)
+    keys = () if options.rerender else (*task.images(options.obs), *task.vectors("state"))
+    recorded_keys = tuple(key for key in keys if not demos.reason_unusable(key, list(lengths)))
+    # Recorded images have robosuite's own rendering, so rollouts must render the same way.
+    render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
+    render_spec = RenderSpec(options.obs, options.actions, demos.info.actions, render)
+    return ConversionPlan(render_spec, list(lengths), list(lengths.values()), skipped, recorded_keys)
 
 
-def _check_meaning(demos: DemoFile, wanted: ConvertOptions) -> None:
-    incompatibilities = demos.origin.incompatibilities()
+def _check_compatible(demos: DemoFile, options: ConvertOptions) -> None:
+    incompatibilities = demos.info.incompatibilities()
     if incompatibilities:
         raise DataError(
             f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
-            "A policy that learns it would be executed by other controllers. Record it with `ddp collect`, "
-            "or with OSC_POSE.",
+            "A policy would run with another controller than its demos. Record with `ddp collect`, or with OSC_POSE.",
         )
-    if demos.origin.actions == "absolute" and wanted.actions == "delta":
+    if demos.info.actions == "absolute" and options.actions == "delta":
         raise DataError(
             f"'{demos.path}' holds absolute actions (control_delta is off).", "Add --actions absolute to keep them."
         )
 
 
-def _good_and_bad(demos: DemoFile, wanted: ConvertOptions) -> tuple[dict[str, int], dict[str, str]]:
-    """Name -> steps of the good demos, and name -> fault of the bad ones."""
+def _validate_demos(demos: DemoFile, options: ConvertOptions) -> tuple[dict[str, int], dict[str, str]]:
+    """Name -> steps of the valid demos, and name -> fault of the invalid ones."""
     lengths: dict[str, int] = {}
-    left_out: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    for i in choose(len(demos.names), wanted.only, f"'{demos.path}'"):
+    skipped: dict[str, str] = {}
+    name_by_hash: dict[str, str] = {}
+    for i in select_episodes(len(demos.names), options.only, f"'{demos.path}'"):
         name = demos.names[i]
         try:
             demo = demos.read(name)
-            content = hashlib.sha256(demo.states.tobytes() + demo.actions.tobytes()).hexdigest()
-            if content in seen:
-                raise DataError(f"'{demos.path}' {name} repeats {seen[content]}.", "Remove one of them.")
-            seen[content] = name
+            content_hash = hashlib.sha256(demo.states.tobytes() + demo.actions.tobytes()).hexdigest()
+            if content_hash in name_by_hash:
+                raise DataError(f"'{demos.path}' {name} repeats {name_by_hash[content_hash]}.", "Remove one of them.")
+            name_by_hash[content_hash] = name
             lengths[name] = len(demo.actions)
         except DataError as e:
-            if not wanted.skip_bad:
-                raise DataError(e.message, f"{e.hint} Or leave out demos with faults: --skip-bad.".strip()) from e
-            left_out[name] = e.message
+            if not options.skip_bad:
+                raise DataError(e.message, f"{e.hint} Or skip invalid demos with --skip-bad.".strip()) from e
+            skipped[name] = e.message
     if not lengths:
-        raise DataError(f"'{demos.path}': none of {len(left_out)} demos can be used.", next(iter(left_out.values())))
-    return lengths, left_out
+        raise DataError(f"'{demos.path}': none of {len(skipped)} demos is valid.", next(iter(skipped.values())))
+    return lengths, skipped

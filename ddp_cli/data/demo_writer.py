@@ -1,4 +1,4 @@
-"""Raw demonstrations out: appended one by one, in the layout that demos.py reads."""
+"""Writes raw demonstrations one by one, in the layout that demo_file.py describes."""
 
 from __future__ import annotations
 
@@ -13,54 +13,56 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddp_cli.data.demo_file import FORMAT, Demo
+from ddp_cli.data.demo import Demo
+from ddp_cli.disk import replace
 from ddp_cli.errors import WorkerError
 
-SLACK = 1 << 16  # [bytes] of HDF5's own around a demo
+FORMAT_VERSION = 1
+HDF5_OVERHEAD_BYTES = 1 << 16  # metadata that HDF5 may add with a demo
 
 
 class DemoWriter:
-    """Appends demos to PATH.partial and names it PATH when finished.
+    """Appends demos to PATH.partial; `finish` renames it to PATH.
 
-    An interrupted file is picked up where it ended when `identity` (everything that decides the
-    content) is the same; otherwise it is begun anew.
+    An interrupted file is resumed if its `identity` (everything that determines the content) is the same; otherwise it
+    is started from scratch.
     """
 
     def __init__(self, path: Path, env_args: dict[str, Any], identity: dict[str, Any]) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(identity, sort_keys=True)
-        self._file = self._reopen(text)
+        identity_json = json.dumps(identity, sort_keys=True)
+        self._file = self._reopen(identity_json)
         if self._file is None:
             self._file = h5py.File(self.partial, "w")
             data = self._file.create_group("data")
             self._file.create_group("models")
             data.attrs["env_args"] = json.dumps(env_args, sort_keys=True)
-            data.attrs["identity"] = text
-            data.attrs["format"] = FORMAT
-            self._count({"demos": 0, "attempts": 0, "failures": 0, "total": 0})
+            data.attrs["identity"] = identity_json
+            data.attrs["format"] = FORMAT_VERSION
+            self._set_counts({"demos": 0, "attempts": 0, "failures": 0, "total": 0})
             self._file.flush()
 
-    def _reopen(self, identity: str) -> h5py.File | None:
+    def _reopen(self, identity_json: str) -> h5py.File | None:
         try:
             file = h5py.File(self.partial, "r+")
-            if file["data"].attrs["identity"] == identity:
-                extra = f"demo_{json.loads(file['data'].attrs['counts'])['demos']}"
-                if extra in file["data"]:  # cut off between the arrays and the count
-                    del file["data"][extra]
+            if file["data"].attrs["identity"] == identity_json:
+                uncounted = f"demo_{json.loads(file['data'].attrs['counts'])['demos']}"
+                if uncounted in file["data"]:  # interrupted after writing the arrays, before counting the demo
+                    del file["data"][uncounted]
                 return file
             file.close()
         except (OSError, KeyError, RuntimeError):
-            pass  # absent, or damaged by the interruption
+            pass  # no partial file, or damaged by the interruption
         return None
 
     @property
     def counts(self) -> dict[str, int]:
-        """`demos` in the file, `attempts` made for them, `failures` among these, `total` steps."""
+        """`demos` in the file, `attempts` to record them, `failures` among the attempts, `total` steps."""
         return dict(json.loads(self._data.attrs["counts"]))
 
-    def _count(self, counts: dict[str, int]) -> None:
-        self._data.attrs["counts"] = json.dumps(counts)  # one attribute: all of them, or none
+    def _set_counts(self, counts: dict[str, int]) -> None:
+        self._data.attrs["counts"] = json.dumps(counts)  # a single attribute, so that they change together
 
     @property
     def _data(self) -> h5py.Group:
@@ -68,26 +70,27 @@ class DemoWriter:
         return self._file["data"]
 
     def append(self, demo: Demo | None) -> None:
-        """Counts one attempt; adds its demo, or notes a failure for None."""
+        """Counts an attempt, and appends its demo; None is a failed attempt."""
         data, counts = self._data, self.counts
         if demo is not None:
-            self._reserve(sum(array.nbytes for array in demo.arrays.values()) + len(demo.xml) + SLACK)
+            array_bytes = sum(array.nbytes for array in demo.arrays.values())
+            self._check_free_space(array_bytes + len(demo.xml) + HDF5_OVERHEAD_BYTES)
             group = data.create_group(f"demo_{counts['demos']}")
             for name, array in demo.arrays.items():
                 group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
             group.attrs["num_samples"] = len(demo.actions)
             group.attrs["seed"] = demo.seed
-            group.attrs["model"] = self._model(demo.xml)
+            group.attrs["model"] = self._write_model(demo.xml)
             counts["demos"] += 1
             counts["total"] += len(demo.actions)
         else:
             counts["failures"] += 1
         counts["attempts"] += 1
-        self._count(counts)
+        self._set_counts(counts)
         data.file.flush()
 
-    def _reserve(self, size: int) -> None:
-        """OSError unless the disk takes `size` more bytes. HDF5 itself does not survive a failed write."""
+    def _check_free_space(self, size: int) -> None:
+        """OSError unless the disk has `size` more bytes: a failed write would leave HDF5 in an unusable state."""
         if hasattr(os, "posix_fallocate"):
             with self.partial.open("rb+") as f:
                 end = f.seek(0, os.SEEK_END)
@@ -96,7 +99,8 @@ class DemoWriter:
                 finally:
                     f.truncate(end)
 
-    def _model(self, xml: str) -> str:
+    def _write_model(self, xml: str) -> str:
+        """Adds a model unless an earlier demo has the same; returns its name in the group `models`."""
         name = hashlib.sha256(xml.encode()).hexdigest()[:16]
         models = self._data.file["models"]
         if name not in models:
@@ -104,19 +108,18 @@ class DemoWriter:
         return name
 
     def finish(self) -> None:
-        """Makes the file durable under its final name."""
+        """Syncs the file to disk and renames it to its final name."""
         assert self._file is not None
         self._data.attrs.update(self.counts)
         self._file.close()
         self._file = None
-        with self.partial.open("rb") as f:
-            os.fsync(f.fileno())
-        self.partial.replace(self.path)
+        replace(self.partial, self.path)
 
     def __enter__(self) -> DemoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Keeps the partial file after an interruption, and removes it after any other error."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,15 +1,13 @@
-"""Arrays of a store, decoded once: in memory when they fit a budget, otherwise memory-mapped beside the store.
+"""Arrays of a store, decoded once: in memory if they fit a budget, otherwise memory-mapped from files beside the store.
 
-    STORE.decoded/<key>.npy    the same numbers, uncompressed
-                  identity     which store they were decoded from
+    STORE.decoded/<key>.npy    an image array, uncompressed
+                  identity     the store that it was decoded from
 
-The folder may be removed whenever nobody trains on it; it is made again when it is needed.
+The folder may be removed whenever no training uses it; it is written again when needed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -23,65 +21,66 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.store import FRAMES_PER_CHUNK, Store
-from ddp_cli.disk import sync
+from ddp_cli.data.store import IMAGES_PER_CHUNK, Store
+from ddp_cli.disk import acquire_lock, atomic_folder
 from ddp_cli.errors import DataError
-
-Note = Callable[[str], None]
 
 
 @dataclass
-class Arrays:
-    """Arrays by key. Those that are `mapped` come from disk as they are read."""
+class DecodedArrays:
+    """Arrays by key; those with a memory map are read from disk on access."""
 
     data: dict[str, NDArray[Any]]
-    mapped: list[mmap.mmap] = field(default_factory=list)
+    memory_maps: list[mmap.mmap] = field(default_factory=list)
 
-    def release(self) -> None:
-        """Gives back the memory of the pages read so far; they are read again when they are needed."""
-        for pages in self.mapped:
-            pages.madvise(mmap.MADV_DONTNEED)
+    def release_pages(self) -> None:
+        """Free the memory of the pages read so far; they are read again when needed."""
+        for memory_map in self.memory_maps:
+            memory_map.madvise(mmap.MADV_DONTNEED)
 
 
-def decode(store: Store, keys: Sequence[str], budget: float, note: Note, write: bool = True) -> Arrays:
-    """The arrays `keys` of `store`; pictures come from disk if all of them take more than `budget` bytes.
+def decode_arrays(
+    store: Store, keys: Sequence[str], budget: float, info: Callable[[str], None], write: bool = True
+) -> DecodedArrays:
+    """Read the arrays `keys` of `store`; if all images exceed `budget` [bytes], they are memory-mapped from disk.
 
-    `note` is told before anything is written, and how to remove it. With `write` false the decoded folder
-    must be there.
+    `info` gets a message before anything is written, which says how to remove it. Without `write` the decoded folder
+    must exist.
     """
-    pictures = [k for k in keys if store.is_picture(k)]
-    size = sum(store.nbytes(k) for k in pictures)
-    arrays = Arrays({k: store.read(k) for k in keys if k not in pictures or size <= budget})
+    image_keys = [k for k in keys if store.is_image(k)]
+    size = sum(store.nbytes(k) for k in image_keys)
+    arrays = DecodedArrays({k: store.read(k) for k in keys if k not in image_keys or size <= budget})
     if size <= budget:
         return arrays
     folder = cache_folder(store)
     if write:
-        with _locked(folder):  # two that train for the first time would write the same files
-            if not _is_decoded(folder, store, pictures):
-                note(
-                    f"{size / 1e9:.2f} GB of pictures, more than the {budget / 1e9:.2f} GB they may take in memory: "
-                    f"decoding them once to '{folder}'. Remove that folder when you do not train on the store any more."
+        with _locked(folder):  # processes that start at the same time would write the same files
+            if not _is_decoded(folder, store, image_keys):
+                info(
+                    f"the images take {size / 1e9:.2f} GB, more than the memory limit of {budget / 1e9:.2f} GB: "
+                    f"decoding them once to '{folder}'. Remove that folder when you no longer train on this store."
                 )
-                _decode_to(folder, store, pictures)
-    for key in pictures:
-        array = np.load(folder / f"{key}.npy", mmap_mode="c")  # torch wants writable arrays; nobody writes
-        pages = array._mmap
-        pages.madvise(mmap.MADV_RANDOM)  # windows are read in random order: reading ahead would be in vain
+                _write_cache(folder, store, image_keys)
+    for key in image_keys:
+        array = np.load(folder / f"{key}.npy", mmap_mode="c")  # torch wants writable arrays; nothing is written
+        memory_map = array._mmap
+        memory_map.madvise(mmap.MADV_RANDOM)  # windows are read in random order: read-ahead would be wasted
         arrays.data[key] = array
-        arrays.mapped.append(pages)
+        arrays.memory_maps.append(memory_map)
     return arrays
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # some network disks cannot lock
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = acquire_lock(folder.with_name(f".{folder.name}.lock"))
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def cache_folder(store: Store) -> Path:
-    """Where the decoded pictures of `store` are, if they are."""
+    """Where the decoded images of `store` are, if they have been written."""
     return store.path.with_name(f"{store.path.name}.decoded")
 
 
@@ -96,41 +95,31 @@ def _is_decoded(folder: Path, store: Store, keys: Sequence[str]) -> bool:
         return False
     try:
         return all(np.load(folder / f"{key}.npy", mmap_mode="r").shape == store.shape(key) for key in keys)
-    except (OSError, ValueError, EOFError):  # cut off, or not there
+    except (OSError, ValueError, EOFError):  # truncated or missing
         return False
 
 
-def _decode_to(folder: Path, store: Store, keys: Sequence[str]) -> None:
-    """Writes the folder in one piece, holding one chunk in memory at a time."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    need, free = sum(store.nbytes(k) for k in keys), shutil.disk_usage(folder.parent).free
-    if need > free:
+def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
+    """Write the folder atomically, with one chunk in memory at a time."""
+    size, free = sum(store.nbytes(k) for k in keys), shutil.disk_usage(folder.parent).free
+    if size > free:
         raise DataError(
-            f"'{folder}' needs {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB.",
-            "Free some space, or allow more memory with --set memory_gb=...",
+            f"'{folder}' needs {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB.",
+            "Free some space, or raise the memory limit with --set memory_gb=...",
         )
-    partial.mkdir()
-    try:
+    with atomic_folder(folder) as partial:
         for key in keys:
-            with (partial / f"{key}.npy").open("wb") as file:
-                shape = store.shape(key)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_2_0(file, header)
-                for first in range(0, shape[0], FRAMES_PER_CHUNK):
-                    file.write(store.read(key, rows=slice(first, first + FRAMES_PER_CHUNK)).tobytes())
+            path = partial / f"{key}.npy"
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=store.shape(key))
+            with path.open("r+b") as file:  # not through the memory map: a full disk must raise OSError, not SIGBUS
+                file.seek(array.offset)
+                for start in range(0, len(array), IMAGES_PER_CHUNK):
+                    file.write(store.read(key, rows=slice(start, start + IMAGES_PER_CHUNK)).tobytes())
         (partial / "identity").write_text(_identity(store))
-        for path in (*partial.iterdir(), partial):  # a folder with its final name is whole, even after a power loss
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take, by the machine and by the limit of its control group."""
+    """Memory that this process can still allocate [bytes], by the machine and by the limit of its control group."""
     try:
         meminfo = Path("/proc/meminfo").read_text()
         free = int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
@@ -139,8 +128,8 @@ def available_memory() -> int:
     try:
         group = Path("/sys/fs/cgroup")
         stat = (group / "memory.stat").read_text()
-        cache = int(stat.split("inactive_file ")[1].split()[0])  # counted as used, given up on demand
+        cache = int(stat.split("inactive_file ")[1].split()[0])  # counted as used, freed on demand
         limit = int((group / "memory.max").read_text())
         return max(0, min(free, limit - int((group / "memory.current").read_text()) + cache))
-    except (OSError, IndexError, ValueError):  # no group, or one without a limit
+    except (OSError, IndexError, ValueError):  # no control group, or one without a limit
         return free

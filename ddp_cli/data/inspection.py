@@ -1,4 +1,4 @@
-"""What a file of demonstrations is, in words: read, not converted."""
+"""Describes HDF5 files of demonstrations, stores and LeRobot datasets without converting them (`ddp inspect`)."""
 
 from __future__ import annotations
 
@@ -8,112 +8,143 @@ from typing import Any
 import numpy as np
 
 from ddp_cli.data.demo_file import DemoFile
-from ddp_cli.data.lerobot_reader import INFO, read_json_object
-from ddp_cli.data.replay_report import in_words
-from ddp_cli.data.store import Store
+from ddp_cli.data.lerobot_reader import INFO_PATH, is_lerobot, read_json_object
+from ddp_cli.data.replay_check import check_summary
+from ddp_cli.data.store import STORE_MARKERS, Store
 from ddp_cli.errors import DataError
+from ddp_cli.tasks import Task
 
 
-def inspect_file(demos: DemoFile) -> dict[str, Any]:
-    """Kind, task, versions, lengths, arrays with shapes and ranges, controller, and what would be done."""
-    origin = demos.origin
-    bad: dict[str, str] = {}
+def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
+    """The contents of an HDF5 file, a store or a LeRobot dataset as JSON; the key `kind` names which it is.
+
+    `task` describes the environment of an HDF5 file that no built-in task uses. DataError for anything else.
+    """
+    if not path.is_dir():
+        with DemoFile(path, task, allow_unknown_env=True) as demos:
+            return _inspect_demo_file(demos)
+    if is_lerobot(path):
+        kind, contents = "a LeRobot dataset", _inspect_lerobot(path)
+    elif any((path / name).exists() for name in STORE_MARKERS):
+        kind, contents = "a store", _inspect_store(Store(path))
+    else:
+        raise DataError(
+            f"'{path}' is a folder, but not a store or a LeRobot dataset.",
+            "Name an HDF5 file of demonstrations, a store of `ddp convert`, or a LeRobot dataset.",
+        )
+    if task is not None:
+        raise DataError(f"--task does not apply to '{path}', which is {kind}.", "Leave it out.")
+    return contents
+
+
+def describe_source(contents: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The result of `inspect_source` as rows (name, value) for people."""
+    if "ranges" in contents:
+        return _demo_file_rows(contents)
+    return [(name, str(value)) for name, value in contents.items()]
+
+
+def _inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
+    """Every demo is read: the ones with faults are listed in `bad`."""
+    info = demos.info
+    faults: dict[str, str] = {}
     ranges: dict[str, tuple[float, float]] = {}
     lengths, models = [], 0
     for name in demos.names:
         try:
             demo = demos.read(name)
         except DataError as e:
-            bad[name] = e.message.removeprefix(f"'{demos.path}' {name}").lstrip(": ")
+            faults[name] = e.message.removeprefix(f"'{demos.path}' {name}").lstrip(": ")
             continue
         lengths.append(len(demo.actions))
         models += bool(demo.xml)
         for key, array in demo.arrays.items():
             low, high = ranges.get(key, (np.inf, -np.inf))
             ranges[key] = (min(low, float(array.min())), max(high, float(array.max())))
-    good = [name for name in demos.names if name not in bad]
-    keys = (*demos.task.cameras, *demos.task.vectors("state"))
-    lacking = (
-        next(filter(None, (demos.reason_unusable(key, good) for key in keys)), "") if good else "no demo can be used"
-    )
-    controller = origin.controller or {}
+    valid_names = [name for name in demos.names if name not in faults]
+    controller = info.controller or {}
     return {
-        "kind": f"HDF5, written by {origin.tool}",
-        "environment": origin.env_name,
+        "kind": f"HDF5, written by {info.tool}",
+        "environment": info.env_name,
         "task": demos.task.name,
-        "robosuite": origin.version or "not said",
+        "robosuite": info.version or "unknown",
         "demos": len(demos.names),
         "lengths": [min(lengths), round(float(np.median(lengths))), max(lengths)] if lengths else [],
         "steps": sum(lengths),
-        "filters": demos.filters,
-        "controller": controller.get("type", "OSC_POSE" if controller else "not said"),
-        "actions": origin.actions,
+        "filters": demos.filter_keys,
+        "controller": controller.get("type", "OSC_POSE" if controller else "unknown"),
+        "actions": info.actions,
         "models": models,
         "ranges": {key: list(pair) for key, pair in ranges.items()},
-        "observations": demos.observations(good[0]) if good else {},
-        "bad": bad,
-        "obstacles": origin.incompatibilities(),
-        "plan": _plan(demos, lacking),
+        "observations": demos.observation_shapes(valid_names[0]) if valid_names else {},
+        "bad": faults,
+        "obstacles": info.incompatibilities(),
+        "plan": _conversion_summary(demos, valid_names),
     }
 
 
-def _plan(demos: DemoFile, lacking: str) -> str:
+def _conversion_summary(demos: DemoFile, valid_names: list[str]) -> str:
+    """What `ddp convert` would do with a file."""
     if demos.task.name == "none":
-        return f"describe a task of {demos.task.env_name} in a file, and name it with --task"
-    if demos.origin.incompatibilities():
-        return "it would be refused"
-    what = "observations are taken from the file"
-    if lacking:
-        what = f"what the file does not hold is looked at in the simulator ({lacking})"
-    keep = " Add --actions absolute: its actions are." if demos.origin.actions == "absolute" else ""
-    return f"{what}.{keep}"
+        return f"describe a task for {demos.task.env_name} in a file and name it with --task"
+    if demos.info.incompatibilities():
+        return "rejects this file"
+    if not valid_names:
+        return "rejects this file: no demonstration is valid"
+    keys = (*demos.task.cameras, *demos.task.vectors("state"))
+    reason = next(filter(None, (demos.reason_unusable(key, valid_names) for key in keys)), "")
+    summary = "copies the observations from the file."
+    if reason:
+        summary = f"renders the observations that are missing in the file ({reason})."
+    return summary + (
+        " Add --actions absolute to keep the absolute actions." if demos.info.actions == "absolute" else ""
+    )
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """As a table of two columns."""
-    low_high = [f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in found["ranges"].items()]
-    lengths = found["lengths"]
-    steps = f"{found['steps']} (shortest {lengths[0]}, median {lengths[1]}, longest {lengths[2]})" if lengths else "0"
-    table = [
-        ("kind", found["kind"]),
-        ("environment", f"{found['environment']} (task {found['task']})"),
-        ("robosuite", found["robosuite"]),
-        ("demos", f"{found['demos']}, {found['models']} with their model"),
+def _demo_file_rows(contents: dict[str, Any]) -> list[tuple[str, ...]]:
+    ranges = [f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in contents["ranges"].items()]
+    shapes = [f"{key} {tuple(shape)}" for key, shape in contents["observations"].items()]
+    steps = str(contents["steps"])
+    if contents["lengths"]:
+        shortest, median, longest = contents["lengths"]
+        steps += f" (shortest {shortest}, median {median}, longest {longest})"
+    rows = [
+        ("kind", contents["kind"]),
+        ("environment", f"{contents['environment']} (task {contents['task']})"),
+        ("robosuite", contents["robosuite"]),
+        ("demonstrations", f"{contents['demos']}, {contents['models']} with a recorded model"),
         ("steps", steps),
-        ("filters", ", ".join(found["filters"]) or "none"),
-        ("controller", found["controller"]),
-        ("actions", found["actions"]),
-        ("ranges", "; ".join(low_high)),
-        ("observations", "; ".join(f"{key} {shape}" for key, shape in found["observations"].items()) or "none"),
+        ("filter keys", ", ".join(contents["filters"]) or "none"),
+        ("controller", contents["controller"]),
+        ("actions", contents["actions"]),
+        ("ranges", "; ".join(ranges)),
+        ("observations", "; ".join(shapes) or "none"),
     ]
-    table += [(f"bad: {name}", why) for name, why in found["bad"].items()]
-    table += [("cannot be converted", why) for why in found["obstacles"]]
-    return [*table, ("ddp convert", found["plan"])]
+    rows += [(f"invalid: {name}", fault) for name, fault in contents["bad"].items()]
+    rows += [("incompatible", reason) for reason in contents["obstacles"]]
+    return [*rows, ("ddp convert", contents["plan"])]
 
 
-def inspect_store(store: Store) -> dict[str, Any]:
-    """What a store holds, and where it comes from."""
-    ends = store.episode_ends
-    lengths = np.diff(ends, prepend=0)
+def _inspect_store(store: Store) -> dict[str, Any]:
+    lengths = np.diff(store.episode_ends, prepend=0)
     source = store.attrs["source"]
     return {
-        "kind": "store of ddp",
+        "kind": "ddp store",
         "task": store.task.name,
-        "episodes": len(ends),
-        "steps": int(ends[-1]),
+        "episodes": len(store.episode_ends),
+        "steps": int(store.episode_ends[-1]),
         "lengths": f"shortest {lengths.min()}, median {np.median(lengths):.0f}, longest {lengths.max()}",
         "observations": store.attrs.get("obs", "image"),
         "actions": store.attrs["action"]["convention"],
         "render": store.attrs["render"],
         "versions": ", ".join(f"{name} {version}" for name, version in store.attrs["versions"].items()),
-        "source": f"{source.get('file', 'not said')}, {len(source.get('left_out', {}))} demos left out",
-        "check": in_words(store.check),
+        "source": f"{source.get('file', 'unknown')}, {len(source.get('left_out', {}))} demonstrations skipped",
+        "check": check_summary(store.check),
     }
 
 
-def inspect_lerobot(path: Path) -> dict[str, Any]:
-    """What a LeRobot dataset says of itself."""
-    info = read_json_object(path / INFO)
+def _inspect_lerobot(path: Path) -> dict[str, Any]:
+    info = read_json_object(path / INFO_PATH)
     features = info["features"] if isinstance(info.get("features"), dict) else {}
     shapes = [f"{name} {f.get('shape')}" for name, f in features.items() if isinstance(f, dict)]
     return {

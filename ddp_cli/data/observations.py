@@ -1,4 +1,4 @@
-"""One demo as a policy would have seen it: what was recorded is taken, the rest is looked at in the simulator."""
+"""The episode that a store holds for a demo: observations that were not recorded are computed in the simulator."""
 
 from __future__ import annotations
 
@@ -8,78 +8,84 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.demo_file import Demo
+from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.demo import Demo
 from ddp_cli.errors import SimulatorError
-from ddp_cli.rotation import matrix_to_6d, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
 
 Episode = dict[str, NDArray[Any]]
+"""Arrays of a store by key, (n, ...) each; n steps."""
 
-RECORDED, SHARED, TODAYS = "recorded", "the same for all demos", "of this robosuite: the recorded one does not load"
-"""Which model the states of a demo are set in."""
+MODEL_RECORDED = "recorded"
+MODEL_SHARED = "the same for all demos"
+MODEL_CURRENT = "of this robosuite: the recorded one does not load"
+"""Sources of the model in which the recorded states are set; stores keep these strings."""
 
 
 @dataclass(frozen=True)
 class RenderSpec:
-    """What an episode is to hold: pictures and poses for `obs`, and actions by the convention `actions`, made of
-    recorded ones by the convention `given`. What is drawn is drawn by the profile `render`.
+    """The contents of an episode: observations for `obs` (image or state) and actions in the convention `actions`
+    (delta or absolute), converted from recorded ones in `source_actions`. `render` is the render profile of images.
     """
 
     obs: str = "image"
     actions: str = "delta"
-    given: str = "delta"
+    source_actions: str = "delta"
     render: str = "fast"
 
+    @property
+    def converts_actions(self) -> bool:
+        return self.source_actions != self.actions
+
     def needs_simulator(self, task: Task, demo: Demo) -> bool:
-        """Whether something is wanted that was not recorded."""
-        wanted = (*task.images(self.obs), *task.vectors("state"))
-        return self.given != self.actions or any(key not in demo.obs for key in wanted)
+        """Whether the episode holds anything that was not recorded."""
+        keys = (*task.images(self.obs), *task.vectors("state"))
+        return self.converts_actions or any(key not in demo.obs for key in keys)
 
 
-def look(sim: Simulator | None, how: RenderSpec, demo: Demo) -> Episode:
-    """What the robot saw before each action of `demo`: (n, ...) per key, and the actions to learn (n, 7 or 10).
+def build_episode(sim: Simulator | None, spec: RenderSpec, demo: Demo) -> Episode:
+    """Observations before each action of `demo`, (n, ...) per key, and the actions to imitate, (n, 7) or (n, 10).
 
-    Without a simulator, `demo.obs` holds everything.
+    `sim` may be None if `demo.obs` holds every observation.
     """
-    # Delta actions beyond 1 (people push hard) do what 1 does: the controller limits them, and the store says so.
-    target_actions = demo.target_actions.clip(-1, 1) if how.given == "delta" else as_goals(demo.target_actions)
+    if spec.source_actions == "delta":
+        # The controller clips delta actions to [-1, 1]; people's recordings exceed it.
+        target_actions = demo.target_actions.clip(-1, 1)
+    else:
+        target_actions = axis_angle_to_rotation_6d(demo.target_actions)
     if sim is None:
         return demo.obs | {"action": target_actions.astype(np.float32)}
     load_demo_model(sim, demo)
-    frames: list[Episode] = []
-    drawn = [key for key in sim.task.images(how.obs) if key not in demo.obs]
+    steps: list[Episode] = []
+    image_keys = [key for key in sim.task.images(spec.obs) if key not in demo.obs]
     for state, action in zip(demo.states, target_actions, strict=True):
-        if how.given != how.actions:
-            sim.set_state(state)  # the goal is made by controllers that know where the arm is
+        if spec.converts_actions:
+            sim.set_state(state)  # the controllers need the state: they compute the goal
+            stored_action = sim.absolute_goal(action)
         else:
-            sim.show_state(state)
-        stored = sim.goal(action) if how.given != how.actions else action
-        seen = {key: sim.image(key) for key in drawn} | sim.low_dim() | {"action": stored.astype(np.float32)}
-        frames.append({key: value for key, value in seen.items() if key not in demo.obs})
-    return demo.obs | {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-
-
-def as_goals(actions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Recorded absolute actions (n, 7: position, axis-angle, gripper) as stored ones (n, 10: with rotation-6d)."""
-    turns = np.stack([matrix_to_6d(rotvec_to_matrix(turn)) for turn in actions[:, 3:6]])
-    return np.concatenate([actions[:, :3], turns, actions[:, 6:]], axis=1)
+            sim.set_kinematic_state(state)
+            stored_action = action
+        step = {key: sim.image(key) for key in image_keys} | sim.low_dim()
+        step = {key: value for key, value in step.items() if key not in demo.obs}
+        steps.append(step | {"action": stored_action.astype(np.float32)})
+    return demo.obs | {key: np.stack([step[key] for step in steps]) for key in steps[0]}
 
 
 def load_demo_model(sim: Simulator, demo: Demo) -> str:
-    """Loads the model that `demo` was recorded with, where models vary; says which one the states are in.
+    """Loads the model that `demo` was recorded with, if models vary between episodes; returns its source (MODEL_...).
 
-    The XML of an older robosuite does not load. Then the states are set in a model of today, as far as that is
-    sound: a built-in task's models differ little (Lift: the cube's edges by 2 mm).
+    The XML of an older robosuite may not load. A built-in task then uses a model of the installed robosuite, which
+    differs little (Lift: the cube's edges by 2 mm); of other tasks the SimulatorError is raised.
     """
     if not sim.task.model_varies:
-        return SHARED
+        return MODEL_SHARED
     if demo.xml:
         try:
             sim.load_xml(demo.xml)
-            return RECORDED
+            return MODEL_RECORDED
         except SimulatorError:
-            if not sim.task.built_in:
+            if not sim.task.is_built_in:
                 raise
     sim.reset(0)
-    return TODAYS
+    return MODEL_CURRENT

@@ -1,4 +1,4 @@
-"""Parquet files; the only user of pyarrow, which is an extra (`pip install 'ddp-cli[lerobot]'`)."""
+"""Reads and writes parquet files; the only user of pyarrow, which is an extra (`pip install 'ddp-cli[lerobot]'`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from ddp_cli.errors import DataError, DdpError
 Columns = dict[str, Any]
 """Name -> values: an array (n,) or (n, width), or a list."""
 
+COPY_AGAIN = "Copy the dataset again."
 
-def _arrow() -> ModuleType:
+
+def _import_pyarrow() -> ModuleType:
     try:
         import pyarrow as pa
         import pyarrow.parquet as _parquet  # noqa: F401
@@ -26,16 +28,16 @@ def _arrow() -> ModuleType:
 
 
 def check_installed() -> None:
-    """DdpError unless pyarrow is there."""
-    _arrow()
+    """DdpError unless pyarrow is installed."""
+    _import_pyarrow()
 
 
 def write_table(path: Path, columns: Columns, index: str | None = None) -> None:
-    """Writes `columns`; those of two dimensions as lists of fixed length. pandas will make `index` the index."""
-    arrow = _arrow()
-    table = arrow.table({name: _column(arrow, values) for name, values in columns.items()})
+    """Writes `columns`, two-dimensional ones as lists of fixed length. pandas reads the column `index` as the index."""
+    arrow = _import_pyarrow()
+    table = arrow.table({name: _to_arrow(arrow, values) for name, values in columns.items()})
     if index is not None:
-        described = [
+        descriptions = [
             {
                 "name": name, "field_name": name, "metadata": None,
                 "pandas_type": "unicode" if field.type == arrow.string() else str(field.type),
@@ -43,49 +45,47 @@ def write_table(path: Path, columns: Columns, index: str | None = None) -> None:
             }
             for name, field in zip(table.column_names, table.schema, strict=True)
         ]  # fmt: skip
-        pandas = {"index_columns": [index], "column_indexes": [], "columns": described, "pandas_version": "2.0.0"}
+        pandas = {"index_columns": [index], "column_indexes": [], "columns": descriptions, "pandas_version": "2.0.0"}
         table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
     path.parent.mkdir(parents=True, exist_ok=True)
     arrow.parquet.write_table(table, path)
 
 
-def _column(arrow: Any, values: Any) -> Any:
+def _to_arrow(arrow: Any, values: Any) -> Any:
     if isinstance(values, np.ndarray) and values.ndim == 2:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel()), values.shape[1])
     return arrow.array(values)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a small table as plain values; DataError when it is missing or damaged."""
+    """The rows of a small table as plain values; DataError if it is missing or damaged."""
     return list(_read(path, None).to_pylist())
 
 
 def read_columns(path: Path, widths: dict[str, int]) -> dict[str, NDArray[np.float64]]:
-    """Numeric columns: (n,) where the width is 0, otherwise (n, width)."""
+    """Numeric columns by name: (n,) where the width is 0, otherwise (n, width)."""
     table = _read(path, list(widths))
-    found = {}
+    columns = {}
     for name, width in widths.items():
         column = table.column(name).combine_chunks()
         try:
             values = np.asarray((column.flatten() if width else column).to_numpy(zero_copy_only=False), np.float64)
-            found[name] = values.reshape(len(table), width) if width else values
-        except (ValueError, TypeError, AttributeError, _arrow().ArrowException) as e:
-            raise DataError(
-                f"'{path}': the column '{name}' does not hold {width or 'one'} numbers in every row.",
-                "Copy the dataset again.",
-            ) from e
-    return found
+            columns[name] = values.reshape(len(table), width) if width else values
+        except (ValueError, TypeError, AttributeError, _import_pyarrow().ArrowException) as e:
+            numbers = f"{width} numbers" if width else "one number"
+            raise DataError(f"'{path}': expected {numbers} per row in the column '{name}'.", COPY_AGAIN) from e
+    return columns
 
 
-def _read(path: Path, columns: list[str] | None) -> Any:
-    arrow = _arrow()
+def _read(path: Path, names: list[str] | None) -> Any:
+    arrow = _import_pyarrow()
     try:
-        table = arrow.parquet.ParquetFile(path).read(columns)
+        table = arrow.parquet.ParquetFile(path).read(names)
     except FileNotFoundError as e:
-        raise DataError(f"no file '{path}'.", "Copy the dataset again.") from e
+        raise DataError(f"no file '{path}'.", COPY_AGAIN) from e
     except (OSError, ValueError, arrow.ArrowException) as e:
-        raise DataError(f"'{path}' is damaged, or no parquet file.", "Copy the dataset again.") from e
-    absent = [name for name in columns or () if name not in table.column_names]
-    if absent:
-        raise DataError(f"'{path}' has no column '{absent[0]}'.", f"It has {', '.join(table.column_names)}.")
+        raise DataError(f"'{path}' is damaged or not a parquet file.", COPY_AGAIN) from e
+    missing = [name for name in names or () if name not in table.column_names]
+    if missing:
+        raise DataError(f"'{path}' has no column '{missing[0]}'.", f"It has {', '.join(table.column_names)}.")
     return table

@@ -1,4 +1,4 @@
-"""A few episodes of a store at a glance: so that a person sees upside-down pictures, swapped cameras or colours."""
+"""Previews of a store: a few episodes as an image or a video, to spot upside-down images or swapped cameras."""
 
 from __future__ import annotations
 
@@ -10,58 +10,64 @@ from numpy.typing import NDArray
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import IMAGE_SIZE
-from ddp_cli.video.overlay import DARK, Picture, draw_text
-from ddp_cli.video.video import FORMATS, VideoWriter, write_picture
+from ddp_cli.video.overlay import DARK, RGBImage, draw_text
+from ddp_cli.video.video import FORMATS, VideoWriter, write_image
 
-EPISODES, MOMENTS = 4, 6
-LARGER = 2  # times the size of a stored picture
+MAX_EPISODES = 4
+FRAMES_PER_ROW = 6
+SCALE = 2  # factor by which stored images are enlarged
+TILE_SIZE = -(-IMAGE_SIZE * SCALE // 16) * 16  # [pixels], rounded up to a multiple of 16 for video encoders
 
 
 def check_preview(path: Path) -> None:
-    """DdpError unless `path` names a picture or a video."""
-    if path.suffix.lower() not in (".png", *FORMATS):
-        raise DdpError(
-            f"cannot write a preview to '{path}'.", f"Name a file that ends in {', '.join(('.png', *FORMATS))}."
-        )
+    """DdpError unless `path` has the suffix of an image or a video."""
+    suffixes = (".png", *FORMATS)
+    if path.suffix.lower() not in suffixes:
+        raise DdpError(f"cannot write a preview to '{path}'.", f"Name a file that ends in {', '.join(suffixes)}.")
 
 
 def write_preview(store: Store, path: Path) -> None:
-    """Episodes spread over the store. PNG: a row per episode and camera, moments side by side. Video: a column per
-    episode, a row per camera; who has finished waits.
+    """Writes up to four episodes, evenly spaced over the store.
+
+    PNG: a row per episode and camera, with six frames. Video: a column per episode, a row per camera; finished
+    episodes keep their last frame.
     """
     check_preview(path)
-    cameras = store.pictures
+    cameras = store.image_keys
     if not cameras:
-        raise DdpError(f"'{store.path}' holds no pictures.", "Convert without --obs state.")
-    count = min(EPISODES, len(store.episode_ends))
-    chosen = np.linspace(0, len(store.episode_ends) - 1, count).round().astype(int)
-    every = store.spans
-    spans = [every[i] for i in chosen]
+        raise DdpError(f"'{store.path}' holds no images.", "Convert the demonstrations without --obs state.")
+    episodes = len(store.episode_ends)
+    indices = np.linspace(0, episodes - 1, min(MAX_EPISODES, episodes)).round().astype(int).tolist()
     if path.suffix.lower() == ".png":
-        rows = [_strip(store, key, i, span) for i, span in zip(chosen, spans, strict=True) for key in cameras]
-        write_picture(path, np.concatenate(rows))
-        return
-    episodes = [{key: store.read(key, rows=slice(*span)) for key in cameras} for span in spans]
-    with VideoWriter(path) as video:
-        for step in range(max(end - begin for begin, end in spans)):
-            columns = [
-                np.concatenate([_larger(seen[key][min(step, len(seen[key]) - 1)]) for key in cameras])
-                for seen in episodes
-            ]
-            labelled = [draw_text(column, [(f"episode {i}", DARK)]) for i, column in zip(chosen, columns, strict=True)]
-            video.add(np.concatenate(labelled, axis=1))
+        write_image(path, np.concatenate([_frame_row(store, key, i) for i in indices for key in cameras]))
+    else:
+        _write_video(store, path, indices)
 
 
-def _strip(store: Store, key: str, episode: int, span: tuple[int, int]) -> Picture:
-    steps = np.linspace(span[0], span[1] - 1, MOMENTS).round().astype(int)
-    tiles = [_larger(store.read(key, rows=slice(step, step + 1))[0]) for step in steps]
+def _frame_row(store: Store, key: str, episode: int) -> RGBImage:
+    begin, end = store.episode_bounds[episode]
+    steps = np.linspace(begin, end - 1, FRAMES_PER_ROW).round().astype(int)
+    tiles = [_tile(store.read(key, rows=slice(step, step + 1))[0]) for step in steps]
     tiles[0] = draw_text(tiles[0], [(f"{episode}: {key.removesuffix('_image')}", DARK)])
     return np.concatenate(tiles, axis=1)
 
 
-def _larger(picture: NDArray[np.uint8]) -> Picture:
-    size = IMAGE_SIZE * LARGER
-    # Video encoders want multiples of 16: a dark rim.
-    framed = np.zeros((-(-size // 16) * 16,) * 2 + (3,), np.uint8)
-    framed[:size, :size] = picture.repeat(LARGER, 0).repeat(LARGER, 1)
-    return framed
+def _write_video(store: Store, path: Path, indices: list[int]) -> None:
+    bounds = [store.episode_bounds[i] for i in indices]
+    episodes = [[store.read(key, rows=slice(*rows)) for key in store.image_keys] for rows in bounds]
+    with VideoWriter(path) as video:
+        for step in range(max(end - begin for begin, end in bounds)):
+            columns = [
+                np.concatenate([_tile(images[min(step, len(images) - 1)]) for images in cameras])
+                for cameras in episodes
+            ]
+            labels = [[(f"episode {i}", DARK)] for i in indices]
+            video.add(np.concatenate(list(map(draw_text, columns, labels)), axis=1))
+
+
+def _tile(image: NDArray[np.uint8]) -> RGBImage:
+    """`image`, enlarged and padded with black to TILE_SIZE."""
+    size = IMAGE_SIZE * SCALE
+    tile = np.zeros((TILE_SIZE, TILE_SIZE, 3), np.uint8)
+    tile[:size, :size] = image.repeat(SCALE, 0).repeat(SCALE, 1)
+    return tile

@@ -1,11 +1,11 @@
-"""The store: a zarr folder in the field's replay-buffer layout, as it is read; store_writer.py writes it.
+"""The store, read: a zarr folder in the field's replay-buffer layout. store_writer.py writes it.
 
-    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames; not in a store for state policies
+    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames; absent in stores for state policies
     data/<other key>   (N, width) float32
     data/action        (N, 7) float32, or (N, 10) for absolute actions
     meta/episode_ends  (E,) int64, index one past each episode's last step
 
-All episodes lie one after another. Attributes say where they come from and how they were rendered.
+Episodes are concatenated along the first axis. Attributes hold the source, the task and how images were rendered.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from ddp_cli.errors import ConfigError, DataError
-from ddp_cli.tasks import TASKS, Task, difference, named_file, read_task, task_from_json
+from ddp_cli.task_file import read_task, task_file_path, task_from_json
+from ddp_cli.tasks import TASKS, Task, describe_difference
 
-FORMAT = 1
-FRAMES_PER_CHUNK = 64
-ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
+STORE_FORMAT = 1
+IMAGES_PER_CHUNK = 64
+STORE_MARKERS = ("zarr.json", ".zgroup")
+"""Every store, of either zarr format, holds one of these files."""
+REQUIRED_ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
 
 
 class Store:
-    """A finished store, checked when opened. Every fault is a DataError that names it."""
+    """A complete store, validated when opened. Every fault is a DataError that names it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,27 +46,27 @@ class Store:
             raise DataError(f"'{path}' is not a zarr store.", hint) from e
         self.attrs: dict[str, Any] = self._root.attrs.asdict()
         if "format" not in self.attrs:
-            raise DataError(f"'{path}' is a zarr folder that `ddp convert` did not make.", hint)
-        if self.attrs["format"] != FORMAT:
+            raise DataError(f"'{path}' is a zarr folder, but not one written by `ddp convert`.", hint)
+        if self.attrs["format"] != STORE_FORMAT:
             raise DataError(
-                f"'{path}' has store format {self.attrs['format']}, this ddp reads format {FORMAT}.",
-                "Convert the demos again, or install the ddp that wrote it.",
+                f"'{path}' has store format {self.attrs['format']}, this version of ddp reads format {STORE_FORMAT}.",
+                "Convert the demonstrations again, or install the version of ddp that wrote it.",
             )
-        missing = [k for k in ATTRIBUTES if k not in self.attrs]
+        missing = [k for k in REQUIRED_ATTRIBUTES if k not in self.attrs]
         if missing or not self.attrs["complete"]:
-            what = f"lacks the attribute {missing[0]}" if missing else "is not complete"
-            raise DataError(f"'{path}' {what}.", hint)
+            fault = f"lacks the attribute '{missing[0]}'" if missing else "is not complete"
+            raise DataError(f"'{path}' {fault}.", hint)
         self.task = task_from_json(self.attrs["task"], f"'{path}'")
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
 
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
-        """The array `key`, or some rows of it, decoded; DataError when it is absent or damaged."""
+        """The array `key`, or some of its rows, decoded; DataError if it is missing or damaged."""
         try:
             return np.asarray(self._array(key, group)[rows])
         except (OSError, ValueError, RuntimeError) as e:
             if isinstance(e, DataError):
                 raise
-            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demos again.") from e
+            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demonstrations again.") from e
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of data/`key`."""
@@ -75,57 +78,61 @@ class Store:
         return math.prod(array.shape) * array.dtype.itemsize
 
     @property
-    def spans(self) -> list[tuple[int, int]]:
-        """First row and one past the last of each episode."""
+    def episode_bounds(self) -> list[tuple[int, int]]:
+        """First row and one past the last row of each episode."""
         return list(itertools.pairwise([0, *self.episode_ends.tolist()]))
 
     @property
-    def pictures(self) -> list[str]:
-        """Keys of the cameras whose pictures it holds."""
+    def image_keys(self) -> list[str]:
+        """Keys of the camera images in the store."""
         return [key for key in self.task.cameras if f"data/{key}" in self._root]
 
-    def is_picture(self, key: str) -> bool:
-        """Whether data/`key` holds pictures."""
+    def is_image(self, key: str) -> bool:
+        """Whether data/`key` holds images."""
         return len(self.shape(key)) == 4
 
     @property
     def check(self) -> dict[str, Any]:
-        """What came of executing some of its demos; see data/replay_check.py."""
-        found = self.attrs.get("check")
-        return found if isinstance(found, dict) else {"result": "not verified", "why": "an older ddp made the store"}
+        """Result of replaying some demonstrations in the simulator; see data/replay_check.py."""
+        check = self.attrs.get("check")
+        if isinstance(check, dict):
+            return check
+        return {"result": "not verified", "why": "the store was written by an older version of ddp"}
 
     def content_hash(self) -> str:
-        """SHA-256 of the actions and the ends of the episodes."""
+        """SHA-256 of the actions and the episode ends."""
         return hashlib.sha256(self.read("action").tobytes() + self.episode_ends.tobytes()).hexdigest()
 
     def _array(self, key: str, group: str = "data") -> Any:
         try:
             return self._root[f"{group}/{key}"]
         except KeyError as e:
-            state = ", without --obs state" if self.attrs.get("obs") == "state" else ""
-            raise DataError(f"'{self.path}' has no array {group}/{key}.", f"Convert the demos again{state}.") from e
+            option = ", without --obs state" if self.attrs.get("obs") == "state" else ""
+            raise DataError(
+                f"'{self.path}' has no array {group}/{key}.", f"Convert the demonstrations again{option}."
+            ) from e
 
     def check_task(self, task: Task) -> None:
-        """ConfigError unless it was converted for `task`. How long episodes may be is no matter of recordings."""
+        """ConfigError unless the store was converted for `task`. The episode horizon is not compared: it does not
+        change recordings.
+        """
         if self.task.name != task.name:
             raise ConfigError(
-                f"'{self.path}' holds demos of '{self.task.name}', not of '{task.name}'.",
+                f"'{self.path}' holds demonstrations of '{self.task.name}', not of '{task.name}'.",
                 f"Train with --task {self.task.name}, or name another store.",
             )
-        differs = difference(self.task, task, but=("horizon",))
-        if differs:
+        differences = describe_difference(self.task, task, ignore=("horizon",))
+        if differences:
             raise ConfigError(
-                f"'{self.path}' holds demos of another '{task.name}': {differs}.",
-                "Convert them again with this task, or name a store of it.",
+                f"'{self.path}' was converted for another version of the task '{task.name}': {differences}.",
+                "Convert the demonstrations again with this task, or name another store.",
             )
 
 
-def find_task(text: str, store: Path) -> Task:
-    """The task that `--task` names, or, if it is neither built in nor a file, the one that `store` describes
-    under that name.
-    """
-    if text not in TASKS and not named_file(text) and store.exists():
-        described = Store(store).task
-        if described.name == text:
-            return described
+def resolve_task(text: str, store: Path) -> Task:
+    """The task that `--task` names: built in, described by a file, or else the one of that name in `store`."""
+    if text not in TASKS and not task_file_path(text) and store.exists():
+        stored_task = Store(store).task
+        if stored_task.name == text:
+            return stored_task
     return read_task(text)

@@ -1,4 +1,4 @@
-"""A store from a store: some of its episodes, the other convention of actions, another zarr format."""
+"""Copies a store: some of its episodes, with the other action convention, or in another zarr format."""
 
 from __future__ import annotations
 
@@ -9,91 +9,81 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.data.actions import absolute_to_delta, delta_to_absolute
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError, DdpError
-from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, quaternion_to_matrix, rotvec_to_matrix
-from ddp_cli.sim.simulator import check_actions
-from ddp_cli.tasks import ACTIONS, DELTA_METRES, DELTA_RADIANS
-
-SITE = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-"""Orientation of the grip site, which actions move, in the hand, whose orientation is observed (Panda)."""
+from ddp_cli.sim.environment import check_action_convention
+from ddp_cli.tasks import ACTIONS
 
 
-def choose(count: int, only: str | None, where: str) -> list[int]:
-    """`:50`, `10:20` or `::2`, as Python slices, of `count` episodes; DataError when that is none."""
+def select_episodes(count: int, only: str | None, where: str) -> list[int]:
+    """Indices that the Python slice `only` (`:50`, `10:20`, `::2`) selects from `count` episodes; None selects all.
+
+    DataError, with `where` naming the source, when `only` is no slice or selects nothing.
+    """
     if only is None:
         return list(range(count))
     parts = only.split(":")
     try:
         if len(parts) not in (2, 3):
             raise ValueError
-        chosen = list(range(count))[slice(*(int(part) if part else None for part in parts))]
+        indices = list(range(count))[slice(*(int(part) if part else None for part in parts))]
     except ValueError:
-        raise DataError(f"'{only}' chooses no episodes.", "Write a slice: --only :50 or --only 10:20.") from None
-    if not chosen:
-        raise DataError(f"{where} has {count} episodes, of which '{only}' chooses none.", "Write --only :50.")
-    return chosen
+        raise DataError(f"'{only}' is not a slice of episodes.", "Write --only :50 or --only 10:20.") from None
+    if not indices:
+        raise DataError(f"'{only}' selects none of the {count} episodes of {where}.", "Write --only :50.")
+    return indices
 
 
 def copy_store(
     store: Store,
     out: Path,
     only: str | None,
-    actions: str | None,
+    convention: str | None,
     zarr_format: int,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Writes the chosen episodes of `store` to `out`, with actions by the convention `actions` (None: as they are).
-    Returns the number of steps. An interrupted call goes on where it ended.
+    """Writes the episodes of `store` that `only` selects to `out`, with actions in `convention` (None: unchanged).
+    Returns the number of steps. An interrupted copy is resumed.
     """
     if out.resolve() == store.path.resolve():
-        raise DdpError(f"'{out}' is the store itself.", "Name another output with --out.")
-    chosen = choose(len(store.episode_ends), only, f"'{store.path}'")
-    given = store.attrs["action"]["convention"]
-    actions = actions or given
-    check_actions(actions)
-    if actions != given and not store.task.built_in:
+        raise DdpError(f"'{out}' is the source store itself.", "Name another output with --out.")
+    indices = select_episodes(len(store.episode_ends), only, f"'{store.path}'")
+    source_convention = store.attrs["action"]["convention"]
+    convention = convention or source_convention
+    check_action_convention(convention)
+    if convention != source_convention and not store.task.is_built_in:
         raise DataError(
-            f"'{store.path}' is of the task '{store.task.name}', whose arm may stand anywhere.",
-            "Convert its demos again with --actions.",
+            f"'{store.path}' holds the task '{store.task.name}', whose robot base pose is not known.",
+            "Convert its demonstrations again with --actions.",
         )
-    every = store.spans
-    spans = [every[i] for i in chosen]
-    lengths = [end - begin for begin, end in spans]
-    kept = {key: value for key, value in store.attrs.items() if key not in ("format", "task", "complete", "total")}
-    names = kept["source"].get("demos", [])
-    source = kept["source"] | {"demos": [names[i] for i in chosen] if len(names) == len(store.episode_ends) else chosen}
-    attributes = kept | {
-        "obs": store.attrs.get("obs", "image"), "action": ACTIONS[actions], "source": source,
-        "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
-    }  # fmt: skip
-    keys = [*store.pictures, *store.task.vectors("state"), "action"]
+    bounds = [store.episode_bounds[i] for i in indices]
+    lengths = [end - begin for begin, end in bounds]
+    keys = [*store.image_keys, *store.task.vectors("state"), "action"]
 
-    def read(span: tuple[int, int]) -> dict[str, NDArray[Any]]:
-        episode = {key: store.read(key, rows=slice(*span)) for key in keys}
-        if actions != given:
-            episode["action"] = convert_actions(episode, actions).astype(np.float32)
+    def read_episode(rows: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        episode = {key: store.read(key, rows=slice(*rows)) for key in keys}
+        if convention != source_convention:
+            convert = delta_to_absolute if convention == "absolute" else absolute_to_delta
+            actions = convert(episode["action"], episode["robot0_eef_pos"], episode["robot0_eef_quat"])
+            episode["action"] = actions.astype(np.float32)
         return episode
 
+    attributes = _attributes(store, indices, convention)
     with StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
-        writer.extend(map(read, spans[writer.episodes :]), progress)
+        writer.extend(map(read_episode, bounds[writer.episodes :]), progress)
     writer.finish({})
     return sum(lengths)
 
 
-def convert_actions(episode: dict[str, NDArray[Any]], actions: str) -> NDArray[np.float64]:
-    """Actions (n, 7 or 10) of an episode by the other convention, from where the hand was before each.
-
-    A delta action sets a goal relative to the pose of the hand: DELTA_METRES and DELTA_RADIANS away at 1.0.
-    """
-    given, position = episode["action"].astype(np.float64), episode["robot0_eef_pos"].astype(np.float64)
-    rotation = quaternion_to_matrix(episode["robot0_eef_quat"].astype(np.float64)) @ SITE
-    if actions == "absolute":
-        goals = position + DELTA_METRES * given[:, :3]
-        turned = np.stack([rotvec_to_matrix(DELTA_RADIANS * turn) for turn in given[:, 3:6]]) @ rotation
-        return np.concatenate([goals, matrix_to_6d(turned), given[:, 6:]], axis=1)
-    move = (given[:, :3] - position) / DELTA_METRES
-    turns = matrix_from_6d(given[:, 3:9]) @ rotation.transpose(0, 2, 1)
-    turn = np.stack([matrix_to_rotvec(matrix) for matrix in turns]) / DELTA_RADIANS
-    return np.concatenate([move, turn, given[:, 9:]], axis=1).clip(-1, 1)
+def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, Any]:
+    inherited = {key: value for key, value in store.attrs.items() if key not in ("format", "task", "complete", "total")}
+    names = inherited["source"].get("demos", [])
+    demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
+    return inherited | {
+        "obs": store.attrs.get("obs", "image"),
+        "action": ACTIONS[convention],
+        "source": inherited["source"] | {"demos": demos},
+        "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
+    }

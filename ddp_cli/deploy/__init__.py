@@ -1,1 +1,1 @@
-"""A policy that leaves: artefacts that run without the training code."""
+"""Deployment: exported policies, their runtime, a server, and streaming control."""

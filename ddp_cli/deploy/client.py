@@ -1,17 +1,21 @@
-"""Talks to `ddp serve`. Needs numpy, msgpack and websockets alone: this file may be copied out of the package.
+"""Client of `ddp serve`. Requires numpy, msgpack and websockets only; this file may be copied.
 
-    with Client("ws://127.0.0.1:8765") as robot:
-        robot.reset(seed=0)                      # an episode begins
-        action = robot.action({key: array})      # one observation in, one action (Da,) out, at every control step
+    with Client("ws://127.0.0.1:8765") as client:
+        client.reset(seed=0)                      # start an episode
+        action = client.action({key: array})      # one observation -> one action (Da,), once per control step
 
-One message is one msgpack map. An array is {"dtype", "shape", "data"}, its bytes in C order. Asked is
+Protocol: every message is one msgpack map in a binary frame. An array is the map {"dtype", "shape", "data"}, its data
+the little-endian bytes in C order. Requests and their replies:
 
     {"op": "reset", "seed": integer or nil}          -> {"ok": true}
     {"op": "action", "obs": {key: array}}            -> {"action": array (Da,)}
     {"op": "chunk", "obs": [{key: array}, ...]}      -> {"action": array (Ta, Da)}; new observations, oldest first
-    {"op": "describe"}                               -> {"policy": what policy.json says}
+    {"op": "describe"}                               -> {"policy": content of policy.json}
 
-and what cannot be answered is answered with {"error": text}. An "id" in a message is repeated in its answer.
+The reply to an invalid request is {"error": text}. An "id" in a request is repeated in its reply. Each connection has
+its own observation history.
+
+Shapes: Ta n_action_steps, Da action.
 """
 
 from __future__ import annotations
@@ -31,89 +35,93 @@ DTYPES = ("uint8", "float32", "float64", "int64", "int32")
 
 
 class ServerError(Exception):
-    """What the server answered instead."""
+    """The server replied with an error."""
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """A message, arrays in it included."""
-    return bytes(msgpack.packb(message, default=_plain))
+    """Encode a message, including its arrays."""
+    return bytes(msgpack.packb(message, default=_encode_array))
 
 
-def _plain(value: Any) -> Any:
+def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        little = value.astype(value.dtype.newbyteorder("<"))
-        return {"dtype": little.dtype.name, "shape": list(value.shape), "data": little.tobytes()}
+        little_endian = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": little_endian.dtype.name, "shape": list(value.shape), "data": little_endian.tobytes()}
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
-def unpack(message: bytes, longest: int = 1 << 20) -> Any:
-    """What `pack` packed; ValueError if it is nothing of the kind. Nothing of a message is ever executed. No list or
-    map may have more than `longest` items: a short message could otherwise unfold to a hundred times its size.
+def unpack(message: bytes, max_items: int = 1 << 20) -> Any:
+    """Decode a message; ValueError if it is invalid. Only data is decoded, nothing is executed.
+
+    Lists and maps of more than `max_items` items are refused: a short message could otherwise decode to a hundred
+    times its size.
     """
     try:
-        return _arrays(msgpack.unpackb(message, strict_map_key=True, max_array_len=longest, max_map_len=longest))
+        return _decode_arrays(
+            msgpack.unpackb(message, strict_map_key=True, max_array_len=max_items, max_map_len=max_items)
+        )
     except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as e:
-        raise ValueError(f"no message: {str(e) or type(e).__name__}") from e
+        raise ValueError(f"invalid message: {str(e) or type(e).__name__}") from e
 
 
-def _arrays(value: Any) -> Any:
+def _decode_arrays(value: Any) -> Any:
     if isinstance(value, list):
-        return [_arrays(item) for item in value]
+        return [_decode_arrays(item) for item in value]
     if not isinstance(value, dict):
         return value
     if value.keys() != {"dtype", "shape", "data"}:
-        return {key: _arrays(item) for key, item in value.items()}
+        return {key: _decode_arrays(item) for key, item in value.items()}
     shape, data = value["shape"], value["data"]
     if value["dtype"] not in DTYPES or not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > 8:
-        raise ValueError(f"an array of {value['dtype']!r} is not taken, only {', '.join(DTYPES)}")
-    if not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
-        raise ValueError(f"{shape!r} is no shape")
+        raise ValueError(f"arrays of {value['dtype']!r} are not accepted, valid dtypes: {', '.join(DTYPES)}")
+    if not all(type(size) is int and 0 <= size < 1 << 31 for size in shape):
+        raise ValueError(f"{shape!r} is not a shape")
     return np.frombuffer(data, np.dtype(value["dtype"]).newbyteorder("<")).reshape(shape).astype(value["dtype"])
 
 
 class Client:
-    """A connection to a server, with an observation queue of its own there. `token` where the server wants one."""
+    """A connection to a server. `token` is required by servers that were started with one; `timeout` [s]."""
 
     def __init__(self, address: str, token: str | None = None, timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._timeout = timeout  # [s]
-        self._asked = 0
-        self._open = ExitStack()
-        opened = connect(address, additional_headers=headers, open_timeout=timeout, max_size=None)
-        self._connection = self._open.enter_context(opened)
+        self._timeout = timeout
+        self._last_id = 0
+        self._exit_stack = ExitStack()
+        connection = connect(address, additional_headers=headers, open_timeout=timeout, max_size=None)
+        self._connection = self._exit_stack.enter_context(connection)
 
     def reset(self, seed: int | None = None) -> None:
-        """Forgets what was seen: call it when an episode begins. `seed` makes it repeatable."""
-        self._ask({"op": "reset", "seed": seed})
+        """Start an episode: forget all observations. With a `seed` its actions are reproducible."""
+        self._request({"op": "reset", "seed": seed})
 
     def action(self, obs: Mapping[str, Array]) -> Array:
-        """The action (Da,) after an observation; call it once per control step."""
-        return np.asarray(self._ask({"op": "action", "obs": dict(obs)})["action"])
+        """The action (Da,) for an observation. Call it once per control step."""
+        return np.asarray(self._request({"op": "action", "obs": dict(obs)})["action"])
 
     def chunk(self, observations: Sequence[Mapping[str, Array]]) -> Array:
-        """The next actions (Ta, Da), after observations that are new, oldest first."""
-        return np.asarray(self._ask({"op": "chunk", "obs": [dict(obs) for obs in observations]})["action"])
+        """The next actions (Ta, Da), from new observations, oldest first."""
+        return np.asarray(self._request({"op": "chunk", "obs": [dict(obs) for obs in observations]})["action"])
 
     def describe(self) -> dict[str, Any]:
-        """What policy.json says."""
-        return dict(self._ask({"op": "describe"})["policy"])
+        """The content of the policy's policy.json."""
+        return dict(self._request({"op": "describe"})["policy"])
 
-    def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        self._asked += 1
-        self._connection.send(pack({**message, "id": self._asked}))
+    def _request(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        self._last_id += 1
+        self._connection.send(pack({**message, "id": self._last_id}))
         while True:
-            answer = self._connection.recv(timeout=self._timeout)
-            found = unpack(answer if isinstance(answer, bytes) else answer.encode())
-            if found.get("id") == self._asked:  # others are answers that came too late, to what was asked before
+            frame = self._connection.recv(timeout=self._timeout)
+            reply = unpack(frame if isinstance(frame, bytes) else frame.encode())
+            if reply.get("id") == self._last_id:  # others are late replies to requests that timed out
                 break
-        if "error" in found:
-            raise ServerError(found["error"])
-        return dict(found)
+        if "error" in reply:
+            raise ServerError(reply["error"])
+        return dict(reply)
 
     def close(self) -> None:
-        self._open.close()
+        self._exit_stack.close()
 
     def __enter__(self) -> Client:
         return self

@@ -1,15 +1,15 @@
-"""Artefacts of a policy that run without the training code, checked before they are called done.
+"""Exports a policy to formats that run without the training code, and checks the result.
 
-onnx         policy.onnx    observations and noise -> actions: the whole chain
+onnx         policy.onnx    observations and noise -> actions, including all denoising steps
              encoder.onnx, denoiser.onnx, its parts
              runtime.py     runs it, with numpy and onnxruntime
-pt2          encoder.pt2, denoiser.pt2, as torch.export saves them
-aoti         the same, compiled for this machine by AOTInductor: they run without Python
+pt2          encoder.pt2, denoiser.pt2, saved by torch.export
+aoti         the same, compiled for this machine by AOTInductor: run without Python
 safetensors  model.safetensors, the weights
-ddp          a native checkpoint, without what only training needs
+ddp          a native checkpoint without its training state
 
-All but the last with policy.json (what goes in and out) and README.md, those that compute with proof.json (what was
-compared).
+All but the last include policy.json (inputs and outputs) and README.md; onnx, pt2 and aoti also proof.json (results of
+the checks). No file contains paths of this machine, except the compiled libraries of aoti.
 """
 
 from __future__ import annotations
@@ -19,230 +19,249 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import onnx
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from ddp_cli.choices import ExportFormat, Precision
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
-from ddp_cli.deploy import export_check as proof
 from ddp_cli.deploy import runtime
-from ddp_cli.deploy.exported_policy import open_policy
-from ddp_cli.deploy.metadata import describe, readme
+from ddp_cli.deploy.export_check import compare_actions, compare_episodes, measure_latency, summary_lines
+from ddp_cli.deploy.exported_policy import open_exported_policy
+from ddp_cli.deploy.metadata import format_readme, policy_metadata
 from ddp_cli.deploy.onnx_export import (
     Encoder,
-    denoiser_names,
-    difference,
-    example,
-    half,
-    joined,
-    quantized,
-    trace,
+    convert_to_float16,
+    denoiser_input_names,
+    dynamic_batch,
+    export_graph,
+    join_graphs,
+    make_example_inputs,
+    max_difference,
+    quantize_to_int8,
 )
 from ddp_cli.disk import atomic_folder
-from ddp_cli.errors import ConfigError, DdpError, close_match
+from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
 from ddp_cli.inference.folded_denoiser import supports_folding
-from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build, obs_keys
+from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, obs_keys
 from ddp_cli.sim.simulator import Simulator
 
-FORMATS = ("onnx", "pt2", "aoti", "safetensors", "ddp")
-TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
-"""Largest difference from torch in float32, by precision. Actions reach from -1 to 1."""
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
+"""Largest accepted difference from torch in float32. Actions range from -1 to 1."""
+MIN_OPSET, MAX_OPSET = 18, 25
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export. `episodes`: starts on which the exported policy is held against the checkpoint."""
+    """How to export. `seeds`: initial states from which the exported policy is compared with the checkpoint."""
 
-    kind: str = "onnx"
-    precision: str = "fp32"
+    format: ExportFormat = "onnx"
+    precision: Precision = "fp32"
     opset: int = DEFAULT_OPSET
     seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and what was shown of it (empty for formats without graphs)."""
+    """Names of the files, and the content of proof.json (empty for safetensors and ddp)."""
 
     files: list[str]
     proof: dict[str, Any]
 
 
-def export(
+def export_policy(
     policy: DiffusionPolicy,
     meta: Meta,
-    how: ExportOptions,
+    options: ExportOptions,
     out: Path,
-    examples: Callable[[], dict[str, Tensor]],
-    progress: Callable[[int], None] = lambda _: None,
+    load_example_obs: Callable[[], dict[str, Tensor]],
+    on_episode: Callable[[int], None] = lambda _: None,
 ) -> ExportResult:
-    """Writes the folder `out`, replacing it; nothing is left of it when the proof fails.
+    """Write the folder `out`, replacing an existing one; nothing is written if a check fails.
 
-    `examples()` gives observations {key: (B, To, ...)} to compare on; `progress` hears of episodes.
+    load_example_obs   returns observations {key: (B, To, ...)} for the comparison
+    on_episode         called with the number of compared episodes
+
+    UnknownNameError or ConfigError for invalid options, DdpError if the export differs from the checkpoint.
     """
-    _check(how)
+    _validate_options(options)
     policy = policy.cpu().eval()
-    if how.kind == "ddp":
+    if options.format == "ddp":
         save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
         return ExportResult(sorted(p.name for p in out.iterdir()), {})
     with atomic_folder(out) as partial:
-        shown = _write(policy, meta, how, partial, examples, progress)
-    return ExportResult(sorted(p.name for p in out.iterdir()), shown)
+        proof = _write_folder(policy, meta, options, partial, load_example_obs, on_episode)
+    return ExportResult(sorted(p.name for p in out.iterdir()), proof)
 
 
-def _check(how: ExportOptions) -> None:
-    for what, value, valid in (("format", how.kind, FORMATS), ("precision", how.precision, TOLERANCES)):
-        if value not in valid:
-            raise ConfigError(f"unknown {what} '{value}'{close_match(value, valid)}", f"Valid: {', '.join(valid)}.")
-    if how.kind != "onnx" and (how.precision, how.opset) != ("fp32", DEFAULT_OPSET):
-        raise ConfigError(f"--precision and --opset are for onnx, not for {how.kind}.", "Leave them out.")
-    if not 18 <= how.opset <= 25:
-        raise ConfigError(f"opset = {how.opset} cannot be written.", "Valid: 18 to 25.")
+def _validate_options(options: ExportOptions) -> None:
+    if options.format not in get_args(ExportFormat):
+        raise UnknownNameError("format", options.format, get_args(ExportFormat))
+    if options.precision not in get_args(Precision):
+        raise UnknownNameError("precision", options.precision, get_args(Precision))
+    if options.format != "onnx" and (options.precision, options.opset) != ("fp32", DEFAULT_OPSET):
+        raise ConfigError(f"--precision and --opset apply to onnx, not to {options.format}.", "Remove them.")
+    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        raise ConfigError(f"opset = {options.opset} is not supported.", f"Valid: {MIN_OPSET} to {MAX_OPSET}.")
 
 
-def _write(
+def _write_folder(
     policy: DiffusionPolicy,
     meta: Meta,
-    how: ExportOptions,
+    options: ExportOptions,
     folder: Path,
-    examples: Callable[[], dict[str, Tensor]],
-    progress: Callable[[int], None],
+    load_example_obs: Callable[[], dict[str, Tensor]],
+    on_episode: Callable[[int], None],
 ) -> dict[str, Any]:
-    spec = describe(policy, meta) | {"files": how.kind, "precision": how.precision}
-    (folder / runtime.SPEC).write_text(json.dumps(spec, indent=2) + "\n")
-    shown: dict[str, Any] = {}
-    if how.kind == "safetensors":
-        (folder / "model.safetensors").write_bytes(save(policy.state_dict()))
+    """Write all files, and return the content of proof.json."""
+    spec = policy_metadata(policy, meta) | {"files": options.format, "precision": options.precision}
+    (folder / runtime.SPEC_FILE).write_text(json.dumps(spec, indent=2) + "\n")
+    proof: dict[str, Any] = {}
+    if options.format == "safetensors":
+        weights = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(weights))
     else:
-        obs = examples()
-        write = _onnx if how.kind == "onnx" else _programs
-        shown = {"tolerance": TOLERANCES[how.precision], "differences": write(policy, how, folder, obs)}
-        _check_differences(shown)
-        if how.kind == "onnx":
-            exported = open_policy(folder)
-            shown["differences"]["actions"] = proof.action_difference(policy, exported, obs)
-            _check_differences(shown)
-        if how.kind == "onnx":
-            shown["latency"] = proof.latency(exported, obs)
-            if how.seeds:
-                shown["episodes"] = proof.episodes(
-                    policy, exported, str(meta.get("render", "fast")), how.seeds, progress
-                )
-        shown["words"] = proof.in_words(shown)
-        (folder / "proof.json").write_text(json.dumps(shown, indent=2) + "\n")
-    (folder / "README.md").write_text(readme(spec, how.kind, shown))
-    return shown
+        obs = load_example_obs()
+        write = _write_onnx if options.format == "onnx" else _write_programs
+        proof = {"tolerance": TOLERANCES[options.precision], "differences": write(policy, options, folder, obs)}
+        _check_differences(proof)
+        if options.format == "onnx":
+            exported = open_exported_policy(folder)
+            proof["differences"]["actions"] = compare_actions(policy, exported, obs)
+            _check_differences(proof)
+            proof["latency"] = measure_latency(exported, obs)
+            if options.seeds:
+                render = str(meta.get("render", "fast"))
+                proof["episodes"] = compare_episodes(policy, exported, render, options.seeds, on_episode)
+        proof["words"] = summary_lines(proof)
+        (folder / "proof.json").write_text(json.dumps(proof, indent=2) + "\n")
+    (folder / "README.md").write_text(format_readme(spec, options.format, proof))
+    return proof
 
 
-def _check_differences(shown: dict[str, Any]) -> None:
-    for name, value in shown["differences"].items():
-        if not value <= shown["tolerance"]:
+def _check_differences(proof: dict[str, Any]) -> None:
+    for name, value in proof["differences"].items():
+        if not value <= proof["tolerance"]:
             raise DdpError(
-                f"{name} differ from torch by {value:.1e}, more than {shown['tolerance']:.0e}.",
-                "Use --precision fp32, or report this.",
+                f"{name}: output differs from torch by {value:.1e}, more than {proof['tolerance']:.0e}.",
+                "Use --precision fp32; if it is, report this as a bug.",
             )
 
 
-def _parts(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, Any]:
-    """Encoder and denoiser: module, example, names of the inputs, name of the output."""
-    inputs, chain = example(policy, obs)
+class _Part(NamedTuple):
+    """A module that is exported on its own."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: list[str]
+    output_name: str
+
+
+def _split_policy(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, _Part]:
+    """Encoder and denoiser, with example inputs."""
+    encoder_inputs, denoiser_inputs = make_example_inputs(policy, obs)
     return {
-        "encoder": (Encoder(policy), inputs, obs_keys(policy), "features"),
-        "denoiser": (policy.denoiser, chain, denoiser_names(policy), "prediction"),
+        "encoder": _Part(Encoder(policy), encoder_inputs, obs_keys(policy), "features"),
+        "denoiser": _Part(policy.denoiser, denoiser_inputs, denoiser_input_names(policy), "prediction"),
     }
 
 
-def _onnx(policy: DiffusionPolicy, how: ExportOptions, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
-    """Writes the graphs; returns how far the parts are from torch, for one and for all examples."""
+def _write_onnx(
+    policy: DiffusionPolicy, options: ExportOptions, folder: Path, obs: dict[str, Tensor]
+) -> dict[str, float]:
+    """Write the graphs; returns the difference of each part from torch."""
     differences = {}
-    for name, (module, inputs, names, output) in _parts(policy, obs).items():
+    for name, part in _split_policy(policy, obs).items():
         path = folder / f"{name}.onnx"
-        trace(module, inputs, names, output, how.opset, path)
-        {"fp32": lambda _: None, "fp16": half, "int8": quantized}[how.precision](path)
+        export_graph(part.module, part.inputs, part.input_names, part.output_name, options.opset, path)
+        if options.precision == "fp16":
+            convert_to_float16(path)
+        elif options.precision == "int8":
+            quantize_to_int8(path)
         with torch.no_grad():
-            expected = module(*inputs).numpy()
-        session = _session(path)
+            expected = part.module(*part.inputs)
+        run = _load_graph(path, part.input_names)
         differences[name] = max(
-            difference(
-                session.run(None, {k: x[:n].numpy() for k, x in zip(names, inputs, strict=True)})[0], expected[:n]
-            )
-            for n in (1, len(expected))
+            max_difference(run(*(x[:n] for x in part.inputs)), expected[:n]) for n in (1, len(expected))
         )
-    if how.precision == "fp32" and supports_folding(policy.config):
-        whole = build(policy, how.opset)
+    if options.precision == "fp32" and supports_folding(policy.config):
+        graph = build_policy_graph(policy, options.opset)
     else:
-        whole = joined(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
-    onnx.save(whole, folder / runtime.GRAPH)
+        graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
+    onnx.save(graph, folder / runtime.GRAPH_FILE)
     shutil.copy(Path(runtime.__file__), folder / "runtime.py")
     return differences
 
 
-def _session(path: Path) -> Any:
+def _load_graph(path: Path, input_names: list[str]) -> Callable[..., Any]:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda *inputs: session.run(None, {k: x.numpy() for k, x in zip(input_names, inputs, strict=True)})[0]
 
 
-def _programs(policy: DiffusionPolicy, how: ExportOptions, folder: Path, obs: dict[str, Tensor]) -> dict[str, float]:
-    """Writes encoder and denoiser as torch.export has them; returns how far what is read back is from them."""
-    batch = torch.export.Dim("batch", min=1, max=4096)
+def _write_programs(
+    policy: DiffusionPolicy, options: ExportOptions, folder: Path, obs: dict[str, Tensor]
+) -> dict[str, float]:
+    """Write encoder and denoiser as torch.export programs; returns the difference of each, read back, from torch."""
+    write = _compile_program if options.format == "aoti" else _save_program
     differences = {}
-    for name, (module, inputs, _, _) in _parts(policy, obs).items():
-        dynamic: Any = tuple({0: batch} for _ in inputs)
-        program = torch.export.export(
-            module.eval(), inputs, dynamic_shapes=(dynamic,) if name == "encoder" else dynamic, strict=False
-        )
-        read = (_compiled if how.kind == "aoti" else _saved)(program, folder / f"{name}.pt2")
+    for name, part in _split_policy(policy, obs).items():
+        shapes = dynamic_batch(part.module, part.inputs)
+        program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=shapes, strict=False)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # holds paths of this machine
+        run = write(program, folder / f"{name}.pt2")
         with torch.no_grad():
             differences[name] = max(
-                difference(read(*(x[:n] for x in inputs)), module(*(x[:n] for x in inputs)))
-                for n in (1, len(inputs[0]))
+                max_difference(run(*(x[:n] for x in part.inputs)), part.module(*(x[:n] for x in part.inputs)))
+                for n in (1, len(part.inputs[0]))
             )
     return differences
 
 
-def _saved(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+def _save_program(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
 
-def _compiled(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+def _compile_program(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except Exception as e:  # a missing compiler shows as one of many
+    except Exception as e:  # a missing compiler raises one of many types
         reason = (str(e) or type(e).__name__).splitlines()[0]
-        raise ConfigError(f"AOTInductor does not work here: {reason}", "Use --format pt2.") from e
+        raise ConfigError(f"AOTInductor does not work on this machine: {reason}", "Use --format pt2.") from e
     return torch._inductor.aoti_load_package(str(path))
 
 
-def observations_from_store(
-    config_keys: list[str], store: Store, n_obs_steps: int, count: int = 8
-) -> dict[str, Tensor]:
-    """`count` observation windows spread over the store."""
+def observations_from_store(keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:
+    """`count` observation windows at even distances in the store: {key: (count, To, ...)}."""
     bounds = window_bounds(store.episode_ends, n_obs_steps, 0, 0)
-    keys = (*config_keys, "action")
-    picked = window_steps(bounds, n_obs_steps)[np.linspace(0, len(bounds) - 1, count).astype(int)]
-    rows = {key: np.concatenate([store.read(key, rows=slice(w[0], w[-1] + 1)) for w in picked]) for key in keys}
-    windows = Windows(rows, np.arange(picked.size).reshape(picked.shape), config_keys, n_obs_steps)
+    steps = window_steps(bounds, n_obs_steps)[np.linspace(0, len(bounds) - 1, count).astype(int)]  # (count, To)
+    arrays = {
+        key: np.concatenate([store.read(key, rows=slice(w[0], w[-1] + 1)) for w in steps]) for key in (*keys, "action")
+    }
+    windows = Windows(arrays, np.arange(steps.size).reshape(steps.shape), keys, n_obs_steps)
     obs: dict[str, Tensor] = windows.batch(torch.arange(count))["obs"]
     return obs
 
 
 def observations_from_simulator(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
-    """What is seen at `count` starts, where there is no store: {key: (count, To, ...)}."""
+    """Observations of `count` initial states, for use without a store: {key: (count, To, ...)}."""
     sim = Simulator(policy.config.task, render, policy.config.actions)
-    seen: dict[str, list[Tensor]] = {key: [] for key in obs_keys(policy)}
+    samples: dict[str, list[Tensor]] = {key: [] for key in obs_keys(policy)}
     for seed in range(count):
         sim.reset(seed)
-        frame = sim.observe(policy.config.obs)
-        for key, windows in seen.items():
-            value = torch.from_numpy(np.stack([frame[key]] * policy.config.n_obs_steps))
-            windows.append(value.permute(0, 3, 1, 2) if value.ndim == 4 else value)
+        obs = sim.observe(policy.config.obs)
+        for key, windows in samples.items():
+            window = torch.from_numpy(np.stack([obs[key]] * policy.config.n_obs_steps))
+            windows.append(window.permute(0, 3, 1, 2) if window.ndim == 4 else window)
     sim.close()
-    return {key: torch.stack(windows) for key, windows in seen.items()}
+    return {key: torch.stack(windows) for key, windows in samples.items()}

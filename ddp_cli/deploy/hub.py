@@ -1,4 +1,4 @@
-"""Folders to the Hugging Face Hub; the only user of huggingface_hub (which diffusers brings)."""
+"""Uploads folders to the Hugging Face Hub; the only user of huggingface_hub (a dependency of diffusers)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 from ddp_cli.errors import DdpError
 
 
-def push(folder: Path, repository: str) -> str:
-    """Uploads `folder` as the model `repository` (owner/name), made if need be; returns its address."""
+def push_folder(folder: Path, repo_id: str) -> str:
+    """Upload `folder` to the model repository `repo_id` (owner/name), created if it does not exist; returns its URL.
+
+    DdpError if the upload fails; the folder is kept.
+    """
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
-        api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of a diffusion policy")
-    except Exception as e:  # its own kinds, and those of whatever it speaks HTTP with
-        why = (str(e) or type(e).__name__).splitlines()[0]
+        api.create_repo(repo_id, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export of a diffusion policy")
+    except Exception as e:  # exceptions of the library and of its HTTP client
+        reason = (str(e) or type(e).__name__).splitlines()[0]
         raise DdpError(
-            f"'{folder}' is written, but could not be uploaded to '{repository}': {why}.",
-            "Log in with `hf auth login`, and run it again with --overwrite.",
+            f"'{folder}' is written, but could not be uploaded to '{repo_id}': {reason}.",
+            "Log in with `hf auth login`, then run the command again with --overwrite.",
         ) from e
-    return f"https://huggingface.co/{repository}"
+    return f"https://huggingface.co/{repo_id}"

@@ -1,4 +1,4 @@
-"""What a program, and a person, must know to run an exported policy: policy.json and README.md."""
+"""What programs and people need to know to run an exported policy: policy.json and README.md."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 from ddp_cli import __version__
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.deploy.runtime import FORMAT
-from ddp_cli.inference.agent import safety_of
-from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys, trajectory_width
-from ddp_cli.safety import Safety
+from ddp_cli.deploy.runtime import FORMAT_VERSION
+from ddp_cli.inference.agent import action_limits
+from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys
+from ddp_cli.safety import ActionLimits
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 
 UNITS = {
-    "robot0_eef_pos": "m, position of the hand, world frame",
-    "robot0_eef_quat": "quaternion x, y, z, w of the hand, world frame",
-    "robot0_gripper_qpos": "m, joints of the fingers",
+    "robot0_eef_pos": "m, position of the end effector, world frame",
+    "robot0_eef_quat": "quaternion x, y, z, w of the end effector, world frame",
+    "robot0_gripper_qpos": "m, positions of the finger joints",
 }
 
 
-def describe(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
-    """The content of policy.json."""
+def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
+    """The content of policy.json. `meta` is the config.json of the checkpoint."""
     config = policy.config
     return {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "task": config.task.to_json(),
-        "obs": {key: _obs(policy, key) for key in obs_keys(policy)},
+        "obs": {key: _obs_entry(policy, key) for key in obs_keys(policy)},
         "n_obs_steps": config.n_obs_steps,
         "horizon": config.horizon,
         "n_action_steps": config.n_action_steps,
         "action": meta.get("action"),
-        "limits": _limits(safety_of(policy)),
+        "limits": _limits_entry(action_limits(policy)),
         "control_hz": CONTROL_HZ,
-        "noise": [n_noise_tensors(policy), config.trajectory_steps, trajectory_width(policy)],
+        "noise": [n_noise_tensors(policy), *policy.trajectory_shape],
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "timesteps": [step.timestep for step in policy.steps],
-        "alphas_cumprod": policy.noising.alphas_cumprod.tolist(),
+        "alphas_cumprod": policy.noise_scheduler.alphas_cumprod.tolist(),
         "features": policy.feature_dim,
         "action_normalizer": {
             part: policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset")
@@ -51,65 +51,77 @@ def describe(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
     }
 
 
-def _obs(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
+def _obs_entry(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
     if key in policy.config.image_keys:
         return {"shape": [IMAGE_SIZE, IMAGE_SIZE, 3], "dtype": "uint8", "unit": "RGB, 0 to 255, upright"}
     return {
         "shape": [policy.config.low_dim[key]],
         "dtype": "float32",
-        "unit": UNITS.get(key, "as robosuite observes it"),
+        "unit": UNITS.get(key, "as observed by robosuite"),
     }
 
 
-def _limits(safety: Safety) -> dict[str, list[float | None]]:
-    """Of each number of an action; None: no limit."""
-    if safety.actions == "delta":
-        return {"low": [-1.0] * safety.dim, "high": [1.0] * safety.dim}
-    free: list[float | None] = [None] * (safety.dim - 4)
-    return {"low": [*safety.low, *free, -1.0], "high": [*safety.high, *free, 1.0]}
+def _limits_entry(limits: ActionLimits) -> dict[str, list[float | None]]:
+    """Lower and upper limit of each element of an action; None where there is no limit."""
+    if limits.actions == "delta":
+        return {"low": [-1.0] * limits.dim, "high": [1.0] * limits.dim}
+    unlimited: list[float | None] = [None] * (limits.dim - 4)
+    return {"low": [*limits.low, *unlimited, -1.0], "high": [*limits.high, *unlimited, 1.0]}
 
 
-USAGE = """import numpy as np
-from runtime import Policy, ChunkRunner          # runtime.py lies beside this file; it needs numpy and onnxruntime
+# The block between the dashes is the metadata that model hubs read.
+HEADER = """---
+library_name: ddp
+pipeline_tag: robotics
+tags: [diffusion-policy, robosuite]
+---
 
-stream = ChunkRunner(Policy.load("."), seed=0)
-while True:                                 # {hz} times a second
-    action = stream.action({{
+# Diffusion policy: {task}
+
+Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz} Hz; sampler {sampler}, \
+{num_inference_steps} steps.
+`policy.json` describes its inputs and outputs.
+"""
+
+USAGE = """```python
+import numpy as np
+from runtime import Policy, ChunkRunner     # runtime.py in this folder; requires numpy and onnxruntime
+
+runner = ChunkRunner(Policy.load("."), seed=0)
+while True:                                 # at {hz} Hz
+    action = runner.action({{
 {keys}
     }})
-    robot.command(action)                   # {what}"""
+    robot.command(action)                   # {action}
+```
+
+`encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for use with other samplers.
+"""
+
+NOTES = {
+    "pt2": 'Load the programs with `torch.export.load("encoder.pt2").module()`, likewise `denoiser.pt2`; `policy.json` '
+    "describes their inputs.\n",
+    "aoti": 'Load the programs with `torch._inductor.aoti_load_package("encoder.pt2")`, likewise `denoiser.pt2`; '
+    "`policy.json` describes their inputs.\nThey are compiled for the CPU of the exporting machine and take contiguous "
+    "tensors.\n",
+    "safetensors": "`model.safetensors` contains the weights. `ddp export --format ddp` writes a checkpoint that `ddp` "
+    "can run.\n",
+}
 
 
-def readme(spec: dict[str, Any], kind: str, proof: dict[str, Any]) -> str:
-    """The README.md of an exported folder."""
+def format_readme(spec: dict[str, Any], export_format: str, proof: dict[str, Any]) -> str:
+    """The README.md of an exported folder, from the contents of its policy.json and proof.json."""
     task = spec["task"] if isinstance(spec["task"], str) else spec["task"]["name"]
-    action = spec["action"] or {}
-    keys = "\n".join(
-        f'        "{key}": ...,  # {obs["dtype"]} {tuple(obs["shape"])}: {obs["unit"]}'
-        for key, obs in spec["obs"].items()
-    )
-    what = f"{action.get('convention', 'delta')} action, {len(spec['limits']['low'])} numbers"
-    # The block between the dashes is what model hubs read.
-    lines = [
-        "---", "library_name: ddp", "pipeline_tag: robotics", "tags: [diffusion-policy, robosuite]", "---", "",
-        f"# Diffusion policy: {task}", "",
-        f"Predicts {spec['n_action_steps']} actions from {spec['n_obs_steps']} observations, {spec['control_hz']} Hz;",
-        f"{spec['sampler']}, {spec['num_inference_steps']} steps. `policy.json` says what goes in and out.", "",
-    ]  # fmt: skip
-    if kind == "onnx":
-        lines += ["```python", USAGE.format(hz=spec["control_hz"], keys=keys, what=what), "```", ""]
-        lines += ["`encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for samplers of your own.", ""]
-    elif kind == "pt2":
-        lines += ['`torch.export.load("encoder.pt2").module()`, and `denoiser.pt2`, take what `policy.json` says.', ""]
-    elif kind == "aoti":
-        lines += [
-            '`torch._inductor.aoti_load_package("encoder.pt2")`, and `denoiser.pt2`, take what `policy.json` says.'
-        ]
-        lines += ["They are compiled for the processor that exported them, and for contiguous tensors.", ""]
+    sections = [HEADER.format(**{**spec, "task": task})]
+    if export_format == "onnx":
+        keys = "\n".join(
+            f'        "{key}": ...,  # {obs["dtype"]} {tuple(obs["shape"])}: {obs["unit"]}'
+            for key, obs in spec["obs"].items()
+        )
+        convention = (spec["action"] or {}).get("convention", "delta")
+        action = f"{convention} action, {len(spec['limits']['low'])} values"
+        sections.append(USAGE.format(hz=spec["control_hz"], keys=keys, action=action))
     else:
-        lines += [
-            "`model.safetensors` holds the weights; `ddp export --format ddp` makes a checkpoint that `ddp` runs.",
-            "",
-        ]
-    lines += [f"- {line}" for line in proof.get("words", [])]
-    return "\n".join(lines).rstrip() + "\n"
+        sections.append(NOTES[export_format])
+    sections.append("\n".join(f"- {line}" for line in proof.get("words", [])))
+    return "\n".join(sections).rstrip() + "\n"

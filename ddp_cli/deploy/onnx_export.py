@@ -1,9 +1,9 @@
-"""The parts of a policy as ONNX graphs, traced by torch, in any precision.
+"""Exports the parts of a policy as ONNX graphs, traced by torch, in several precisions.
 
 encoder    observations -> features
-denoiser   noisy trajectory, diffusion step, features -> prediction
+denoiser   noisy trajectory, timesteps, features -> prediction
 
-Shapes: B batch, To observation steps.
+Shapes: B batch, To n_obs_steps, T trajectory steps, Do features, D trajectory width.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.inference.onnx_policy import compose, obs_keys, trajectory_width
+from ddp_cli.inference.onnx_policy import compose_policy_graph, obs_keys
+
+MAX_BATCH_SIZE = 4096  # that exported graphs and programs accept
 
 
 class Encoder(nn.Module):
-    """`encode_obs` with one argument per key."""
+    """`encode_obs` with one argument per observation key."""
 
     def __init__(self, policy: DiffusionPolicy) -> None:
         super().__init__()
@@ -38,27 +40,36 @@ class Encoder(nn.Module):
         return self.policy.encode_obs(dict(zip(self.keys, obs, strict=True)))
 
 
-def denoiser_names(policy: DiffusionPolicy) -> list[str]:
-    """Inputs of the denoiser, in order."""
+def denoiser_input_names(policy: DiffusionPolicy) -> list[str]:
+    """Inputs of the denoiser, in order; with inpainting the features are part of the trajectory."""
     return ["trajectory", "timesteps", "features"][: 3 if policy.config.obs_as_cond else 2]
 
 
-def example(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs of encoder and denoiser for observations {key: (B, To, ...)}."""
-    config = policy.config
-    inputs = tuple(obs[key].contiguous() for key in obs_keys(policy))
+def make_example_inputs(
+    policy: DiffusionPolicy, obs: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs of the encoder and of the denoiser for observations {key: (B, To, ...)}."""
+    encoder_inputs = tuple(obs[key].contiguous() for key in obs_keys(policy))
+    batch_size = len(encoder_inputs[0])
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(len(inputs[0]), config.trajectory_steps, trajectory_width(policy), generator=generator)
-    steps = torch.randint(0, config.num_train_timesteps, (len(noisy),), generator=generator)
+    trajectory = torch.randn(batch_size, *policy.trajectory_shape, generator=generator)
+    timesteps = torch.randint(0, policy.config.num_train_timesteps, (batch_size,), generator=generator)
     with torch.no_grad():
         features = policy.encode_obs(obs)
-    return inputs, (noisy, steps, features)[: len(denoiser_names(policy))]
+    return encoder_inputs, (trajectory, timesteps, features)[: len(denoiser_input_names(policy))]
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, opset: int, path: Path) -> None:
-    """Writes `module` as the graph `path`, for any batch."""
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    dynamic: Any = tuple({0: batch} for _ in inputs)
+def dynamic_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """`dynamic_shapes` for torch.export: any batch size."""
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)
+    shapes = tuple({0: batch} for _ in inputs)
+    return (shapes,) if isinstance(module, Encoder) else shapes  # Encoder.forward has variadic arguments
+
+
+def export_graph(
+    module: nn.Module, inputs: tuple[Tensor, ...], input_names: list[str], output_name: str, opset: int, path: Path
+) -> None:
+    """Trace `module` and write the ONNX graph, for any batch size, to `path`."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -68,45 +79,74 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outpu
         logging.disable(logging.WARNING)
         try:
             torch.onnx.export(
-                module.eval(), inputs, path, input_names=names, output_names=[output], dynamo=True,
-                dynamic_shapes=(dynamic,) if isinstance(module, Encoder) else dynamic,
-                opset_version=opset, external_data=False, verbose=False,
+                module.eval(), inputs, path, input_names=input_names, output_names=[output_name], dynamo=True,
+                dynamic_shapes=dynamic_batch(module, inputs), opset_version=opset, external_data=False, verbose=False,
             )  # fmt: skip
         finally:
             logging.disable(logging.NOTSET)
+    model = onnx.load(path)
+    strip_metadata(model)
+    onnx.save(model, path)
 
 
-def joined(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
-    """The whole policy of the graphs of its parts."""
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Remove metadata and doc strings: torch's exporter stores stack traces there, with paths of this machine."""
+    model.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        _strip_nodes(function.node)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    for proto in (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        proto.ClearField("doc_string")
+        proto.ClearField("metadata_props")
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Any) -> None:
+    for node in nodes:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _strip_graph(subgraph)
+
+
+def join_graphs(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph of the whole policy, from the graphs of its parts."""
     main = GraphBuilder("main/")
-    main.embed(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
+    main.inline_model(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
 
-    def predict(g: GraphBuilder, x: str) -> str:
-        batch = g("Slice", g("Shape", x), g.whole(0), g.whole(1))
-        timestep = g("Gather", g.whole(*(step.timestep for step in policy.steps)), "i", axis=0)
+    def build_denoiser(g: GraphBuilder, x: str) -> str:
+        batch = g("Slice", g("Shape", x), g.int64(0), g.int64(1))
+        timestep = g("Gather", g.int64(*(step.timestep for step in policy.steps)), "i", axis=0)
         inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}
-        g.embed(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_names(policy)}, "out")
+        g.inline_model(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_input_names(policy)}, "out")
         return "out"
 
     opset = max(x.version for model in (encoder, denoiser) for x in model.opset_import if not x.domain)
-    made = compose(policy, main, "features", predict, opset)
-    others = {x.domain: x.version for model in (encoder, denoiser) for x in model.opset_import if x.domain}
-    made.opset_import.extend(helper.make_opsetid(*item) for item in others.items())
-    return made
+    model = compose_policy_graph(policy, main, "features", build_denoiser, opset)
+    other_domains = {x.domain: x.version for part in (encoder, denoiser) for x in part.opset_import if x.domain}
+    model.opset_import.extend(helper.make_opsetid(*item) for item in other_domains.items())
+    return model
 
 
-def half(path: Path) -> None:
-    """Makes a graph compute in float16; inputs and outputs stay as they were."""
+def convert_to_float16(path: Path) -> None:
+    """Make the graph in `path` compute in float16; its inputs and outputs keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = OnnxModel(convert_float_to_float16(onnx.load(path), keep_io_types=True))
-    model.topological_sort()  # the casts of the inputs come last
+    model.topological_sort()  # the conversion appends the casts of the inputs at the end
     onnx.save(model.model, path)
 
 
-def quantized(path: Path) -> None:
-    """Makes the matrix products of a graph int8: weights per channel, activations as they come."""
+def quantize_to_int8(path: Path) -> None:
+    """Quantize the matrix products of the graph in `path`: weights int8 per channel, activations dynamically."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.disable(logging.WARNING)
@@ -116,7 +156,7 @@ def quantized(path: Path) -> None:
         logging.disable(logging.NOTSET)
 
 
-def difference(one: Any, other: Any) -> float:
-    """Largest difference of two arrays; infinite if one is not finite."""
-    found = float(np.abs(np.asarray(one) - np.asarray(other)).max())
-    return found if math.isfinite(found) else math.inf
+def max_difference(a: Any, b: Any) -> float:
+    """Largest absolute difference of two arrays; infinite if one of them is not finite."""
+    difference = float(np.abs(np.asarray(a) - np.asarray(b)).max())
+    return difference if math.isfinite(difference) else math.inf

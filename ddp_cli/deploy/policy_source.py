@@ -1,4 +1,7 @@
-"""What is evaluated or filmed: a checkpoint, or an exported folder."""
+"""The policy that is evaluated, recorded or inspected: a checkpoint or an exported folder, and how to run it.
+
+Imports are inside the functions: commands import this file when `ddp` starts.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import ConfigError, DdpError
 
 if TYPE_CHECKING:
+    from ddp_cli.config import PolicyConfig
     from ddp_cli.evaluation.rollout import Agent
     from ddp_cli.tasks import Task
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """A policy, and how it is run. `make` can be sent to other processes."""
+    """A policy and the settings it runs with. `make_agent` can be pickled, for worker processes."""
 
     folder: Path
     task: Task
@@ -28,56 +32,170 @@ class PolicySource:
     sampler: str
     inference_steps: int
     engine: str
-    make: Callable[[], Agent]
+    make_agent: Callable[[], Agent]
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `folder` is a policy that `ddp export` wrote as ONNX."""
-    from ddp_cli.deploy.exported_policy import is_exported
+    """Whether `folder` holds a policy exported as ONNX."""
+    from ddp_cli.deploy.runtime import GRAPH_FILE, SPEC_FILE
 
-    return is_exported(folder)
+    return (folder / SPEC_FILE).is_file() and (folder / GRAPH_FILE).is_file()
 
 
-def find(path: Path | None, runs: Path, task: str | None) -> Path:
-    """The folder that the user named, or the newest run's best checkpoint."""
+def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
+    """The folder of the policy at `path`: an exported folder, a checkpoint, or a run (its best checkpoint).
+
+    Without a path, the best checkpoint of the newest run in `runs`, of `task` if given.
+    """
     from ddp_cli.core.checkpoint import resolve_checkpoint
 
     return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
 
 
-def subject(folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str) -> PolicySource:
-    """The policy in `folder`, on `device` (auto: a GPU where there is one)."""
+def open_policy_source(
+    folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
+) -> PolicySource:
+    """The policy in `folder`, to run on `device` (auto: a GPU if there is one).
+
+    DdpError if an option is given that an exported policy fixes, ConfigError if one cannot be used with the policy.
+    """
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.inference.agent import choose_engine, load_agent
     from ddp_cli.inference.device import choose_device
 
     if is_exported(folder):
-        said = {"--sampler": sampler, "--inference-steps": inference_steps}
-        said |= {
-            "--engine": engine if engine != "auto" else None,
+        options = {
+            "--sampler": sampler,
+            "--inference-steps": inference_steps,
+            "--engine": None if engine == "auto" else engine,
             "--device": None if device in {"auto", "cpu"} else device,
         }
-        return _exported(folder, [name for name, value in said.items() if value is not None])
+        return _open_exported_source(folder, [name for name, value in options.items() if value is not None])
     meta = load_meta(folder)
-    used = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
-    where = str(choose_device(device))
-    engine = choose_engine(used, where.partition(":")[0], engine)
-    make = functools.partial(load_agent, folder, where, used.sampler, used.num_inference_steps, engine)
+    config = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
+    device = str(choose_device(device))
+    engine = choose_engine(config, device.partition(":")[0], engine)
+    make_agent = functools.partial(load_agent, folder, device, config.sampler, config.num_inference_steps, engine)
     return PolicySource(
-        folder, used.task, used.obs, used.actions, str(meta["render"]), meta.get("step"), used.sampler,
-        used.num_inference_steps, engine, make,
+        folder, config.task, config.obs, config.actions, str(meta["render"]), meta.get("step"), config.sampler,
+        config.num_inference_steps, engine, make_agent,
     )  # fmt: skip
 
 
-def _exported(folder: Path, said: list[str]) -> PolicySource:
-    from ddp_cli.deploy.exported_policy import config_of, load_exported, open_policy
+def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySource:
+    from ddp_cli.deploy.exported_policy import exported_config, load_exported_agent, open_exported_policy
 
-    if said:
-        raise DdpError(f"'{folder}' is an exported policy, for which {said[0]} is decided.", "Leave it out.")
-    policy = open_policy(folder)
-    used, spec = config_of(policy), policy.spec
+    if fixed_options:
+        raise DdpError(f"{fixed_options[0]} cannot be changed: '{folder}' is an exported policy.", "Remove the option.")
+    spec = open_exported_policy(folder).spec
+    config = exported_config(spec)
     return PolicySource(
-        folder, used.task, used.obs, used.actions, str(spec["render"]), spec.get("step"), used.sampler,
-        used.num_inference_steps, "exported", functools.partial(load_exported, folder),
+        folder, config.task, config.obs, config.actions, str(spec["render"]), spec.get("step"), config.sampler,
+        config.num_inference_steps, "exported", functools.partial(load_exported_agent, folder),
     )  # fmt: skip
+
+
+# -- inspection -----------------------------------------------------------------------------------
+
+
+def is_policy(path: Path) -> bool:
+    """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
+    from ddp_cli.core.checkpoint import CONFIG, MODEL
+    from ddp_cli.deploy.runtime import SPEC_FILE
+
+    is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
+    return is_checkpoint or (path / "checkpoints" / "best").exists() or (path / SPEC_FILE).is_file()
+
+
+def inspect_policy(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint, the best checkpoint of a run, or an exported folder, without loading its weights.
+
+    The values can be written as JSON:
+
+        kind                                    "checkpoint" or "exported policy"
+        path, run                               the folder; the run that it belongs to, or None
+        format, precision                       of exported policies; None for checkpoints
+        task, obs, action                       name, image or state, action convention with its frame and rotation
+        inputs                                  observation key -> shape of one step
+        n_obs_steps, horizon, n_action_steps    [control steps]
+        sampler, inference_steps
+        step                                    training step, or None if it was imported
+        parameters                              number of trainable parameters
+        resumable                               whether training can continue from it
+        store                                   file (None if unknown), demos, steps, ... of the training data, or None
+        versions                                library -> version
+        files                                   name -> size [bytes]
+
+    CheckpointError if there is no policy or it is damaged.
+    """
+    from ddp_cli.config import PolicyConfig
+    from ddp_cli.core.checkpoint import TRAIN_STATE, load_meta, resolve_checkpoint
+    from ddp_cli.deploy.exported_policy import read_spec
+    from ddp_cli.deploy.runtime import SPEC_FILE
+
+    exported = (path / SPEC_FILE).is_file()
+    folder = path if exported else resolve_checkpoint(path, Path())
+    meta: dict[str, Any] = read_spec(folder) if exported else load_meta(folder)
+    config = PolicyConfig(**meta["policy"])
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else None
+    store = meta.get("store") or {}
+    return {
+        "kind": "exported policy" if exported else "checkpoint",
+        "path": str(folder),
+        "run": str(run) if run else None,
+        "format": meta.get("files") if exported else None,
+        "precision": meta.get("precision") if exported else None,
+        "task": config.task.name,
+        "obs": config.obs,
+        "action": meta.get("action"),
+        "inputs": _input_shapes(config),
+        "n_obs_steps": config.n_obs_steps,
+        "horizon": config.horizon,
+        "n_action_steps": config.n_action_steps,
+        "sampler": config.sampler,
+        "inference_steps": config.num_inference_steps,
+        "step": meta.get("step"),
+        "parameters": _count_parameters(config, None if exported else folder),
+        "resumable": (folder / TRAIN_STATE).is_file(),
+        "store": {"file": _store_path(run), **store} if store else None,
+        "versions": {**store.get("versions", {}), **meta.get("versions", {})},
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+
+
+def _input_shapes(config: PolicyConfig) -> dict[str, list[int]]:
+    from ddp_cli.tasks import IMAGE_SIZE
+
+    images = {key: [IMAGE_SIZE, IMAGE_SIZE, 3] for key in config.image_keys}
+    return images | {key: [width] for key, width in config.low_dim.items()}
+
+
+def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
+    """From the header of the checkpoint's weights, or else from the architecture."""
+    import math
+
+    from safetensors import SafetensorError, safe_open
+
+    from ddp_cli.core.checkpoint import MODEL
+    from ddp_cli.core.policy import DiffusionPolicy
+    from ddp_cli.errors import CheckpointError
+
+    if checkpoint is None:
+        return sum(parameter.numel() for parameter in DiffusionPolicy(config).parameters())
+    try:
+        with safe_open(checkpoint / MODEL, "pt") as weights:
+            names = [name for name in weights.keys() if not name.startswith("normalizer.")]  # noqa: SIM118
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"'{checkpoint / MODEL}' is damaged.", "Use another checkpoint.") from e
+
+
+def _store_path(run: Path | None) -> str | None:
+    """The store that a run was trained on, as its config.json names it."""
+    from ddp_cli.config import read_json
+
+    try:
+        return str(read_json(run / "config.json")["data"]) if run else None
+    except (ConfigError, KeyError):
+        return None

@@ -1,17 +1,16 @@
-"""Runs a policy that `ddp export --format onnx` wrote. Needs numpy and onnxruntime, and nothing else: this file may be
-copied out of the package.
+"""Run a policy exported by `ddp export --format onnx`. Requires numpy and onnxruntime only; this file may be copied.
 
     from runtime import Policy, ChunkRunner
 
     policy = Policy.load("policy")
-    actions = policy.act({key: the last To observations, oldest first})      # (Ta, Da), to be executed one by one
-    stream = ChunkRunner(policy)
-    action = stream.action({key: one observation})                           # (Da,), at every control step
+    actions = policy.act({key: the last To observations, oldest first})      # (Ta, Da), to be executed in order
+    runner = ChunkRunner(policy)
+    action = runner.action({key: one observation})                           # (Da,), once per control step
 
-Pictures are uint8 (height, width, 3), everything else float32, in the units of `policy.json`. What actions mean is
-written there, too ("action": convention, frame, rotation), with the limits that they are clipped to.
+Images are uint8 (height, width, 3), all other observations float32, in the units given in `policy.json`. Its "action"
+entry defines the actions (convention, frame, rotation), its "limits" the range that they are clipped to.
 
-Shapes: To observation steps, Ta action steps, Da action, T and D trajectory and its width.
+Shapes: To n_obs_steps, Ta n_action_steps, Da action, T trajectory steps, D trajectory width, N noise tensors.
 """
 
 from __future__ import annotations
@@ -25,103 +24,106 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-FORMAT = 2
-SPEC, GRAPH = "policy.json", "policy.onnx"
+FORMAT_VERSION = 2
+SPEC_FILE, GRAPH_FILE = "policy.json", "policy.onnx"
 
 Array = np.ndarray[Any, Any]
 
 
 class PolicyError(Exception):
-    """A folder that is no policy, or an observation that does not fit it."""
+    """A folder without a usable policy, or an observation that does not match the policy."""
 
 
 class Policy:
-    """An exported policy. `spec` is its policy.json."""
+    """An exported policy. `spec` is the content of its policy.json."""
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
         self.folder = Path(folder)
-        self.spec = self._read()
+        self.spec = self._read_spec()
         try:
             self.obs: dict[str, dict[str, Any]] = self.spec["obs"]
             self.n_obs_steps, self.n_action_steps = self.spec["n_obs_steps"], self.spec["n_action_steps"]
             self._noise_shape = tuple(self.spec["noise"])
             limits = self.spec["limits"]
-            self._low, self._high = (
-                np.array([_number(x, e) for x in limits[k]]) for k, e in (("low", -1), ("high", 1))
-            )
+            self._low = np.array([-np.inf if x is None else float(x) for x in limits["low"]])
+            self._high = np.array([np.inf if x is None else float(x) for x in limits["high"]])
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-            # Warnings about the graph are for who made it.
-            options.log_severity_level = 3
-            graph = self.folder / GRAPH
+            options.log_severity_level = 3  # errors only: warnings about the graph are of no use here
+            graph = self.folder / GRAPH_FILE
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime raises kinds of its own
-            raise PolicyError(
-                f"'{self.folder}' is damaged: {(str(e) or type(e).__name__).splitlines()[0]} Export it again."
-            ) from e
+        except Exception as e:  # onnxruntime raises its own exception types
+            reason = (str(e) or type(e).__name__).splitlines()[0]
+            raise PolicyError(f"'{self.folder}' is damaged: {reason} Export it again.") from e
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1) -> Policy:
-        """The policy in `folder`; PolicyError if it is none."""
+        """Load the policy in `folder`; PolicyError if there is none."""
         return cls(folder, threads)
 
-    def _read(self) -> dict[str, Any]:
+    def _read_spec(self) -> dict[str, Any]:
         try:
-            spec = json.loads((self.folder / SPEC).read_text())
+            spec = json.loads((self.folder / SPEC_FILE).read_text())
             version = spec.get("format")
         except (OSError, ValueError, AttributeError) as e:
-            raise PolicyError(f"'{self.folder}' holds no exported policy ({SPEC}).") from e
-        if version != FORMAT or not (self.folder / GRAPH).is_file():
-            raise PolicyError(f"'{self.folder}' has no {GRAPH} of format {FORMAT}. Export it again, as onnx.")
+            raise PolicyError(f"'{self.folder}' holds no exported policy ({SPEC_FILE}).") from e
+        if version != FORMAT_VERSION or not (self.folder / GRAPH_FILE).is_file():
+            raise PolicyError(
+                f"'{self.folder}' has no {GRAPH_FILE} of format {FORMAT_VERSION}. Export it again, as onnx."
+            )
         return dict(spec)
 
-    def noise(self, generator: np.random.Generator) -> Array:
-        """What `act` begins with and adds on the way: (draws, T, D) float32."""
+    def sample_noise(self, generator: np.random.Generator) -> Array:
+        """The noise of one prediction, (N, T, D) float32: the initial trajectory, then the noise of each step."""
         return generator.standard_normal(self._noise_shape, np.float32)
 
     def act(self, obs: Mapping[str, Any], noise: Array | None = None) -> Array:
-        """The next actions (Ta, Da), float32, after observations {key: (To, ...)}, the oldest first.
+        """Predict the next actions (Ta, Da), float32, from observations {key: (To, ...)}, oldest first.
 
-        `noise` (draws, T, D) decides what is random; without, it is drawn anew.
+        `noise` (N, T, D) determines the result; by default it is sampled.
         """
-        feeds = {key: self._input(key, obs) for key in self.obs}
-        drawn = self.noise(np.random.default_rng()) if noise is None else np.asarray(noise, np.float32)
-        if drawn.shape != self._noise_shape:
-            raise PolicyError(f"the noise has shape {drawn.shape}, expected {self._noise_shape}.")
-        action = self._session.run(["action"], feeds | {"noise": drawn[:, None]})[0][0]
+        inputs = {key: self._to_input(key, obs) for key in self.obs}
+        noise = self.sample_noise(np.random.default_rng()) if noise is None else np.asarray(noise, np.float32)
+        if noise.shape != self._noise_shape:
+            raise PolicyError(f"the noise has shape {noise.shape}, expected {self._noise_shape}.")
+        action = self._session.run(["action"], inputs | {"noise": noise[:, None]})[0][0]
         if not np.isfinite(action).all():
             raise PolicyError("the policy predicts actions that are not finite.")
         return np.clip(action, self._low, self._high).astype(np.float32)
 
-    def fitting(self, key: str, obs: Mapping[str, Any], *before: int) -> Array:
-        """`obs[key]`, of one step or of so many `before`; PolicyError if it is not what the policy looks at."""
+    def validate_obs(self, key: str, obs: Mapping[str, Any], *leading: int) -> Array:
+        """`obs[key]` as the policy's dtype; PolicyError if its shape, dtype or values are invalid.
+
+        `leading` dimensions precede the shape of one step: none for a single step, To for a history.
+        """
         if key not in obs:
-            raise PolicyError(f"the observation '{key}' is missing; the policy looks at {', '.join(self.obs)}.")
-        wanted, value = self.obs[key], np.asarray(obs[key])
-        shape = (*before, *wanted["shape"])
+            raise PolicyError(f"the observation '{key}' is missing; the policy observes {', '.join(self.obs)}.")
+        expected, value = self.obs[key], np.asarray(obs[key])
+        shape = (*leading, *expected["shape"])
         if value.shape != shape:
             raise PolicyError(f"'{key}' has shape {value.shape}, expected {shape}.")
-        if wanted["dtype"] == "uint8":
+        if expected["dtype"] == "uint8":
             if value.dtype != np.uint8:
                 raise PolicyError(f"'{key}' is {value.dtype}, expected uint8 from 0 to 255.")
             return value
         if value.dtype.kind not in "fiu":
             raise PolicyError(f"'{key}' is {value.dtype}, expected numbers.")
-        found = value.astype(np.float32)
-        if not np.isfinite(found).all():
+        value = value.astype(np.float32)
+        if not np.isfinite(value).all():
             raise PolicyError(f"'{key}' is not finite.")
-        return found
+        return value
 
-    def _input(self, key: str, obs: Mapping[str, Any]) -> Array:
-        """As the graph takes it: a batch of one, pictures with their channels first."""
-        value = self.fitting(key, obs, self.n_obs_steps)[None]
+    def _to_input(self, key: str, obs: Mapping[str, Any]) -> Array:
+        """An input of the graph: a batch of one, images with their channels first."""
+        value = self.validate_obs(key, obs, self.n_obs_steps)[None]
         return np.ascontiguousarray(value.transpose(0, 1, 4, 2, 3)) if value.ndim == 5 else value
 
 
 class ChunkRunner:
-    """Observations one by one in, actions one by one out: a chunk is predicted, executed, and the next is predicted.
+    """Takes one observation and returns one action per control step: predicts a chunk, executes it, predicts the next.
 
-    `action` computes where a chunk ends, so one call of Ta takes as long as the policy. `seed` makes it repeatable.
+    `action` runs the policy when the chunk is used up, so one call in Ta takes the policy's latency. With a `seed`
+    the actions are reproducible.
     """
 
     def __init__(self, policy: Policy, seed: int | None = None) -> None:
@@ -129,42 +131,39 @@ class ChunkRunner:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """Forgets what was seen: call it when an episode begins."""
+        """Start an episode: forget all observations and the current chunk."""
         self._generator = np.random.default_rng(seed)
-        self._seen: deque[Mapping[str, Any]] = deque(maxlen=self.policy.n_obs_steps)
+        self._history: deque[Mapping[str, Any]] = deque(maxlen=self.policy.n_obs_steps)
         self._chunk: list[Array] = []
 
     def action(self, obs: Mapping[str, Any]) -> Array:
-        """The action (Da,) after the observation {key: value}; call it once per control step."""
-        self._remember(self._fitting(obs))
+        """The action (Da,) for the observation {key: value}. Call it once per control step."""
+        self._append(self._copy_obs(obs))
         if not self._chunk:
             self._chunk = list(self._predict())
         return self._chunk.pop(0)
 
     def chunk(self, observations: Sequence[Mapping[str, Any]]) -> Array:
-        """The next actions (Ta, Da), after observations that are new, oldest first (those before are remembered)."""
-        for own in [self._fitting(obs) for obs in observations]:  # all or none are taken in
-            self._remember(own)
-        if not self._seen:
+        """Predict the next actions (Ta, Da) from new observations, oldest first. Earlier ones are remembered."""
+        for obs in [self._copy_obs(obs) for obs in observations]:  # if one is invalid, none is stored
+            self._append(obs)
+        if not self._history:
             raise PolicyError("nothing has been observed yet.")
         self._chunk = []
         return self._predict()
 
     @property
     def pending(self) -> int:
-        """How many actions of the chunk are left: without any, the next call of `action` takes the policy's time."""
+        """Number of predicted actions not yet returned; at 0, the next call of `action` runs the policy."""
         return len(self._chunk)
 
-    def _fitting(self, obs: Mapping[str, Any]) -> dict[str, Array]:
-        return {key: np.array(self.policy.fitting(key, obs)) for key in self.policy.obs}
+    def _copy_obs(self, obs: Mapping[str, Any]) -> dict[str, Array]:
+        return {key: np.array(self.policy.validate_obs(key, obs)) for key in self.policy.obs}
 
-    def _remember(self, own: Mapping[str, Array]) -> None:
-        self._seen.extend([own] if self._seen else [own] * self.policy.n_obs_steps)  # the first one stands for all
+    def _append(self, obs: Mapping[str, Array]) -> None:
+        # The first observation of an episode is repeated to fill the history.
+        self._history.extend([obs] if self._history else [obs] * self.policy.n_obs_steps)
 
     def _predict(self) -> Array:
-        seen = {key: np.stack([frame[key] for frame in self._seen]) for key in self.policy.obs}
-        return self.policy.act(seen, self.policy.noise(self._generator))
-
-
-def _number(value: float | None, endless: int) -> float:
-    return endless * np.inf if value is None else float(value)
+        obs = {key: np.stack([step[key] for step in self._history]) for key in self.policy.obs}
+        return self.policy.act(obs, self.policy.sample_noise(self._generator))

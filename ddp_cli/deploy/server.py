@@ -1,7 +1,7 @@
-"""Serves an exported policy to robots over websockets; `client.py` says what is sent.
+"""Serves an exported policy to robots over websockets; `client.py` documents the protocol.
 
-Every connection has an observation queue of its own. A message that makes no sense is answered with an error and the
-connection goes on; one that is too large ends it (code 1009), as the protocol has it. GET /health tells how it goes.
+Each connection has its own observation history. An invalid message is answered with an error and the connection stays
+open; a message that is too large closes it (code 1009, as in the websocket protocol). GET /health returns the status.
 """
 
 from __future__ import annotations
@@ -31,169 +31,174 @@ from websockets.http11 import Request, Response
 from ddp_cli.deploy.client import pack, unpack
 from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 
-KEPT = 10_000  # latencies that the statistics are of
-LOG_EVERY = 60.0  # [s]
-LARGEST_SEED = 2**63
-LONGEST = 256  # items of a list or a map in a message
-DRAIN = 5.0  # [s], for what was asked before the end
+LATENCY_WINDOW = 10_000  # latest replies that the latency statistics cover
+LOG_INTERVAL = 60.0  # [s]
+SHUTDOWN_TIMEOUT = 5.0  # [s], for requests received before the shutdown
+POLL_INTERVAL = 0.01  # [s], during the shutdown
+SEED_LIMIT = 2**63
+MAX_ITEMS = 256  # of a list or map in a request
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where and for whom. Without a `token` anybody who reaches the port is served."""
+    """Address and limits of a server. Without a `token`, everyone who can reach the port is served."""
 
     host: str = "127.0.0.1"
     port: int = 8765
+    """0: any free port."""
     token: str | None = None
     max_bytes: int | None = None
-    """Of a message; by default so much that a dozen observations fit."""
+    """Largest accepted message; by default large enough for a dozen observations."""
     max_clients: int = 64
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether `host` can only be reached from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def new_token() -> str:
+def generate_token() -> str:
     return secrets.token_urlsafe(24)
 
 
 class Server:
-    """Serves `policy`; `log` takes lines for people."""
+    """Serves `policy`. `log` receives a status line every minute and at the end."""
 
-    def __init__(self, policy: Policy, how: ServerOptions, log: Callable[[str], None]) -> None:
-        self._policy, self._how, self._log = policy, how, log
-        self._clients = self._busy = 0
-        self._answered = self._refused = 0
-        self._times: deque[float] = deque(maxlen=KEPT)  # of answers that took the policy [ms]
+    def __init__(self, policy: Policy, options: ServerOptions, log: Callable[[str], None]) -> None:
+        self._policy, self._options, self._log = policy, options, log
+        self._clients = self._active_requests = 0
+        self._answered = self._errors = 0
+        self._latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)  # of replies that ran the policy [ms]
         self._pool = ThreadPoolExecutor(os.cpu_count(), "ddp-serve")
         self._stop = asyncio.Event()
 
-    async def run(self, ready: Callable[[int], None] = lambda _: None) -> None:
-        """Serves until `stop`, SIGINT or SIGTERM; `ready` is told the port."""
-        how, loop = self._how, asyncio.get_running_loop()
+    async def run(self, on_ready: Callable[[int], None] = lambda _: None) -> None:
+        """Serve until `stop`, SIGINT or SIGTERM. `on_ready` is called with the port."""
+        options, loop = self._options, asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not this thread, or system
+            # Unavailable outside of the main thread and on Windows.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._stop.set)
-        # No page in a browser may reach a robot: those send an Origin.
-        serving = serve(
-            self._serve, how.host, how.port, process_request=self._admit, origins=[None],
-            max_size=how.max_bytes or largest_message(self._policy), max_queue=2,
+        # Browsers send an Origin header: refuse it, so that no web page can control a robot.
+        listener = serve(
+            self._serve_client, options.host, options.port, process_request=self._process_request, origins=[None],
+            max_size=options.max_bytes or default_max_bytes(self._policy), max_queue=2,
         )  # fmt: skip
-        async with serving as server:
-            ready(next(iter(server.sockets)).getsockname()[1])
+        async with listener as server:
+            on_ready(next(iter(server.sockets)).getsockname()[1])
             while not self._stop.is_set():
                 try:
-                    await asyncio.wait_for(self._stop.wait(), LOG_EVERY)
+                    await asyncio.wait_for(self._stop.wait(), LOG_INTERVAL)
                 except TimeoutError:
-                    self._log(self.words())
-            ends = loop.time() + DRAIN
-            while self._busy and loop.time() < ends:  # what was asked is answered first
-                await asyncio.sleep(0.01)
+                    self._log(self.summary())
+            deadline = loop.time() + SHUTDOWN_TIMEOUT
+            while self._active_requests and loop.time() < deadline:
+                await asyncio.sleep(POLL_INTERVAL)
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._log(self.words())
+        self._log(self.summary())
 
     def stop(self) -> None:
-        """Ends `run`. To be called in its loop."""
+        """End `run`. Must be called in its event loop."""
         self._stop.set()
 
     def status(self) -> dict[str, Any]:
-        """What /health tells."""
-        times = np.percentile(self._times, (50, 95)).tolist() if self._times else [None, None]
+        """The content of /health."""
+        p50, p95 = np.percentile(self._latencies, (50, 95)).tolist() if self._latencies else (None, None)
         return {
-            "status": "ok", "clients": self._clients, "answered": self._answered, "errors": self._refused,
-            "p50_ms": times[0], "p95_ms": times[1],
+            "status": "ok", "clients": self._clients, "answered": self._answered, "errors": self._errors,
+            "p50_ms": p50, "p95_ms": p95,
         }  # fmt: skip
 
-    def words(self) -> str:
-        now = self.status()
-        times = f", a chunk takes {now['p50_ms']:.1f} ms (p95 {now['p95_ms']:.1f} ms)" if self._times else ""
-        return f"{now['clients']} clients, {now['answered']} answers, {now['errors']} errors{times}"
+    def summary(self) -> str:
+        """The status in one line."""
+        status = self.status()
+        latency = f", {status['p50_ms']:.1f} ms per chunk (p95 {status['p95_ms']:.1f} ms)" if self._latencies else ""
+        return f"{status['clients']} clients, {status['answered']} replies, {status['errors']} errors{latency}"
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer /health, and refuse clients without the token or above the limit."""
         if request.path == "/health":
             return connection.respond(http.HTTPStatus.OK, json.dumps(self.status()) + "\n")
-        given = request.headers.get("Authorization", "")
-        token = self._how.token
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is wanted: Authorization: Bearer ...\n")
-        if self._clients >= self._how.max_clients:
+        authorization = request.headers.get("Authorization", "")
+        token = self._options.token
+        if token and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "token required: Authorization: Bearer TOKEN\n")
+        if self._clients >= self._options.max_clients:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
         return None
 
-    async def _serve(self, connection: ServerConnection) -> None:
+    async def _serve_client(self, connection: ServerConnection) -> None:
         self._clients += 1
-        stream, loop = ChunkRunner(self._policy), asyncio.get_running_loop()
+        runner, loop = ChunkRunner(self._policy), asyncio.get_running_loop()
         try:
             async for message in connection:
                 if self._stop.is_set():
                     break
-                self._busy += 1
+                self._active_requests += 1
                 try:
-                    answer = await loop.run_in_executor(self._pool, _answer, stream, message)
-                    self._count(answer)
-                    await connection.send(answer.message)
+                    reply = await loop.run_in_executor(self._pool, _handle_message, runner, message)
+                    self._count(reply)
+                    await connection.send(reply.message)
                 finally:
-                    self._busy -= 1
+                    self._active_requests -= 1
         except ConnectionClosed:
-            pass  # with an error: clients come and go
+            pass  # clients may disconnect at any time, also without a closing handshake
         finally:
             self._clients -= 1
 
-    def _count(self, answer: _Response) -> None:
-        self._refused += answer.refused
-        self._answered += not answer.refused
-        if answer.policy_ms is not None:
-            self._times.append(answer.policy_ms)
+    def _count(self, reply: _Reply) -> None:
+        self._errors += reply.is_error
+        self._answered += not reply.is_error
+        if reply.latency_ms is not None:
+            self._latencies.append(reply.latency_ms)
 
 
 @dataclass(frozen=True)
-class _Response:
+class _Reply:
     message: bytes
-    refused: bool
-    policy_ms: float | None
-    """How long it took [ms], where the policy was computed for it."""
+    is_error: bool
+    latency_ms: float | None
+    """None where the policy did not run."""
 
 
-def largest_message(policy: Policy) -> int:
-    """Bytes in which a dozen observations fit, each number with 8 bytes and each pixel with one."""
+def default_max_bytes(policy: Policy) -> int:
+    """Size of a message with a dozen observations [bytes], at 1 byte per pixel and 8 per other value."""
     sizes = (math.prod(obs["shape"]) * (1 if obs["dtype"] == "uint8" else 8) for obs in policy.obs.values())
     return 12 * sum(sizes) + (1 << 16)
 
 
-def _answer(stream: ChunkRunner, message: str | bytes) -> _Response:
-    begun, number = perf_counter(), None
+def _handle_message(runner: ChunkRunner, message: str | bytes) -> _Reply:
+    start, request_id = perf_counter(), None
     try:
         if isinstance(message, str):
-            raise TypeError("messages are binary (msgpack), this is text")
-        asked = unpack(message, LONGEST)
-        if not isinstance(asked, dict):
-            raise TypeError("a message is a map")
-        number = asked.get("id") if isinstance(asked.get("id"), int) else None
-        answer, computed = _do(stream, asked)
+            raise TypeError("expected a binary message (msgpack), received text")
+        request = unpack(message, MAX_ITEMS)
+        if not isinstance(request, dict):
+            raise TypeError("a message must be a map")
+        request_id = request.get("id") if isinstance(request.get("id"), int) else None
+        content, ran_policy = _handle_request(runner, request)
     except (ValueError, TypeError, PolicyError) as e:
-        return _Response(pack({"error": str(e), "id": number}), True, None)
-    return _Response(pack({**answer, "id": number}), False, (perf_counter() - begun) * 1e3 if computed else None)
+        return _Reply(pack({"error": str(e), "id": request_id}), True, None)
+    return _Reply(pack({**content, "id": request_id}), False, (perf_counter() - start) * 1e3 if ran_policy else None)
 
 
-def _do(stream: ChunkRunner, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The answer, and whether the policy was computed for it."""
-    op, obs = asked.get("op"), asked.get("obs")
+def _handle_request(runner: ChunkRunner, request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The content of the reply, and whether the policy ran for it."""
+    op, obs = request.get("op"), request.get("obs")
     if op == "action" and isinstance(obs, dict):
-        computes = not stream.pending
-        return {"action": stream.action(obs)}, computes
-    if op == "chunk" and isinstance(obs, list) and all(isinstance(one, dict) for one in obs):
-        return {"action": stream.chunk(obs)}, True
+        runs_policy = not runner.pending
+        return {"action": runner.action(obs)}, runs_policy
+    if op == "chunk" and isinstance(obs, list) and all(isinstance(item, dict) for item in obs):
+        return {"action": runner.chunk(obs)}, True
     if op == "reset":
-        seed = asked.get("seed")
-        if seed is not None and not (type(seed) is int and 0 <= seed < LARGEST_SEED):
-            raise ValueError(f"the seed {seed!r} is no whole number from 0")
-        stream.reset(seed)
+        seed = request.get("seed")
+        if seed is not None and not (type(seed) is int and 0 <= seed < SEED_LIMIT):
+            raise ValueError(f"invalid seed {seed!r}, expected an integer from 0")
+        runner.reset(seed)
         return {"ok": True}, False
     if op == "describe":
-        return {"policy": stream.policy.spec}, False
-    raise ValueError('expected {"op": "action", "obs": {...}}, "chunk" with a list of them, "reset" or "describe"')
+        return {"policy": runner.policy.spec}, False
+    raise ValueError('expected {"op": "action", "obs": {...}}, "chunk" with a list of obs, "reset" or "describe"')

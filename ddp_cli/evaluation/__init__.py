@@ -1,1 +1,1 @@
-"""Closed-loop episodes: one, many, their statistics, reports and videos."""
+"""Closed-loop evaluation: rollouts, statistics, reports, recorded episodes."""

@@ -1,4 +1,4 @@
-"""Many episodes over several processes, and what they say about a policy."""
+"""Evaluation of a policy over many episodes, in parallel."""
 
 from __future__ import annotations
 
@@ -12,53 +12,59 @@ from typing import Any
 
 from ddp_cli.errors import WorkerError
 from ddp_cli.evaluation.rollout import Agent, EpisodeResult, run_episode
-from ddp_cli.evaluation.statistics import wilson
+from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.parallel import FailedItem, fault_tolerant_map, ordered_map
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
 
+MIN_EPISODES_TO_STOP = 10  # of an evaluation that stops when its interval is narrow
+MAX_CRASHES_WITHOUT_RESULT = 3
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of episodes that differ in nothing but their seed.
+    """Results of episodes that differ only in their seed.
 
-    `lost` are seeds whose episode could not be run, because the process died under it every time. They
-    count neither as success nor as failure.
+    `crashed_seeds`: seeds whose worker process crashed on every attempt. They count neither as success nor as failure.
     """
 
     episodes: list[EpisodeResult]
-    lost: list[int] = field(default_factory=list)
+    crashed_seeds: list[int] = field(default_factory=list)
 
     @property
     def successes(self) -> int:
+        """Number of successful episodes."""
         return sum(e.success for e in self.episodes)
 
     @property
     def success_rate(self) -> float:
+        """Fraction of successful episodes."""
         return self.successes / len(self.episodes)
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.successes, len(self.episodes))
+        """95% confidence interval of the success rate."""
+        return wilson_interval(self.successes, len(self.episodes))
 
     @property
     def held_rate(self) -> float:
+        """Fraction of episodes in which success held for 10 steps."""
         return sum(e.held for e in self.episodes) / len(self.episodes)
 
     @property
     def mean_steps(self) -> float:
-        """Mean steps to success over the successful episodes; nan without any."""
+        """Mean number of steps to success over the successful episodes; nan without any."""
         steps = [e.steps for e in self.episodes if e.success]
         return sum(steps) / len(steps) if steps else math.nan
 
     @property
     def chunk_ms(self) -> float:
-        """Median over episodes of the time per action chunk [ms]."""
+        """Median over episodes of the mean time per action chunk [ms]."""
         times = sorted(e.chunk_ms for e in self.episodes)
         return times[len(times) // 2]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the summary and every episode."""
+        """Summary and all episodes, as values that JSON can represent."""
         return {
             "success_rate": self.success_rate,
             "interval_95": list(self.interval),
@@ -66,7 +72,7 @@ class Evaluation:
             "held_rate": self.held_rate,
             "mean_steps": None if math.isnan(self.mean_steps) else self.mean_steps,
             "chunk_ms": self.chunk_ms,
-            "lost": self.lost,
+            "lost": self.crashed_seeds,
             "episodes": [asdict(e) for e in self.episodes],
         }
 
@@ -77,49 +83,54 @@ def evaluate(
     render: str,
     seeds: Sequence[int],
     workers: int,
-    progress: Callable[[EpisodeResult], None],
-    half_width: float = 0.0,
+    on_episode: Callable[[EpisodeResult], None],
+    max_half_width: float = 0.0,
 ) -> Evaluation:
-    """Runs an episode from every seed; the results do not depend on the number of workers, or on their deaths.
+    """Run one episode per seed. Results do not depend on the number of workers; crashed workers are retried.
 
-    `make_agent` must be picklable; it runs once in every process. With one worker that is this process,
-    with more none of them is. With `half_width` it ends as soon as the interval is that close on both
-    sides (ten episodes at least): looked at in the order of the seeds, so that is no matter of workers either.
+    `make_agent` must be picklable: it is called once in each worker process, or in this process if `workers` is 1.
+    With `max_half_width`, stop after the first episode (in the order of `seeds`, the tenth or later) at which the 95%
+    interval extends at most this far to either side. WorkerError if the first three episodes all crash their worker.
     """
-    runner = functools.partial(_runner, make_agent, task, render)
-    done = Evaluation([])
-    with closing(fault_tolerant_map(runner, seeds, workers)) as episodes:
-        for result in episodes:
+    make_runner = functools.partial(_make_episode_runner, make_agent, task, render)
+    evaluation = Evaluation([])
+    with closing(fault_tolerant_map(make_runner, seeds, workers)) as results:
+        for result in results:
             if isinstance(result, FailedItem):
-                done.lost.append(result.item)
-                if not done.episodes and len(done.lost) == min(3, len(seeds)):
+                evaluation.crashed_seeds.append(result.item)
+                max_crashes = min(MAX_CRASHES_WITHOUT_RESULT, len(seeds))
+                if not evaluation.episodes and len(evaluation.crashed_seeds) == max_crashes:
                     raise WorkerError(
-                        "a worker process died under every episode (killed, or out of memory).",
+                        "a worker process crashed in every episode (killed, or out of memory).",
                         "Run again with fewer --workers.",
                     )
                 continue
-            done.episodes.append(result)
-            progress(result)
-            low, high = done.interval
-            if len(done.episodes) >= 10 and (high - low) / 2 <= half_width:
-                break
-    return done
+            evaluation.episodes.append(result)
+            on_episode(result)
+            if len(evaluation.episodes) >= MIN_EPISODES_TO_STOP and max_half_width > 0.0:
+                low, high = evaluation.interval
+                if (high - low) / 2 <= max_half_width:
+                    break
+    return evaluation
 
 
-def _runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
+def _make_episode_runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
     agent = make_agent()
     return functools.partial(run_episode, Simulator(task, render, agent.actions), agent)
 
 
 def record_in_subprocess(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:
-    """Records the episode `seed` at half size, in a process of its own."""
-    with closing(ordered_map(functools.partial(_recorder, make_agent, task, render, path), [seed], 2)) as done:
-        list(done)
+    """Record the episode `seed` at half size, in a process of its own."""
+    make_recorder = functools.partial(_make_recorder, make_agent, task, render, path)
+    with closing(ordered_map(make_recorder, [seed], workers=2)) as results:  # 1 would run it in this process
+        list(results)
 
 
-def _recorder(make_agent: Callable[[], Agent], task: Task, render: str, path: Path) -> Callable[[int], EpisodeResult]:
-    from ddp_cli.evaluation.filming import FRAME_SIZE, record
+def _make_recorder(
+    make_agent: Callable[[], Agent], task: Task, render: str, path: Path
+) -> Callable[[int], EpisodeResult]:
+    from ddp_cli.evaluation.filming import FRAME_SIZE, record_episode
 
     agent = make_agent()
     sim = Simulator(task, render, agent.actions)
-    return lambda seed: record(sim, agent, seed, path, FRAME_SIZE // 2)
+    return lambda seed: record_episode(sim, agent, seed, path, FRAME_SIZE // 2)

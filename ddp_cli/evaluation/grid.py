@@ -1,4 +1,4 @@
-"""Many episodes in one video, side by side."""
+"""Several episodes side by side in one video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_cli.errors import DdpError
-from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_SIZE, EpisodeFilm
+from ddp_cli.errors import ConfigError
+from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_FRAME_SIZE, EpisodeFilm
 from ddp_cli.evaluation.rollout import Agent, EpisodeResult, StepInfo, run_episode
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.video.overlay import COLOURS, DARK, GREEN, RED, Colour, Picture, draw_frame, frame_width
+from ddp_cli.video.overlay import DARK, GREEN, OVERLAY_COLORS, RED, Color, RGBImage, border_width, draw_border
 from ddp_cli.video.video import VideoWriter, is_gif
 
-MOST = 8  # rows, and columns
-LARGEST, LARGEST_GIF = 1056, 512  # [pixels], the longer side of the whole picture
-SMALLEST = 128  # [pixels], of a tile: smaller ones have no room for the text
+MAX_GRID_SIDE = 8  # rows or columns
+MAX_VIDEO_SIDE, MAX_GIF_SIDE = 1056, 512  # [pixels], longer side of the video
+MIN_TILE_SIZE = 128  # [pixels], smallest tile that the caption fits in
 
 
 @dataclass(frozen=True)
@@ -32,51 +32,55 @@ class Grid:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return self.rows * self.columns
 
     def tile_size(self, gif: bool) -> int:
-        """[pixels], a multiple of 16, as the encoder wants it."""
-        room = (LARGEST_GIF if gif else LARGEST) // max(self.rows, self.columns)
-        return max(SMALLEST, min(GIF_SIZE if gif else FRAME_SIZE, room // 16 * 16))
+        """Height and width of a tile [pixels]: a multiple of 16, as the encoder requires."""
+        available = (MAX_GIF_SIDE if gif else MAX_VIDEO_SIDE) // max(self.rows, self.columns)
+        return max(MIN_TILE_SIZE, min(GIF_FRAME_SIZE if gif else FRAME_SIZE, available // 16 * 16))
 
 
 def parse_grid(text: str) -> Grid:
-    """`3x3` -> Grid(3, 3)."""
+    """Parse ROWSxCOLUMNS, for example `3x3`; ConfigError if it is malformed or too large."""
     rows, _, columns = text.lower().partition("x")
-    if not all(n.isascii() and n.isdigit() and 1 <= int(n) <= MOST for n in (rows, columns)):
-        raise DdpError(f"'{text}' is no grid.", f"Write ROWSxCOLUMNS, for example 3x3; at most {MOST}x{MOST}.")
+    if not all(n.isascii() and n.isdigit() and 1 <= int(n) <= MAX_GRID_SIDE for n in (rows, columns)):
+        raise ConfigError(
+            f"'{text}' is not a grid.", f"Write ROWSxCOLUMNS, for example 3x3; at most {MAX_GRID_SIDE}x{MAX_GRID_SIDE}."
+        )
     return Grid(int(rows), int(columns))
 
 
-def record_grid(
+def record_episode_grid(
     sim: Simulator,
     agent: Agent,
     seeds: Sequence[int],
     grid: Grid,
     path: Path,
-    done: Callable[[EpisodeResult], None],
+    on_episode: Callable[[EpisodeResult], None],
 ) -> None:
-    """Runs the episodes `seeds` one after another and writes them to `path` as if they had run together.
+    """Run the episodes `seeds` one after another and write them to the video `path`, playing side by side.
 
-    A tile shows the task's first camera. Once its episode has ended it holds the last picture, in a green frame
-    after a success and a red one otherwise; tiles without an episode stay dark. `done` is told of every episode.
+    A tile shows the first camera of the task. After the end of its episode it shows the last frame, with a green border
+    after a success and a red one otherwise; tiles without an episode stay dark. `on_episode` is called after each
+    episode.
     """
     size = grid.tile_size(is_gif(path))
-    with VideoWriter(path, COLOURS) as video, closing(_FrameBuffer(path.parent, size)) as reel:
+    with VideoWriter(path, OVERLAY_COLORS) as video, closing(_FrameBuffer(path.parent, size)) as frames:
         for seed in seeds:
             film = EpisodeFilm(sim, seed, size, list(sim.task.cameras)[:1])
-            reel.start()
+            frames.start_episode()
 
-            def keep(now: StepInfo, film: EpisodeFilm = film) -> None:
-                reel.add(film.frame(now))
+            def on_step(info: StepInfo, film: EpisodeFilm = film) -> None:
+                frames.add(film.render_frame(info))
 
-            result = run_episode(sim, agent, seed, keep)
-            reel.end(GREEN if result.success else RED)
-            done(result)
+            result = run_episode(sim, agent, seed, on_step)
+            frames.end_episode(GREEN if result.success else RED)
+            on_episode(result)
         canvas = np.full((grid.rows * size, grid.columns * size, 3), DARK, np.uint8)
-        for at in range(reel.longest):
+        for step in range(frames.max_length):
             for i in range(len(seeds)):
-                tile = reel.tile(i, at)
+                tile = frames.tile(i, step)
                 if tile is not None:
                     y, x = i // grid.columns * size, i % grid.columns * size
                     canvas[y : y + size, x : x + size] = tile
@@ -84,45 +88,49 @@ def record_grid(
 
 
 class _FrameBuffer:
-    """The frames of several episodes, compressed, in a file without a name: it goes when the process does.
+    """Frames of several episodes, compressed, in an unnamed temporary file that is deleted with the process.
 
-    Episodes run one after another and are shown together. In memory, 9 of 400 steps could take 1.3 GB.
+    Episodes run one after another, but play together. In memory, 9 episodes of 400 steps could take 1.3 GB.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by who made the reel
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
         self._size = size
-        self._places: list[list[tuple[int, int]]] = []
-        self._colours: list[Colour] = []
+        self._spans: list[list[tuple[int, int]]] = []  # offset and length in the file, per episode and frame
+        self._border_colors: list[Color] = []
 
-    def start(self) -> None:
-        """The frames of the next episode follow."""
-        self._places.append([])
+    def start_episode(self) -> None:
+        """Begin a new episode; `add` appends its frames."""
+        self._spans.append([])
 
-    def add(self, frame: Picture) -> None:
-        packed = zlib.compress(frame.tobytes(), 1)
-        self._places[-1].append((self._file.tell(), len(packed)))
-        self._file.write(packed)
+    def add(self, frame: RGBImage) -> None:
+        """Append a frame to the current episode."""
+        compressed = zlib.compress(frame.tobytes(), 1)
+        self._spans[-1].append((self._file.tell(), len(compressed)))
+        self._file.write(compressed)
 
-    def end(self, colour: Colour) -> None:
-        """That was its last frame, to be framed in `colour`."""
-        self._colours.append(colour)
+    def end_episode(self, color: Color) -> None:
+        """End the current episode; its last frame gets a border of `color`."""
+        self._border_colors.append(color)
 
     @property
-    def longest(self) -> int:
-        return max(len(places) for places in self._places)
+    def max_length(self) -> int:
+        """Number of frames of the longest episode."""
+        return max(len(spans) for spans in self._spans)
 
-    def tile(self, episode: int, at: int) -> Picture | None:
-        """The frame `at` of an episode, None after its last one."""
-        places = self._places[episode]
-        if at >= len(places):
+    def tile(self, episode: int, step: int) -> RGBImage | None:
+        """Frame `step` of an episode, None after its last one."""
+        spans = self._spans[episode]
+        if step >= len(spans):
             return None
-        start, length = places[at]
-        self._file.seek(start)
+        offset, length = spans[step]
+        self._file.seek(offset)
         frame = np.frombuffer(zlib.decompress(self._file.read(length)), np.uint8)
         frame = frame.reshape(self._size, self._size, 3)
-        ended = at + 1 == len(places)
-        return draw_frame(frame, self._colours[episode], frame_width(frame)) if ended else draw_frame(frame, DARK, 1)
+        if step + 1 == len(spans):
+            return draw_border(frame, self._border_colors[episode], border_width(frame))
+        return draw_border(frame, DARK, 1)
 
     def close(self) -> None:
+        """Delete the file."""
         self._file.close()

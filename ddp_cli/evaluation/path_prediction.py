@@ -1,4 +1,4 @@
-"""Where a chunk of actions takes the hand, without running it."""
+"""Prediction of the end-effector path of an action chunk, without executing it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from ddp_cli.tasks import ACTION_DIM, CONTROL_HZ, DELTA_METRES
 Array = NDArray[np.float64]
 
 STIFFNESS = 150.0
-"""Of robosuite's controller of the hand [1/s^2]: its acceleration per metre to the goal, critically damped."""
+"""Position gain of robosuite's operational-space controller [1/s^2]: acceleration per metre of position error. The
+controller is critically damped."""
 
 
-def predicted_path(hand: Array, velocity: Array, chunk: Array, base: Array) -> Array:
-    """Positions [m] (Ta + 1, 3) of a hand that is at `hand` [m] and moves at `velocity` [m/s], now and after
-    each action of `chunk` (Ta, 7 delta or 10 absolute); world frame, as is everything but delta actions,
-    which are given in `base` (3, 3).
+def predict_path(position: Array, velocity: Array, chunk: Array, base_orientation: Array) -> Array:
+    """End-effector positions [m] (Ta + 1, 3): now, and after each action of `chunk` (Ta, 7 delta or 10 absolute).
 
-    A goal is not where the hand gets to: in one control period it covers a quarter of the way to a new one, and
-    a delta action counts from where the hand then is. Adding up the deltas would draw a path four times too long.
-    So this integrates what the controller imposes, x'' = k (goal - x) - 2 sqrt(k) x', exactly in each period.
+    The end effector is at `position` [m] with `velocity` [m/s]. Everything is in the world frame, except delta actions,
+    which are in the frame of the base, `base_orientation` (3, 3).
+
+    The end effector does not reach its goals: in a control period it covers a quarter of the distance to a new one, and
+    a delta action starts from the pose reached so far. Summing the deltas would give a path four times too long. So
+    this integrates the dynamics of the controller, x'' = k (goal - x) - 2 sqrt(k) x', exactly over each period.
     """
     period, rate = 1 / CONTROL_HZ, math.sqrt(STIFFNESS)
     decay = math.exp(-rate * period)
-    positions = [hand]
+    positions = [position]
     for action in chunk:
-        delta = base @ action[:3] * DELTA_METRES
-        off = -delta if len(action) == ACTION_DIM else hand - action[:3]  # from the goal to the hand
-        pull = velocity + rate * off
-        hand = hand - off + (off + pull * period) * decay
-        velocity = (velocity - rate * pull * period) * decay
-        positions.append(hand)
+        delta = base_orientation @ action[:3] * DELTA_METRES
+        error = -delta if len(action) == ACTION_DIM else position - action[:3]  # from the goal to the end effector
+        coefficient = velocity + rate * error  # error(t) = (error + coefficient * t) * exp(-rate * t)
+        position = position - error + (error + coefficient * period) * decay
+        velocity = (velocity - rate * coefficient * period) * decay
+        positions.append(position)
     return np.stack(positions)

@@ -1,4 +1,4 @@
-"""What `ddp eval` writes about a checkpoint, and what can be read from it again."""
+"""Evaluation reports, as `ddp eval` writes them."""
 
 from __future__ import annotations
 
@@ -15,61 +15,62 @@ Value = TypeVar("Value", int, str)
 
 @dataclass(frozen=True)
 class EvalReport:
-    """An evaluation of one checkpoint. What an older report does not say of sampler, steps and engine is None."""
+    """An evaluation of one checkpoint. Sampler, steps and engine are None in older reports, which lack them."""
 
     path: Path
     checkpoint: str
     failures: list[int]
-    """Seeds of the episodes that did not succeed."""
+    """Seeds of the episodes without success."""
     sampler: str | None
     inference_steps: int | None
     engine: str | None
 
-    def place(self) -> Path:
-        """Its checkpoint: as it was called, or, if the run has moved since, in the run that the report is in."""
-        beside = self.path.absolute().parent.parent / "checkpoints" / Path(self.checkpoint).name
-        return beside if beside.exists() and not Path(self.checkpoint).exists() else Path(self.checkpoint)
+    def checkpoint_path(self) -> Path:
+        """The evaluated checkpoint; if its recorded path is gone, the one of that name in the run of this report."""
+        in_same_run = self.path.absolute().parent.parent / "checkpoints" / Path(self.checkpoint).name
+        return in_same_run if in_same_run.exists() and not Path(self.checkpoint).exists() else Path(self.checkpoint)
 
-    def check_of(self, folder: Path) -> None:
-        """DataError unless it is about the checkpoint `folder`."""
-        if folder.resolve() != self.place().resolve():
+    def check_checkpoint(self, folder: Path) -> None:
+        """DataError unless the report evaluates the checkpoint `folder`."""
+        if folder.resolve() != self.checkpoint_path().resolve():
             raise DataError(
-                f"'{self.path}' is about the checkpoint '{self.checkpoint}', not '{folder}'.",
-                "Name that checkpoint, or evaluate this one: `ddp eval`.",
+                f"'{self.path}' evaluates the checkpoint '{self.checkpoint}', not '{folder}'.",
+                "Name that checkpoint, or evaluate this one with `ddp eval`.",
             )
 
 
 def read_report(path: Path) -> EvalReport:
-    """The report in a JSON file; DataError if it is none, or one of several checkpoints."""
+    """Read a JSON report; DataError if the file is missing or not an evaluation of a single checkpoint."""
     hint = "Name a file that `ddp eval` wrote: --out, or eval/ in the run."
     try:
-        value = json.loads(path.read_text())
-        episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in value["episodes"]]
+        report = json.loads(path.read_text())
+        episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in report["episodes"]]
         return EvalReport(
             path,
-            _typed(value["checkpoint"], str),
+            _typed(report["checkpoint"], str),
             [seed for seed, success in episodes if not success],
-            _maybe(value.get("sampler"), str),
-            _maybe(value.get("inference_steps"), int),
-            _maybe(value.get("engine"), str),
+            _optional(report.get("sampler"), str),
+            _optional(report.get("inference_steps"), int),
+            _optional(report.get("engine"), str),
         )
     except FileNotFoundError:
         raise DataError(f"no file '{path}'.", hint) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"'{path}' is no report of an evaluation of one checkpoint.", hint) from None
+        raise DataError(f"'{path}' is not an evaluation report of one checkpoint.", hint) from None
 
 
-def _typed(value: Any, kind: type[Value]) -> Value:
-    if type(value) is not kind or (isinstance(value, int) and value < 0):
+def _typed(value: Any, expected_type: type[Value]) -> Value:
+    """`value` if it has exactly the expected type (numbers: and is not negative), otherwise TypeError."""
+    if type(value) is not expected_type or (isinstance(value, int) and value < 0):
         raise TypeError
     return value
 
 
-def _maybe(value: Any, kind: type[Value]) -> Value | None:
-    return None if value is None else _typed(value, kind)
+def _optional(value: Any, expected_type: type[Value]) -> Value | None:
+    return None if value is None else _typed(value, expected_type)
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes a JSON report in one piece."""
+    """Write a JSON report atomically."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""A policy as what an episode needs: engines that predict action chunks."""
+"""Inference engines, and the agent that runs a policy in an episode."""

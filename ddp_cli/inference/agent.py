@@ -1,36 +1,34 @@
-"""A policy as the agent of an episode: observations of the simulator in, numpy actions out."""
+"""The agent of a policy: observations of the simulator in, numpy actions out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddp_cli.choices import Engine
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.errors import ConfigError, close_match
-from ddp_cli.inference.folded_denoiser import FoldedDenoiser, compiled_denoiser, supports_folding
-from ddp_cli.inference.onnx_policy import onnx_predictor
-from ddp_cli.safety import Safety
+from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_compiled_denoise_fn, supports_folding
+from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
+from ddp_cli.safety import ActionLimits
 
-Predict = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
-"""From observations {key: (B, To, ...)} to actions (B, Ta, Da)."""
-
-ENGINES = ("auto", "torch", "compile", "onnx")
+PredictFn = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
+"""(observations {key: (B, To, ...)}, generator of the noise) -> actions (B, Ta, Da)."""
 
 
 class PolicyAgent:
-    """Runs `policy` for one episode at a time, with noise that depends on the episode's seed alone.
+    """Runs `policy` in one episode at a time; the noise depends on the episode's seed alone.
 
-    `engine` is what computes: torch, compile (torch.compile, with CUDA graphs on a GPU) or onnx
-    (ONNX Runtime, on a CPU). auto takes onnx on a CPU, where it was measured to be the fastest, if the denoiser
-    is one that it knows, and torch elsewhere.
+    `engine`: torch, compile (torch.compile, with CUDA graphs on a GPU), onnx (ONNX Runtime, CPU only) or auto (onnx on
+    a CPU, where it was measured to be the fastest, if the denoiser supports it; torch elsewhere).
     """
 
     def __init__(self, policy: DiffusionPolicy, engine: str = "auto") -> None:
@@ -40,57 +38,60 @@ class PolicyAgent:
         self.n_obs_steps = policy.config.n_obs_steps
         self.n_action_steps = policy.config.n_action_steps
         self.engine = choose_engine(policy.config, policy.device.type, engine)
-        self._predict = predictor(policy, self.engine)
+        self._predict = make_predict_fn(policy, self.engine)
         self._generator = torch.Generator(policy.device)
 
     @property
-    def safety(self) -> Safety:
-        return safety_of(self.policy)
+    def action_limits(self) -> ActionLimits:
+        return action_limits(self.policy)
 
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
 
     def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
-        obs = to_batch(history, self.policy.device)
+        """The action chunk (Ta, Da) for the last To observations."""
+        obs = history_to_batch(history, self.policy.device)
         return self._predict(obs, self._generator)[0].cpu().numpy()
 
 
-def safety_of(policy: DiffusionPolicy) -> Safety:
-    """What the actions of `policy` are kept inside of."""
+def action_limits(policy: DiffusionPolicy) -> ActionLimits:
+    """The limits that the actions of `policy` are clamped to."""
     scale, offset = (policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    return Safety.from_normalizer(policy.config.actions, scale, offset)
+    return ActionLimits.from_normalizer(policy.config.actions, scale, offset)
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
-    """`torch` or `onnx`; ConfigError where that cannot run the policy."""
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine '{engine}'{close_match(engine, ENGINES)}", f"Valid: {', '.join(ENGINES)}.")
-    able = device == "cpu" and supports_folding(config)
-    if (engine == "onnx" and not able) or (engine == "compile" and not supports_folding(config)):
-        why = (
-            f"the policy is on {device}"
-            if supports_folding(config)
-            else "its memory is an encoder of its own, or inpainting"
-        )
-        raise ConfigError(f"the engine {engine} cannot run this policy: {why}.", "Use --engine torch.")
-    return ("onnx" if able else "torch") if engine == "auto" else engine
+    """`engine` with auto resolved; ConfigError if it is unknown or cannot run the policy on `device`."""
+    if engine not in get_args(Engine):
+        raise UnknownNameError("engine", engine, get_args(Engine))
+    can_fold = supports_folding(config)
+    if engine == "auto":
+        return "onnx" if can_fold and device == "cpu" else "torch"
+    if engine != "torch" and not can_fold:
+        reason = "it has n_cond_layers or uses inpainting"
+    elif engine == "onnx" and device != "cpu":
+        reason = f"it is on {device}"
+    else:
+        return engine
+    raise ConfigError(f"the engine {engine} cannot run this policy: {reason}.", "Use --engine torch.")
 
 
-def predictor(policy: DiffusionPolicy, engine: str) -> Predict:
-    """`policy.predict_action` the way that `engine` goes."""
+def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
+    """`policy.predict_action(...)["action"]`, computed by `engine`."""
     if engine == "onnx":
-        return onnx_predictor(policy, torch.get_num_threads())
-    begin = None
+        return make_onnx_predict_fn(policy, torch.get_num_threads())
+    make_denoiser = None
     if supports_folding(policy.config):
-        begin = FoldedDenoiser(policy, compiled_denoiser(policy.denoiser) if engine == "compile" else None).begin
-    return lambda obs, generator: policy.predict_action(obs, generator, begin)["action"]
+        denoise_fn = make_compiled_denoise_fn(policy.denoiser) if engine == "compile" else None
+        make_denoiser = FoldedDenoiser(policy, denoise_fn).condition_on
+    return lambda obs, generator: policy.predict_action(obs, generator, make_denoiser)["action"]
 
 
-def to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device) -> dict[str, Tensor]:
+def history_to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device) -> dict[str, Tensor]:
     """To observations of one robot -> {key: (1, To, 3, H, W) uint8 or (1, To, d) float32}."""
     obs = {}
     for key in history[0]:
-        x = torch.from_numpy(np.stack([frame[key] for frame in history]))[None].to(device)
+        x = torch.from_numpy(np.stack([step[key] for step in history]))[None].to(device)
         obs[key] = x.permute(0, 1, 4, 2, 3) if x.ndim == 5 else x
     return obs
 
@@ -98,8 +99,8 @@ def to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device
 def load_agent(
     checkpoint: Path, device: str, sampler: str | None, num_inference_steps: int | None, engine: str = "auto"
 ) -> PolicyAgent:
-    """The agent of a checkpoint folder. On a CPU it uses one thread: sums, and so episodes, are then
-    the same however many processes run beside it.
+    """The agent of a checkpoint folder. On a CPU torch is limited to one thread: floating-point sums, and so episodes,
+    then do not depend on the number of processes that run in parallel.
     """
     if device == "cpu":
         torch.set_num_threads(1)

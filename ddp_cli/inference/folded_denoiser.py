@@ -1,17 +1,17 @@
-"""The denoising chain, with everything that does not change along it computed once.
+"""The denoiser with everything that is constant across the denoising steps computed once.
 
-For the published default (conditioning by tokens, a condition encoder that is an MLP) the memory of the
-denoiser has one token for the diffusion step and one per observation, and each goes through the encoder
-alone. So the keys and values of all diffusion steps follow from the weights, those of the observations from
-one look at the world. What cross-attention makes of them is folded further, because a memory of 1 + To tokens
-is far smaller than the matrices around it:
+In the published default (conditioning by tokens, an MLP as condition encoder) the denoiser's memory has one token for
+the diffusion step and one per observation, and the MLP encodes each token independently. So the keys and values of all
+diffusion steps depend on the weights alone, those of the observations only change between predictions. The projections
+of cross-attention are folded into them as well, because a memory of 1 + To tokens is far smaller than the projection
+matrices:
 
     scores   q k^T = (W_q y + b_q) k^T = y [W_q^T k^T] + b_q k^T        C x h S numbers instead of C x C
     output   W_o (p v)  = p [v W_o^T]                                    h S x C numbers instead of C x C
 
-Nothing is approximated: the result equals the network's but for rounding.
+This is exact: the result equals the network's up to rounding.
 
-Shapes: B batch, T tokens, C = n_emb, h heads, d = C / h, S = 1 + To memory tokens, L layers, n steps.
+Shapes: B batch, T tokens, C = n_emb, h heads, d = C / h, S = 1 + To memory tokens, L layers, n denoising steps.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser, timestep_embedding
+from ddp_cli.core.diffusion import DenoiseFn
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class FoldedMemory:
-    """What all layers need to know of the memory, folded (see above)."""
+    """Memory tokens folded with the cross-attention projections of all layers (see above)."""
 
     keys: Tensor  # (L, B, C, h, S)
     offsets: Tensor  # (L, B, 1, h, S)
     values: Tensor  # (L, B, h, S, C)
 
 
-Network = Callable[[Tensor, FoldedMemory], Tensor]
-"""From a trajectory (B, T, D) and its folded memory to the denoiser's output (B, T, D)."""
+FoldedDenoiseFn = Callable[[Tensor, FoldedMemory], Tensor]
+"""(trajectory (B, T, D), its folded memory) -> output of the denoiser (B, T, D)."""
 
 
 def supports_folding(config: PolicyConfig) -> bool:
-    """Whether a policy's denoiser is of the kind that can be folded."""
+    """Whether the denoiser of `config` can be folded."""
     return config.obs_as_cond and config.time_as_cond and config.n_cond_layers == 0
 
 
 def fold(denoiser: Denoiser, memory: Tensor) -> FoldedMemory:
-    """Folds memory tokens (B, S, C), already encoded."""
+    """Folds encoded memory tokens (B, S, C)."""
     keys, offsets, values = [], [], []
     layers: Any = denoiser.layers
     for layer in layers:
@@ -65,44 +66,47 @@ def fold(denoiser: Denoiser, memory: Tensor) -> FoldedMemory:
 
 
 class FoldedDenoiser:
-    """`DiffusionPolicy.predict_action(..., begin=chain.begin)`: its denoiser, folded.
+    """The denoiser of `policy`, folded: `policy.predict_action(..., make_denoiser=folded.condition_on)`.
 
-    `network` computes one step; by default torch does.
+    `denoise_fn` computes one denoising step; the default runs in torch.
     """
 
     @torch.no_grad()
-    def __init__(self, policy: DiffusionPolicy, network: Network | None = None) -> None:
+    def __init__(self, policy: DiffusionPolicy, denoise_fn: FoldedDenoiseFn | None = None) -> None:
         self.denoiser = policy.denoiser
-        self.network = network or torch_denoiser(policy.denoiser)
+        self.denoise_fn = denoise_fn or make_torch_denoise_fn(policy.denoiser)
         timesteps = torch.tensor([step.timestep for step in policy.steps], device=policy.device)
-        tokens = timestep_embedding(timesteps, self.denoiser.n_emb)[:, None]
-        self.time = fold(self.denoiser, self._encoded(tokens, slice(0, 1)))  # B = n
+        tokens = timestep_embedding(timesteps, self.denoiser.n_emb)[:, None]  # (n, 1, C)
+        self.timestep_memory = fold(self.denoiser, self._encode(tokens, slice(0, 1)))  # B = n, S = 1
 
-    def _encoded(self, tokens: Tensor, places: slice) -> Tensor:
+    def _encode(self, tokens: Tensor, positions: slice) -> Tensor:
         assert self.denoiser.encoder is not None
-        return self.denoiser.encoder(tokens + self.denoiser.cond_pos_emb[:, places])
+        return self.denoiser.encoder(tokens + self.denoiser.cond_pos_emb[:, positions])
 
     @torch.no_grad()
-    def begin(self, features: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """From features (B, To, Do) to the network's output for (trajectory, step of the chain)."""
+    def condition_on(self, features: Tensor) -> DenoiseFn:
+        """The denoiser conditioned on features (B, To, Do)."""
         assert self.denoiser.cond_emb is not None
-        seen = fold(self.denoiser, self._encoded(self.denoiser.cond_emb(features), slice(1, None)))
-        # The first place of S is for the diffusion step: it is written anew before every step.
-        memory = FoldedMemory(F.pad(seen.keys, (1, 0)), F.pad(seen.offsets, (1, 0)), F.pad(seen.values, (0, 0, 1, 0)))
+        obs_memory = fold(self.denoiser, self._encode(self.denoiser.cond_emb(features), slice(1, None)))
+        # Position 0 of S belongs to the diffusion step; it is overwritten in every denoising step.
+        memory = FoldedMemory(
+            F.pad(obs_memory.keys, (1, 0)), F.pad(obs_memory.offsets, (1, 0)), F.pad(obs_memory.values, (0, 0, 1, 0))
+        )
+        time = self.timestep_memory
 
-        def predict(x: Tensor, i: int) -> Tensor:
-            memory.keys[..., 0] = self.time.keys[:, i : i + 1, ..., 0]
-            memory.offsets[..., 0] = self.time.offsets[:, i : i + 1, ..., 0]
-            memory.values[..., 0, :] = self.time.values[:, i : i + 1, ..., 0, :]
-            return self.network(x, memory)
+        def denoise(x: Tensor, i: int) -> Tensor:
+            memory.keys[..., 0] = time.keys[:, i : i + 1, ..., 0]
+            memory.offsets[..., 0] = time.offsets[:, i : i + 1, ..., 0]
+            memory.values[..., 0, :] = time.values[:, i : i + 1, ..., 0, :]
+            return self.denoise_fn(x, memory)
 
-        return predict
+        return denoise
 
 
-def torch_denoiser(denoiser: Denoiser) -> Network:
+def make_torch_denoise_fn(denoiser: Denoiser) -> FoldedDenoiseFn:
     """The denoiser over a folded memory, in torch."""
     layers: Any = denoiser.layers
-    joined = [  # one product for query, key and value
+    qkv_projections = [  # query, key and value in one matrix product
         (
             torch.cat([layer.self_attention.query.weight, layer.self_attention.key_value.weight]).detach(),
             torch.cat([layer.self_attention.query.bias, layer.self_attention.key_value.bias]).detach(),
@@ -110,39 +114,40 @@ def torch_denoiser(denoiser: Denoiser) -> Network:
         for layer in layers
     ]
 
-    def network(x: Tensor, memory: FoldedMemory) -> Tensor:
+    def denoise(x: Tensor, memory: FoldedMemory) -> Tensor:
         x = denoiser.input_emb(x)
         x = x + denoiser.pos_emb[:, : x.shape[1]]
         b, t, c = x.shape
-        hidden = None if denoiser.memory_mask is None else ~denoiser.memory_mask[:, None]  # (T, 1, S)
+        masked = None if denoiser.memory_mask is None else ~denoiser.memory_mask[:, None]  # (T, 1, S)
         for i, layer in enumerate(layers):
-            own = layer.self_attention
-            qkv = F.linear(layer.norm1(x), *joined[i]).view(b, t, 3, own.n_head, -1)
+            attention = layer.self_attention
+            qkv = F.linear(layer.norm1(x), *qkv_projections[i]).view(b, t, 3, attention.n_head, -1)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=denoiser.mask)
-            x = x + own.out(y.transpose(1, 2).reshape(b, t, c))
+            x = x + attention.out(y.transpose(1, 2).reshape(b, t, c))
             scores = torch.baddbmm(memory.offsets[i].flatten(2), layer.norm2(x), memory.keys[i].flatten(2))
-            scores = scores.view(b, t, own.n_head, -1)
-            if hidden is not None:
-                scores = scores.masked_fill(hidden, -math.inf)
+            scores = scores.view(b, t, attention.n_head, -1)
+            if masked is not None:
+                scores = scores.masked_fill(masked, -math.inf)
             weights = scores.softmax(-1).flatten(2)
             x = torch.baddbmm(x + layer.cross_attention.out.bias, weights, memory.values[i].flatten(1, 2))
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm3(x))))
         return denoiser.head(denoiser.ln_f(x))
 
-    return network
+    return denoise
 
 
-def compiled_denoiser(denoiser: Denoiser) -> Network:
-    """`torch_denoiser` through torch.compile; on a GPU with CUDA graphs. It compiles when it is first called."""
+def make_compiled_denoise_fn(denoiser: Denoiser) -> FoldedDenoiseFn:
+    """`make_torch_denoise_fn` with torch.compile, on a GPU with CUDA graphs. Compiles on the first call."""
     on_gpu = denoiser.pos_emb.device.type == "cuda"
-    compiled = torch.compile(torch_denoiser(denoiser), dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+    mode = "reduce-overhead" if on_gpu else "default"
+    compiled = torch.compile(make_torch_denoise_fn(denoiser), dynamic=False, mode=mode)
 
-    def network(x: Tensor, memory: FoldedMemory) -> Tensor:
+    def denoise(x: Tensor, memory: FoldedMemory) -> Tensor:
         try:
             return compiled(x, memory)
-        except Exception as e:  # a missing compiler shows as one of many
+        except Exception as e:  # a missing compiler raises one of many types
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise ConfigError(f"torch.compile does not work here: {reason}", "Use --engine torch.") from e
+            raise ConfigError(f"torch.compile does not work on this machine: {reason}", "Use --engine torch.") from e
 
-    return network
+    return denoise

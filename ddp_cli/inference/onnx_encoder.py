@@ -10,63 +10,62 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.vision import FEATURES, KEYPOINTS, ImageEncoder, SpatialSoftArgmax
+from ddp_cli.core.vision import IMAGE_FEATURE_DIM, N_KEYPOINTS, ImageEncoder, SpatialSoftArgmax, center_crop_offset
 from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.tasks import IMAGE_SIZE
 
 
-def encode(g: GraphBuilder, policy: DiffusionPolicy) -> str:
-    """From inputs named as the observations to features (B, To, Do)."""
-    steps, normalizer = policy.config.n_obs_steps, policy.normalizer
-    features = []
+def add_encoder(g: GraphBuilder, policy: DiffusionPolicy) -> str:
+    """Features (B, To, Do) of the observations, which are inputs of the graph named by their keys."""
+    shape, n_steps, normalizer = policy.config.crop_shape, policy.config.n_obs_steps, policy.normalizer
+    parts = []
     for key, encoder in policy.encoders.items():
         assert isinstance(encoder, ImageEncoder)
-        pictures = _pictures(g, key, policy.config.crop_shape)
-        features.append(
-            g("Reshape", _camera(g, encoder, pictures, policy.config.crop_shape), g.whole(-1, steps, FEATURES))
-        )
+        x = _image_encoder(g, encoder, _cropped_images(g, key, shape), shape)
+        parts.append(g("Reshape", x, g.int64(-1, n_steps, IMAGE_FEATURE_DIM)))
     for key in policy.config.low_dim:
         scale, offset = (g.constant(normalizer.get_buffer(f"{key}_{part}")) for part in ("scale", "offset"))
-        features.append(g("Add", g("Mul", key, scale), offset))
-    seen = g("Concat", *features, axis=-1)
-    return seen if policy.fusion is None else g("Concat", seen, _module(g, policy.fusion, seen), axis=-1)
+        parts.append(g("Add", g("Mul", key, scale), offset))
+    features = g("Concat", *parts, axis=-1)
+    if policy.fusion is None:
+        return features
+    return g("Concat", features, _module(g, policy.fusion, features), axis=-1)
 
 
-def _pictures(g: GraphBuilder, key: str, shape: tuple[int, int]) -> str:
-    """The centres (B To, 3, h, w) of pictures, from -1 to 1."""
-    x = g("Reshape", key, g.whole(-1, 3, IMAGE_SIZE, IMAGE_SIZE))
-    first = [round((IMAGE_SIZE - side) / 2) for side in shape]
-    x = g(
-        "Slice", x, g.whole(*first), g.whole(*(a + side for a, side in zip(first, shape, strict=True))), g.whole(2, 3)
-    )
+def _cropped_images(g: GraphBuilder, key: str, shape: tuple[int, int]) -> str:
+    """Central crops (B To, 3, h, w) in [-1, 1] of the images `key`."""
+    x = g("Reshape", key, g.int64(-1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    starts = [center_crop_offset(IMAGE_SIZE, side) for side in shape]
+    ends = [start + side for start, side in zip(starts, shape, strict=True)]
+    x = g("Slice", x, g.int64(*starts), g.int64(*ends), g.int64(2, 3))
     x = g("Mul", g("Cast", x, to=TensorProto.FLOAT), g.constant(2.0 / 255.0))
     return g("Sub", x, g.constant(1.0))
 
 
-def _camera(g: GraphBuilder, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> str:
+def _image_encoder(g: GraphBuilder, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> str:
     x = _module(g, encoder.backbone, x)
     if isinstance(encoder.pool, SpatialSoftArgmax):
         with torch.no_grad():
             h, w = encoder.backbone(torch.zeros(1, 3, *shape)).shape[-2:]
-        x = _keypoints(g, encoder.pool, x, h, w)
+        x = _spatial_soft_argmax(g, encoder.pool, x, h, w)
     else:
         x = g("Flatten", x, axis=1)
-    return g("Relu", g.layer(x, encoder.linear))
+    return g("Relu", g.linear_layer(x, encoder.linear))
 
 
-def _keypoints(g: GraphBuilder, pool: SpatialSoftArgmax, x: str, h: int, w: int) -> str:
-    """Softmax over the map, times where each of its places is: x and y."""
-    heat = g("Reshape", _module(g, pool.keypoints, x), g.whole(0, KEYPOINTS, h * w))
-    down, right = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
-    places = torch.stack([right.flatten(), down.flatten()], dim=-1)
-    return g("Reshape", g("MatMul", g("Softmax", heat, axis=-1), g.constant(places)), g.whole(-1, 2 * KEYPOINTS))
+def _spatial_soft_argmax(g: GraphBuilder, pool: SpatialSoftArgmax, x: str, h: int, w: int) -> str:
+    """Softmax over the feature map, multiplied by the coordinates (x, y) of its cells."""
+    heatmaps = g("Reshape", _module(g, pool.keypoints, x), g.int64(0, N_KEYPOINTS, h * w))
+    grid_y, grid_x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    grid = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1)
+    return g("Reshape", g("MatMul", g("Softmax", heatmaps, axis=-1), g.constant(grid)), g.int64(-1, 2 * N_KEYPOINTS))
 
 
 def _module(g: GraphBuilder, module: Any, x: str) -> str:
-    """A module that a backbone or the fusion is made of."""
+    """A module of a backbone or of the fusion MLP."""
     if isinstance(module, nn.Sequential):
-        for part in module:
-            x = _module(g, part, x)
+        for child in module:
+            x = _module(g, child, x)
         return x
     if isinstance(module, BasicBlock):
         y = _module(g, module.bn1, _module(g, module.conv1, x))
@@ -82,13 +81,13 @@ def _module(g: GraphBuilder, module: Any, x: str) -> str:
         k, s, p = ([size] * 2 for size in (module.kernel_size, module.stride, module.padding))
         return g("MaxPool", x, kernel_shape=k, strides=s, pads=p * 2)
     if isinstance(module, nn.Linear):
-        return g.layer(x, module)
+        return g.linear_layer(x, module)
     return g.gelu(x) if isinstance(module, nn.GELU) else g({nn.ReLU: "Relu"}[type(module)], x)
 
 
 def _group_norm(g: GraphBuilder, norm: nn.GroupNorm, x: str) -> str:
-    """As torch's exporter writes it: operator sets below 21 know only norms of single channels."""
+    """As torch's exporter writes it: opsets below 21 have no GroupNormalization with a weight per channel."""
     ones, zeros = g.constant(torch.ones(norm.num_groups)), g.constant(torch.zeros(norm.num_groups))
-    groups = g("Reshape", x, g.whole(0, norm.num_groups, -1))
+    groups = g("Reshape", x, g.int64(0, norm.num_groups, -1))
     y = g("Reshape", g("InstanceNormalization", groups, ones, zeros, epsilon=norm.eps), g("Shape", x))
     return g("Add", g("Mul", y, g.constant(norm.weight[:, None, None])), g.constant(norm.bias[:, None, None]))

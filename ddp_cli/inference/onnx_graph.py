@@ -1,4 +1,4 @@
-"""Writes ONNX graphs node by node: tracing a policy takes seconds, this does not."""
+"""Builds ONNX graphs node by node: tracing a policy takes seconds, this does not."""
 
 from __future__ import annotations
 
@@ -13,69 +13,72 @@ FLOAT = TensorProto.FLOAT
 ValueInfo = onnx.ValueInfoProto
 
 
-def value(name: str, shape: list[str | int | None], kind: int = FLOAT) -> ValueInfo:
-    """An input or an output."""
-    return helper.make_tensor_value_info(name, kind, shape)
+def tensor_info(name: str, shape: list[str | int | None], elem_type: int = FLOAT) -> ValueInfo:
+    """Declares an input or output of a graph."""
+    return helper.make_tensor_value_info(name, elem_type, shape)
 
 
 class GraphBuilder:
-    """Nodes and constants of a graph, named as they come: calling adds a node and returns the name of its output."""
+    """Nodes and constants of a graph. Calling it adds a node and returns the name of the node's output.
+
+    Names begin with `prefix` and are numbered in order of creation.
+    """
 
     def __init__(self, prefix: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._prefix = prefix
 
-    def __call__(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        made = name or f"{self._prefix}{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
-        return made
+    def __call__(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        output = name or f"{self._prefix}{op_type}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
+        return output
 
-    def constant(self, given: Any, kind: type = np.float32) -> str:
-        """A tensor, or an array or number of `kind`."""
-        array = given.detach().cpu().contiguous().numpy() if isinstance(given, Tensor) else np.asarray(given, kind)
+    def constant(self, value: Any, dtype: type = np.float32) -> str:
+        """Adds a tensor, or an array or number as `dtype`."""
+        array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype)
         name = f"{self._prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def whole(self, *numbers: int) -> str:
-        """Whole numbers: shapes, places."""
-        return self.constant(numbers, np.int64)
+    def int64(self, *values: int) -> str:
+        """Adds a vector of integers: shapes, axes, indices."""
+        return self.constant(values, np.int64)
 
     def linear(self, x: str, weight: Tensor, bias: Tensor) -> str:
         return self("Add", self("MatMul", x, self.constant(weight.t())), self.constant(bias))
 
-    def layer(self, x: str, layer: nn.Module) -> str:
+    def linear_layer(self, x: str, layer: nn.Module) -> str:
         assert isinstance(layer, nn.Linear)
         return self.linear(x, layer.weight, layer.bias)
 
-    def norm(self, x: str, norm: nn.LayerNorm) -> str:
+    def layer_norm(self, x: str, norm: nn.LayerNorm) -> str:
         weights = self.constant(norm.weight), self.constant(norm.bias)
         return self("LayerNormalization", x, *weights, axis=-1, epsilon=norm.eps)
 
     def gelu(self, x: str) -> str:
-        """As operator sets below 20 have it."""
-        risen = self("Add", self("Erf", self("Div", x, self.constant(2.0**0.5))), self.constant(1.0))
-        return self("Mul", self("Mul", x, risen), self.constant(0.5))
+        """Exact GELU from Erf: opsets below 20 have no Gelu."""
+        one_plus_erf = self("Add", self("Erf", self("Div", x, self.constant(2.0**0.5))), self.constant(1.0))
+        return self("Mul", self("Mul", x, one_plus_erf), self.constant(0.5))
 
     def mish(self, x: str) -> str:
         return self("Mul", x, self("Tanh", self("Softplus", x)))
 
-    def embed(self, model: onnx.ModelProto, prefix: str, inputs: dict[str, str], output: str) -> None:
-        """The nodes of `model`, whose inputs are called `inputs` here, and its one output `output`."""
-        renamed = {**inputs, model.graph.output[0].name: output}
+    def inline_model(self, model: onnx.ModelProto, prefix: str, inputs: dict[str, str], output: str) -> None:
+        """Adds the nodes of `model`. `inputs` maps its inputs to names of this graph; its output becomes `output`."""
+        names = {**inputs, model.graph.output[0].name: output}
 
-        def name(old: str) -> str:
-            return renamed.get(old, prefix + old) if old else ""
+        def rename(name: str) -> str:
+            return names.get(name, prefix + name) if name else ""
 
         for tensor in model.graph.initializer:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = name(tensor.name)
-            self.constants.append(copy)
-        for node in model.graph.node:
-            own = onnx.NodeProto()
-            own.CopyFrom(node)
-            own.name = ""
-            own.input[:], own.output[:] = [name(x) for x in node.input], [name(x) for x in node.output]
-            self.nodes.append(own)
+            constant = onnx.TensorProto()
+            constant.CopyFrom(tensor)
+            constant.name = rename(tensor.name)
+            self.constants.append(constant)
+        for original in model.graph.node:
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            node.name = ""
+            node.input[:], node.output[:] = [rename(x) for x in original.input], [rename(x) for x in original.output]
+            self.nodes.append(node)

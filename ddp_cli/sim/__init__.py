@@ -1,1 +1,1 @@
-"""A robot that moves: simulator, demonstrators, closed-loop episodes, videos."""
+"""The simulated robot: robosuite environments, rendering, scripted policies."""

@@ -1,14 +1,14 @@
-"""Scripted demonstrators for lift, can and square.
+"""Scripted policies that collect demonstrations for lift, can and square.
 
-A demonstrator here is a function of what can be seen: from where the hand, the fingers and the object are it
-follows what to do next, with no plan, clock or mood of its own. Heights and speeds follow smoothly from
-distances (the hand comes down as it gets above the object), so that there is little to guess for who imitates it.
+A scripted policy is a function of the current scene: its action follows from the poses of end effector, gripper and
+object, without a plan, clock or internal state. Heights and speeds depend smoothly on distances (the end effector
+descends as it gets above the object), so there is no hidden variable for an imitating policy to infer.
 
-What makes demonstrations differ, and show how to come back from errors, are disturbances: correlated noise
-and, now and then, a push. They are added to the actions that are executed; recorded beside these is what
-the demonstrator intended (Laskey et al. 2017, "DART: noise injection for robust imitation learning").
+Variety, and examples of recovery from errors, come from disturbances: correlated noise, occasional pushes and gripper
+slips. They are added to the executed actions; the intended actions are recorded beside them (Laskey et al. 2017,
+"DART: noise injection for robust imitation learning").
 
-Angles [rad], lengths [m], world frame. The yaw of the hand is 0 when its fingers open along world y.
+Angles [rad], lengths [m], world frame. The yaw of the end effector is 0 when its fingers open along world y.
 """
 
 from __future__ import annotations
@@ -23,251 +23,262 @@ from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
 
-VERSION = 3  # of what they do: an interrupted recording is continued by the same only
+SCRIPT_VERSION = 3  # a recording can be resumed by the same version only
 OPEN, CLOSED = -1.0, 1.0
-DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # hand pointing at the table, yaw 0
-BASE_X = -0.56  # the arm's vertical axis stands at (BASE_X, 0)
-YAW_RANGE = (-1.85, 3.35)  # what joint 7 allows a downward hand
-UP = np.array([0.0, 0.0, 1.0])
-WIDE = 0.076  # gap between open fingers, a little less
+DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # gripper pointing down, yaw 0
+BASE_X = -0.56  # the arm's vertical axis is at (BASE_X, 0)
+YAW_RANGE = (-1.85, 3.35)  # limits of joint 7 for a gripper that points down
+Z_AXIS = np.array([0.0, 0.0, 1.0])
+MAX_GRASP_OPENING = 0.076  # distance of open fingers, minus a margin
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a demonstrator looks at; positions (3,), rotations (3, 3)."""
+class SceneState:
+    """What a scripted policy observes; positions (3,), rotations (3, 3)."""
 
-    hand: Array
-    rotation: Array
-    yaw: float
-    gap: float
-    """Between the fingers [m]."""
-    opening: float
-    """How fast it grows [m/s]."""
-    object: Array
+    eef_pos: Array
+    eef_rotation: Array
+    eef_yaw: float
+    gripper_opening: float
+    """Distance between the fingers [m]."""
+    gripper_velocity: float
+    """Rate of change of `gripper_opening` [m/s]."""
+    object_pos: Array
     object_rotation: Array
-    target: Array
+    target_pos: Array
 
-    def holds(self, point: Array, within: float = 0.035) -> bool:
-        """Whether the fingers rest on something, and `point` of the object is between them."""
-        resting = 0.004 < self.gap < 0.072 and abs(self.opening) < 0.03
-        return resting and bool(np.linalg.norm(point - self.hand) < within)
+    def is_grasped(self, point: Array, tolerance: float = 0.035) -> bool:
+        """Whether the fingers are closed around something at rest, and `point` is within `tolerance` of the grip."""
+        is_holding = 0.004 < self.gripper_opening < 0.072 and abs(self.gripper_velocity) < 0.03
+        return is_holding and bool(np.linalg.norm(point - self.eef_pos) < tolerance)
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What to do: `move` the hand [m], turn it to `yaw` (unwrapped), fingers OPEN or CLOSED."""
+class MotionTarget:
+    """Where to move: `translation` of the end effector [m], its `yaw` (unwrapped), gripper OPEN or CLOSED."""
 
-    move: Array
+    translation: Array
     yaw: float
-    grip: float
-    delicate: bool = False
-    """Close to contact: disturbances are small."""
-    speed: float = 1.0
-    """Limit, of the controller's fastest."""
+    gripper: float
+    near_contact: bool = False
+    """Disturbances are reduced."""
+    max_speed: float = 1.0
+    """Limit of the translation action, as a fraction of the controller's maximum."""
 
 
-def scene(sim: Simulator) -> Scene:
-    """The present state of a built-in task."""
-    hand, rotation = sim.hand()
+def observe_scene(sim: Simulator) -> SceneState:
+    """The current scene of a built-in task."""
+    position, rotation = sim.eef_pose()
     middle = sum(YAW_RANGE) / 2
-    yaw = middle + _wrap(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
-    gap, opening = sim.fingers()
-    return Scene(hand, rotation, yaw, gap, opening, *sim.object(), sim.target())
+    yaw = middle + _wrap_angle(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
+    opening, velocity = sim.gripper_opening()
+    return SceneState(position, rotation, yaw, opening, velocity, *sim.object_pose(), sim.target_position())
 
 
-# -- skills ---------------------------------------------------------------------------------------
+# -- motions --------------------------------------------------------------------------------------
 
 
-def _grasp(s: Scene, point: Array, yaw: float, tolerance: float = 0.012) -> Aim:
-    """For an empty hand: above `point`, down, close."""
-    off = point - s.hand
-    aside, twist = float(np.linalg.norm(off[:2])), abs(yaw - s.yaw)
-    closing = 0.004 < s.gap < WIDE and s.opening < 0.03
-    if closing and np.linalg.norm(off) < 0.03:
-        return Aim(off, yaw, CLOSED, delicate=True)
-    height = float(np.clip(3.0 * (aside - 0.006) + 0.3 * (twist - 0.08), 0.0, 0.09))
-    move = off + UP * height
-    if -off[2] < height - 0.04:  # too low for so far aside: up before sideways
-        move[:2] *= 0.3
-    there = np.linalg.norm(off) < tolerance and twist < 0.12 and s.gap > 0.06  # closed on nothing: open again
-    return Aim(move, yaw, CLOSED if there else OPEN, delicate=-off[2] < 0.05 and aside < 0.04)
+def _approach_and_grasp(s: SceneState, point: Array, yaw: float, tolerance: float = 0.012) -> MotionTarget:
+    """Move an empty gripper above `point`, descend, close."""
+    offset = point - s.eef_pos
+    lateral, yaw_error = float(np.linalg.norm(offset[:2])), abs(yaw - s.eef_yaw)
+    is_closing = 0.004 < s.gripper_opening < MAX_GRASP_OPENING and s.gripper_velocity < 0.03
+    if is_closing and np.linalg.norm(offset) < 0.03:
+        return MotionTarget(offset, yaw, CLOSED, near_contact=True)
+    height = float(np.clip(3.0 * (lateral - 0.006) + 0.3 * (yaw_error - 0.08), 0.0, 0.09))
+    translation = offset + Z_AXIS * height
+    if -offset[2] < height - 0.04:  # too low for this lateral distance: rise first
+        translation[:2] *= 0.3
+    # A gripper that closed on nothing is not open: it opens again.
+    in_place = np.linalg.norm(offset) < tolerance and yaw_error < 0.12 and s.gripper_opening > 0.06
+    near_contact = bool(-offset[2] < 0.05 and lateral < 0.04)
+    return MotionTarget(translation, yaw, CLOSED if in_place else OPEN, near_contact)
 
 
-def _let_go(s: Scene, top: float) -> Aim:
-    """Opens, and rises to `top` as the fingers come free."""
-    free = _ramp(s.gap, 0.06, 0.075)
-    return Aim(UP * free * np.clip(top - s.hand[2], 0.0, 0.1), s.yaw, OPEN, delicate=free < 1.0)
+def _release_and_retreat(s: SceneState, height: float) -> MotionTarget:
+    """Open the gripper, and rise to `height` as the fingers clear the object."""
+    clearance = _ramp(s.gripper_opening, 0.06, 0.075)
+    translation = Z_AXIS * clearance * np.clip(height - s.eef_pos[2], 0.0, 0.1)
+    return MotionTarget(translation, s.eef_yaw, OPEN, near_contact=clearance < 1.0)
 
 
-# -- tasks ----------------------------------------------------------------------------------------
+# -- policies of the tasks ------------------------------------------------------------------------
 
 
-def _lift(s: Scene) -> Aim:
-    if s.holds(s.object):
-        return Aim(UP * np.clip(0.95 - s.object[2], -0.05, 0.1), s.yaw, CLOSED)
-    return _grasp(s, s.object, s.yaw + _wrap(_yaw(s.object_rotation) - s.yaw, np.pi / 2))
+def _lift_policy(s: SceneState) -> MotionTarget:
+    if s.is_grasped(s.object_pos):
+        return MotionTarget(Z_AXIS * np.clip(0.95 - s.object_pos[2], -0.05, 0.1), s.eef_yaw, CLOSED)
+    yaw = s.eef_yaw + _wrap_angle(_yaw_of(s.object_rotation) - s.eef_yaw, np.pi / 2)
+    return _approach_and_grasp(s, s.object_pos, yaw)
 
 
-def _can(s: Scene) -> Aim:
-    off = s.target[:2] - [0.04, 0.055] - s.object[:2]  # the compartment's exact centre is out of reach
-    inside = bool(np.all(np.abs(off) < 0.06))
-    if inside and s.object[2] < 0.915:
-        return _let_go(s, 1.1)
-    point = s.object + 0.015 * UP
-    if not s.holds(point, 0.045):
-        return _grasp(s, point, 0.0, tolerance=0.014)
-    low = np.linalg.norm(off) < 0.02 or (inside and s.object[2] < 0.96)
-    travel = off * (1.0 if low else _ramp(s.object[2], 0.92, 0.98))
-    return Aim(np.array([*travel, (0.90 if low else 1.0) - s.object[2]]), 0.0, CLOSED)
+def _can_policy(s: SceneState) -> MotionTarget:
+    # The exact centre of the compartment is out of reach.
+    offset = s.target_pos[:2] - [0.04, 0.055] - s.object_pos[:2]
+    is_inside = bool(np.all(np.abs(offset) < 0.06))
+    if is_inside and s.object_pos[2] < 0.915:
+        return _release_and_retreat(s, 1.1)
+    point = s.object_pos + 0.015 * Z_AXIS
+    if not s.is_grasped(point, 0.045):
+        return _approach_and_grasp(s, point, 0.0, tolerance=0.014)
+    descend = np.linalg.norm(offset) < 0.02 or (is_inside and s.object_pos[2] < 0.96)
+    lateral = offset * (1.0 if descend else _ramp(s.object_pos[2], 0.92, 0.98))
+    return MotionTarget(np.array([*lateral, (0.90 if descend else 1.0) - s.object_pos[2]]), 0.0, CLOSED)
 
 
-def _square(s: Scene) -> Aim:
-    nut, off = s.object, s.target[:2] - s.object[:2]
-    aside = float(np.linalg.norm(off))
-    if nut[2] < 0.92 and aside < 0.02:
-        return _let_go(s, 1.05)
+def _square_policy(s: SceneState) -> MotionTarget:
+    nut, offset = s.object_pos, s.target_pos[:2] - s.object_pos[:2]
+    distance = float(np.linalg.norm(offset))
+    if nut[2] < 0.92 and distance < 0.02:
+        return _release_and_retreat(s, 1.05)
     handle = nut + s.object_rotation[:, 0] * 0.06
-    if not s.holds(handle):
-        return _grasp(s, handle, _grasp_yaw(s))
-    final = _final_yaw(s)
-    twist = abs(final - s.yaw)
-    on = nut[2] < 0.955 and aside < 0.015  # lower than the peg's top, and around it
-    aligned = on or (aside < 0.006 and twist < 0.07)
-    height = 0.895 if aligned else 0.975 + 0.03 * max(_ramp(aside, 0.01, 0.06), _ramp(twist, 0.1, 0.5))
-    clear = 0.965 if aside < 0.12 else 0.94
-    travel = off * (1.0 if on else _ramp(nut[2], clear - 0.03, clear))
-    return Aim(
-        np.array([*travel, height - nut[2]]), final if nut[2] > 0.9 else s.yaw, CLOSED,
-        delicate=aside < 0.05, speed=0.6 if aligned else 1.0,
+    if not s.is_grasped(handle):
+        return _approach_and_grasp(s, handle, _grasp_yaw(s))
+    final_yaw = _placement_yaw(s)
+    yaw_error = abs(final_yaw - s.eef_yaw)
+    on_peg = nut[2] < 0.955 and distance < 0.015  # below the top of the peg, and around it
+    is_aligned = on_peg or (distance < 0.006 and yaw_error < 0.07)
+    height = 0.895 if is_aligned else 0.975 + 0.03 * max(_ramp(distance, 0.01, 0.06), _ramp(yaw_error, 0.1, 0.5))
+    transport_height = 0.965 if distance < 0.12 else 0.94
+    lateral = offset * (1.0 if on_peg else _ramp(nut[2], transport_height - 0.03, transport_height))
+    return MotionTarget(
+        np.array([*lateral, height - nut[2]]), final_yaw if nut[2] > 0.9 else s.eef_yaw, CLOSED,
+        near_contact=distance < 0.05, max_speed=0.6 if is_aligned else 1.0,
     )  # fmt: skip
 
 
-SIDES = ((np.pi, 0.0), (-np.pi / 2, 0.9), (np.pi / 2, 1.5))
-"""Where the nut's handle may point on the peg, and how unwelcome that is: -x; -y and +y are harder to reach."""
+HANDLE_DIRECTIONS = ((np.pi, 0.0), (-np.pi / 2, 0.9), (np.pi / 2, 1.5))
+"""Yaw of the nut's handle on the peg, and the cost of it: -x is free; -y and +y are harder to reach."""
 
 
-def _grasp_yaw(s: Scene) -> float:
-    """Of the hand on the nut's handle, with the least turning now and at the peg."""
-    nut, best = _yaw(s.object_rotation), (np.inf, s.yaw)
+def _grasp_yaw(s: SceneState) -> float:
+    """Yaw of the end effector on the nut's handle, with the least rotation now and at the peg."""
+    nut, best = _yaw_of(s.object_rotation), (np.inf, s.eef_yaw)
     for half_turns in range(-3, 4):
         grasp = nut + half_turns * np.pi
-        for side, penalty in SIDES:
+        for direction, cost in HANDLE_DIRECTIONS:
             for turns in range(-2, 3):
-                final = side + half_turns * np.pi + turns * 2 * np.pi
-                if _reachable(grasp) and _reachable(final):
-                    best = min(best, (abs(grasp - s.yaw) + abs(final - grasp) + penalty, grasp))
+                final = direction + half_turns * np.pi + turns * 2 * np.pi
+                if _is_reachable(grasp) and _is_reachable(final):
+                    best = min(best, (abs(grasp - s.eef_yaw) + abs(final - grasp) + cost, grasp))
     return best[1]
 
 
-def _final_yaw(s: Scene) -> float:
-    """Of the hand that holds the nut, on the peg."""
-    nut, best = _yaw(s.object_rotation), (np.inf, s.yaw)
-    for side, penalty in SIDES:
+def _placement_yaw(s: SceneState) -> float:
+    """Yaw of the end effector that places the grasped nut on the peg."""
+    nut, best = _yaw_of(s.object_rotation), (np.inf, s.eef_yaw)
+    for direction, cost in HANDLE_DIRECTIONS:
         for turns in (-1, 0, 1):
-            turn = _wrap(side - nut) + turns * 2 * np.pi
-            if _reachable(s.yaw + turn):
-                best = min(best, (abs(turn) + penalty, s.yaw + turn))
+            rotation = _wrap_angle(direction - nut) + turns * 2 * np.pi
+            if _is_reachable(s.eef_yaw + rotation):
+                best = min(best, (abs(rotation) + cost, s.eef_yaw + rotation))
     return best[1]
 
 
-def _reachable(yaw: float) -> bool:
+def _is_reachable(yaw: float) -> bool:
     return YAW_RANGE[0] <= yaw <= YAW_RANGE[1]
 
 
-SCRIPTS: dict[str, Callable[[Scene], Aim]] = {"lift": _lift, "can": _can, "square": _square}
+SCRIPTED_POLICIES: dict[str, Callable[[SceneState], MotionTarget]] = {
+    "lift": _lift_policy, "can": _can_policy, "square": _square_policy,
+}  # fmt: skip
 
 
-# -- from aims to actions -------------------------------------------------------------------------
+# -- from motion targets to actions ---------------------------------------------------------------
 
 
 def check_scripted_policy(task: Task) -> None:
-    """ConfigError unless there is a script for `task`."""
-    if task.name not in SCRIPTS:
+    """ConfigError unless there is a scripted policy for `task`."""
+    if task.name not in SCRIPTED_POLICIES:
         raise ConfigError(
-            f"there is no scripted demonstrator for '{task.name}', only for {', '.join(SCRIPTS)}.",
+            f"there is no scripted policy for '{task.name}', only for {', '.join(SCRIPTED_POLICIES)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
         )
 
 
 def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """Endless pairs of actions (7,), as intended and as executed, from the present state of `sim` on."""
+    """Endless pairs of intended and executed delta actions (7,), starting at the current state of `sim`."""
     disturbances = Disturbances(rng)
-    script = SCRIPTS[sim.task.name]
+    policy = SCRIPTED_POLICIES[sim.task.name]
     while True:
-        seen = scene(sim)
-        aim = script(seen)
-        intended = command(seen, aim)
-        yield intended, disturbances.add(intended, aim.delicate)
+        scene = observe_scene(sim)
+        target = policy(scene)
+        intended = target_to_action(scene, target)
+        yield intended, disturbances.apply(intended, target.near_contact)
 
 
-def command(s: Scene, aim: Aim) -> Array:
-    """The action (7,) towards `aim`: proportional control with limited speeds."""
-    yaw = s.yaw + float(np.clip(aim.yaw - s.yaw, -1.0, 1.0))
-    # Far out a vertical hand is out of reach: lean the fingers outward.
-    radius = np.array([s.hand[0] - BASE_X, s.hand[1], 0.0])
+def target_to_action(s: SceneState, target: MotionTarget) -> Array:
+    """The delta action (7,) towards `target`: proportional control with limited speed."""
+    yaw = s.eef_yaw + float(np.clip(target.yaw - s.eef_yaw, -1.0, 1.0))
+    # Far from the base a vertical gripper is out of reach: tilt the fingers outward.
+    radius = np.array([s.eef_pos[0] - BASE_X, s.eef_pos[1], 0.0])
     distance = float(np.linalg.norm(radius))
-    lean = -0.3 * _ramp(distance, 0.66, 0.80) * np.cross(UP, radius / distance)
-    orientation = rotvec_to_matrix(lean) @ rotvec_to_matrix(yaw * UP) @ DOWN
-    # A stretched arm that is to draw back and to lean at once does neither: first back, and firmly.
-    inward = -float(aim.move @ radius) / distance
+    tilt = -0.3 * _ramp(distance, 0.66, 0.80) * np.cross(Z_AXIS, radius / distance)
+    orientation = rotvec_to_matrix(tilt) @ rotvec_to_matrix(yaw * Z_AXIS) @ DOWN
+    # A stretched arm that has to retract and tilt at once does neither: retract first, with a larger gain.
+    inward = -float(target.translation @ radius) / distance
     stretched = _ramp(distance, 0.77, 0.79) if inward > 0.0 else 0.0
-    move = _cap(1.5 * (aim.move - 2.0 * stretched * inward * radius / distance) / DELTA_METRES, aim.speed)
-    back = stretched * _ramp(inward, 0.002, 0.005)
-    turn = _cap(1.2 * matrix_to_rotvec(orientation @ s.rotation.T) / DELTA_RADIANS, 0.4 * (1.0 - back))
-    return np.concatenate([move, turn, [aim.grip]])
+    translation = _clip_norm(
+        1.5 * (target.translation - 2.0 * stretched * inward * radius / distance) / DELTA_METRES, target.max_speed
+    )
+    retracting = stretched * _ramp(inward, 0.002, 0.005)
+    rotation = _clip_norm(
+        1.2 * matrix_to_rotvec(orientation @ s.eef_rotation.T) / DELTA_RADIANS, 0.4 * (1.0 - retracting)
+    )
+    return np.concatenate([translation, rotation, [target.gripper]])
 
 
 class Disturbances:
-    """Noise that is correlated over about five steps, pushes of three to eight, and slips: fingers that close
-    before they should, or let go.
+    """Noise correlated over about five steps, pushes of three to eight steps, and gripper slips: the gripper command
+    is inverted for four to eight steps.
     """
 
-    NOISE, DELICATE = 0.1, 0.4  # standard deviation, and how much of it is left close to contact
-    PUSHES, SLIPS = 0.015, 0.008  # a step
+    NOISE_STD, NEAR_CONTACT_SCALE = 0.1, 0.4
+    PUSH_PROBABILITY, SLIP_PROBABILITY = 0.015, 0.008  # per step
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self._noise, self._push, self._left = np.zeros(6), np.zeros(6), 0
-        self._slipping = 0
+        self._noise, self._push, self._push_steps = np.zeros(6), np.zeros(6), 0
+        self._slip_steps = 0
 
-    def add(self, action: Array, delicate: bool) -> Array:
-        """`action` (7,), disturbed."""
+    def apply(self, action: Array, near_contact: bool) -> Array:
+        """`action` (7,) with the disturbance of the next step added."""
         rng = self.rng
-        kicks = self.NOISE * rng.normal(size=6) * [1, 1, 1, 0.35, 0.35, 0.35]
-        self._noise = 0.8 * self._noise + 0.6 * kicks
-        if not self._left and rng.random() < self.PUSHES:
-            self._left = int(rng.integers(3, 9))
+        white_noise = self.NOISE_STD * rng.normal(size=6) * [1, 1, 1, 0.35, 0.35, 0.35]
+        self._noise = 0.8 * self._noise + 0.6 * white_noise
+        if not self._push_steps and rng.random() < self.PUSH_PROBABILITY:
+            self._push_steps = int(rng.integers(3, 9))
             self._push = np.concatenate(
-                [_direction(rng) * rng.uniform(0.2, 1.0), _direction(rng) * rng.uniform(0, 0.5)]
+                [_random_direction(rng) * rng.uniform(0.2, 1.0), _random_direction(rng) * rng.uniform(0, 0.5)]
             )
-        extra = self._noise + (self._push if self._left else 0.0)
-        self._left = max(0, self._left - 1)
-        if not self._slipping and rng.random() < self.SLIPS:
-            self._slipping = int(rng.integers(4, 9))
-        grip = -action[6] if self._slipping else action[6]
-        self._slipping = max(0, self._slipping - 1)
-        disturbed = action[:6] + extra * (self.DELICATE if delicate else 1.0)
-        return np.append(np.clip(disturbed, -1.0, 1.0), grip)
+        disturbance = self._noise + (self._push if self._push_steps else 0.0)
+        self._push_steps = max(0, self._push_steps - 1)
+        if not self._slip_steps and rng.random() < self.SLIP_PROBABILITY:
+            self._slip_steps = int(rng.integers(4, 9))
+        gripper = -action[6] if self._slip_steps else action[6]
+        self._slip_steps = max(0, self._slip_steps - 1)
+        disturbed = action[:6] + disturbance * (self.NEAR_CONTACT_SCALE if near_contact else 1.0)
+        return np.append(np.clip(disturbed, -1.0, 1.0), gripper)
 
 
-def _direction(rng: np.random.Generator) -> Array:
+def _random_direction(rng: np.random.Generator) -> Array:
     v = rng.normal(size=3)
     return np.asarray(v / np.linalg.norm(v))
 
 
-def _yaw(rotation: Array) -> float:
+def _yaw_of(rotation: Array) -> float:
     return float(np.arctan2(rotation[1, 0], rotation[0, 0]))
 
 
-def _wrap(angle: float, period: float = 2 * np.pi) -> float:
+def _wrap_angle(angle: float, period: float = 2 * np.pi) -> float:
     return float((angle + period / 2) % period - period / 2)
 
 
 def _ramp(x: float, low: float, high: float) -> float:
-    """0 below `low`, 1 above `high`."""
+    """0 below `low`, 1 above `high`, linear in between."""
     return float(np.clip((x - low) / (high - low), 0.0, 1.0))
 
 
-def _cap(v: Array, limit: float) -> Array:
+def _clip_norm(v: Array, limit: float) -> Array:
     norm = float(np.linalg.norm(v))
     return v if norm <= limit else v * (limit / norm)

@@ -1,1 +1,1 @@
-"""Training: a run as a folder, one step, the loop, what is recorded."""
+"""Training: runs and their folders, the training step and loop, data loading, losses, metrics and plots."""

@@ -1,7 +1,8 @@
-"""From a store to batches: what is in memory, what stays on disk, and who prepares the next batch."""
+"""Training data: loading a store into memory or from disk, and preparing batches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,13 +10,13 @@ import numpy as np
 import torch
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.windows import Batch, Windows, batch_index, validation_episodes, window_bounds, window_steps
-from ddp_cli.data.image_cache import Arrays, Note, available_memory, decode
+from ddp_cli.core.windows import Batch, Windows, batch_indices, validation_episodes, window_bounds, window_steps
+from ddp_cli.data.image_cache import DecodedArrays, available_memory, decode_arrays
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.parallel import default_workers
 
-GPU_SHARE = 0.4  # of a GPU's free memory that the dataset may take
+MAX_GPU_FRACTION = 0.4  # of the free GPU memory that the dataset may occupy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TrainingData:
 
 
 def memory_budget(config: TrainConfig) -> float:
-    """Bytes that decoded pictures may take on this machine."""
+    """Memory that decoded images may take on this machine [bytes]."""
     return config.memory_gb * 1e9 or available_memory() / 2
 
 
@@ -35,14 +36,16 @@ def load_training_data(
     config: TrainConfig,
     store: Store,
     device: torch.device,
-    note: Note,
+    info: Callable[[str], None],
     budget: float | None = None,
     write: bool = True,
 ) -> TrainingData:
-    """Reads what the policy looks at.
+    """Load the observations and actions that the policy is trained on.
 
-    Pictures that take more than `budget` bytes (None: `memory_budget`) stay on disk, see `data/image_cache.py`;
-    `write` says whether this process may decode them there. On a GPU with room for them all arrays live there.
+    Images that exceed `budget` [bytes] (None: `memory_budget`) stay on disk, see `data/image_cache.py`; with `write`
+    this process may decode them there. Arrays are moved to the GPU if they fit in its memory.
+
+    Raises DataError if arrays of the store differ in length, ConfigError if no demonstration fits the horizon.
     """
     policy = config.policy
     keys = [*policy.image_keys, *policy.low_dim]
@@ -52,63 +55,64 @@ def load_training_data(
         if store.shape(key)[0] != steps:
             raise DataError(
                 f"'{store.path}': data/{key} has {store.shape(key)[0]} steps, expected {steps}.",
-                "Convert the demos again.",
+                "Convert the demonstrations again.",
             )
-    arrays = decode(store, [*keys, *extra, "action"], memory_budget(config) if budget is None else budget, note, write)
+    budget = memory_budget(config) if budget is None else budget
+    arrays = decode_arrays(store, [*keys, *extra, "action"], budget, info, write)
     held_out = validation_episodes(len(store.episode_ends), config.val_ratio, config.seed)
-    place = _place(arrays, device)
-    tensors = {k: torch.from_numpy(np.asanyarray(a)).to(place) for k, a in arrays.data.items()}
-    release = arrays.release if arrays.mapped else None
-    parts = []
+    data_device = _choose_device(arrays, device)
+    tensors = {k: torch.from_numpy(np.asanyarray(a)).to(data_device) for k, a in arrays.data.items()}
+    release = arrays.release_pages if arrays.memory_maps else None
+    splits = []
     for mask in (~held_out, held_out):
         bounds = window_bounds(store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask)
         indices = window_steps(bounds, policy.horizon)
-        parts.append(Windows(tensors, indices, keys, policy.frames, extra, place, release))
-    if not len(parts[0]):
+        splits.append(Windows(tensors, indices, keys, policy.n_encoded_steps, extra, data_device, release))
+    if not len(splits[0]):
         raise ConfigError(
-            f"no demo of '{store.path}' is long enough for horizon {policy.horizon}.",
+            f"no demonstration in '{store.path}' is long enough for horizon {policy.horizon}.",
             f"The longest has {int(np.diff(store.episode_ends, prepend=0).max())} steps: set a shorter horizon.",
         )
-    return TrainingData(*parts)
+    return TrainingData(*splits)
 
 
-def _place(arrays: Arrays, device: torch.device) -> torch.device:
-    """Where the arrays live: on the GPU when there is room, otherwise on the host."""
-    if device.type != "cuda" or arrays.mapped:
+def _choose_device(arrays: DecodedArrays, device: torch.device) -> torch.device:
+    """Where to keep the arrays: on the GPU if they fit, otherwise on the host."""
+    if device.type != "cuda" or arrays.memory_maps:
         return torch.device("cpu")
     size = sum(a.nbytes for a in arrays.data.values())
     free, _ = torch.cuda.mem_get_info(device)
-    return device if size < GPU_SHARE * free else torch.device("cpu")
+    return device if size < MAX_GPU_FRACTION * free else torch.device("cpu")
 
 
-class Loader:
-    """Batches of training steps: this process's `share` of each global batch.
+class BatchLoader:
+    """Batches by training step: the `shard` of each global batch that this process trains on.
 
-    Batch i is a function of (seed, i) alone. Threads prepare batches ahead where the device would otherwise
-    wait: for pictures on disk, and for a GPU whose data is on the host. In memory, a batch costs a
-    hundredth of a step and is made when it is asked for.
+    Batch i depends only on (seed, i). Threads prefetch batches where the device would otherwise wait: for images on
+    disk, and for a GPU whose data is on the host. From memory, a batch takes a hundredth of a step and is made on
+    demand.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int, share: slice, device: torch.device) -> None:
-        self.windows, self.batch_size, self.seed, self.share = windows, batch_size, seed, share
-        on_host = device.type == "cuda" and windows.device.type == "cpu"
-        self.pin = on_host
-        self.threads = max(1, min(4, default_workers() - 1)) if on_host or windows.on_disk else 0
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads else None
-        self._ahead: dict[int, Future[Batch]] = {}
+    def __init__(self, windows: Windows, batch_size: int, seed: int, shard: slice, device: torch.device) -> None:
+        self.windows, self.batch_size, self.seed, self.shard = windows, batch_size, seed, shard
+        self.pin_memory = device.type == "cuda" and windows.device.type == "cpu"
+        prefetch = self.pin_memory or windows.on_disk
+        self.n_threads = max(1, min(4, default_workers() - 1)) if prefetch else 0
+        self._pool = ThreadPoolExecutor(self.n_threads) if self.n_threads else None
+        self._prefetched: dict[int, Future[Batch]] = {}
 
     def batch(self, step: int) -> Batch:
-        """The batch of training step `step`, where the windows are."""
+        """The batch of training step `step`, on the device of the windows."""
         if self._pool is None:
             return self._make(step)
-        wanted = range(step, step + 1 + self.threads)
-        self._ahead = {i: self._ahead[i] if i in self._ahead else self._pool.submit(self._make, i) for i in wanted}
-        return self._ahead.pop(step).result()
+        steps = range(step, step + 1 + self.n_threads)
+        self._prefetched = {i: self._prefetched.get(i) or self._pool.submit(self._make, i) for i in steps}
+        return self._prefetched.pop(step).result()
 
     def _make(self, step: int) -> Batch:
-        index = batch_index(len(self.windows), self.batch_size, step, self.seed)[self.share]
+        index = batch_indices(len(self.windows), self.batch_size, step, self.seed)[self.shard]
         batch = self.windows.batch(index)
-        if not self.pin:
+        if not self.pin_memory:
             return batch
         obs = {key: x.pin_memory() for key, x in batch["obs"].items()}
         return {key: x.pin_memory() for key, x in batch.items() if key != "obs"} | {"obs": obs}

@@ -1,4 +1,4 @@
-"""The training loop: when to stop, what to record, and which checkpoints to keep."""
+"""The training loop: when to stop, which metrics to log, and which checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.checkpoint import Meta, prune, save_checkpoint, update_link
+from ddp_cli.core.checkpoint import Meta, checkpoint_path, prune_checkpoints, save_checkpoint
+from ddp_cli.disk import replace_link
 from ddp_cli.errors import DdpError
 from ddp_cli.training.dataloader import TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.trainer import Trainer
 from ddp_cli.training.validation import validate
 
-TIMED_STEPS = 30  # of a run given in minutes: its rate is measured over these, the first 10 not counted
-BAD_STEPS = 5  # in a row that are not finite: nothing good will follow
+TIMED_STEPS = 30  # steps that measure the rate of a run given in minutes; the first third is warm-up
+MAX_CONSECUTIVE_SKIPS = 5  # skipped (non-finite) steps in a row after which training has diverged
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is. `loss` is the mean over the last steps, `rate` in steps/s."""
+    """State of the training. `loss` is the mean over the last logged steps, `rate` in steps/s."""
 
     step: int
     total: int
@@ -36,79 +37,80 @@ class Progress:
 
 @dataclass
 class Callbacks:
-    """Who looks on: only the first of several processes reports, records and runs episodes.
+    """Functions that `train` calls; with several processes, all but `should_stop` only in the main one."""
 
-    `report` is called after every step, `log` with numbers now and then, `rollouts` with a checkpoint whose
-    success rate is wanted (None: it could not be measured), `should_stop` before every step.
-    """
-
-    report: Callable[[Progress], None] = lambda _: None
-    log: Callable[[dict[str, float]], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+    """After every step."""
+    on_metrics: Callable[[dict[str, float]], None] = lambda _: None
+    """With metrics to record; one of them is the `step`."""
     should_stop: Callable[[], bool] = lambda: False
-    rollouts: Callable[[Path], float | None] = lambda _: None
-    scores: dict[int, float] = field(default_factory=dict)
-    """Success rate by step, as far as it is known; `train` adds to it."""
+    """Before every step; true saves a checkpoint and stops."""
+    evaluate: Callable[[Path], float | None] = lambda _: None
+    """The success rate of a checkpoint, or None if it could not be measured; called every `eval_every` steps."""
+    success_rates: dict[int, float] = field(default_factory=dict)
+    """Success rates measured so far, by step; `train` adds to them."""
 
 
 def plan_steps(
     config: TrainConfig, data: TrainingData, device: torch.device, processes: Processes
 ) -> tuple[int, float]:
-    """How many steps the run has, and the measured steps/s (0 unless the run is given in minutes).
+    """The length of the run in steps, and the measured steps/s (0 unless the length is given in minutes).
 
-    For minutes a throw-away copy is trained for a few steps, and the rate decides.
+    For a length in minutes, a temporary trainer runs a few steps to measure the rate.
     """
     if config.steps:
         return config.steps, 0.0
     if config.epochs:
         return max(1, round(config.epochs * len(data.train) / config.batch_size)), 0.0
     trainer = Trainer(config, data, device, processes, total=1_000_000)
-    begun = started = time.perf_counter()
+    started = measured_from = time.perf_counter()
     for i in range(TIMED_STEPS):
         if i == TIMED_STEPS // 3:
-            started = time.perf_counter()
+            measured_from = time.perf_counter()
         float(trainer.step()["total"])
     now = time.perf_counter()
-    rate = (TIMED_STEPS - TIMED_STEPS // 3) / (now - started)
-    steps = max(1, int((config.minutes * 60.0 - (now - begun)) * rate))
-    return processes.from_first(lambda: (steps, rate))
+    rate = (TIMED_STEPS - TIMED_STEPS // 3) / (now - measured_from)
+    steps = max(1, int((config.minutes * 60.0 - (now - started)) * rate))
+    return processes.run_on_main(lambda: (steps, rate))
 
 
-class _StepMeter:
-    """Means of what the steps return since the last look; nothing is read from the device before."""
+class _StepMetrics:
+    """Averages the losses of the steps since the last log; until then nothing is copied from the device."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.rows: list[dict[str, Tensor]] = []
-        self.clock, self.since = time.perf_counter(), trainer.step_number
+        self.pending: list[dict[str, Tensor]] = []
+        self.started, self.first_step = time.perf_counter(), trainer.step_number
         self.loss = math.nan
 
     @property
     def rate(self) -> float:
-        return (self.trainer.step_number - self.since) / max(1e-9, time.perf_counter() - self.clock)
+        """Training steps/s since the start."""
+        return (self.trainer.step_number - self.first_step) / max(1e-9, time.perf_counter() - self.started)
 
-    def pause(self, began: float) -> None:
-        """What was done since `began` was not training."""
-        self.clock += time.perf_counter() - began
+    def exclude_since(self, time_stamp: float) -> None:
+        """Exclude the time since `time_stamp` from the rate: it was not spent on training."""
+        self.started += time.perf_counter() - time_stamp
 
-    def add(self, row: dict[str, Tensor]) -> None:
-        self.rows.append(row)
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.pending.append(losses)
         if math.isnan(self.loss):
-            self.loss = float(row["noise"])
+            self.loss = float(losses["noise"])
 
-    def read(self) -> dict[str, float]:
-        """Numbers for the record; DdpError after too many steps in a row that were not finite."""
+    def average(self) -> dict[str, float]:
+        """The metrics to log; DdpError after too many non-finite steps in a row."""
         trainer = self.trainer
-        means = {name: _mean([row[name] for row in self.rows]) for name in self.rows[0]}
-        means = _mean_over(trainer.processes, means, trainer.share.stop - trainer.share.start)
-        self.rows.clear()
+        means = {name: _finite_mean([losses[name] for losses in self.pending]) for name in self.pending[0]}
+        means = _average_over(trainer.processes, means, trainer.shard.stop - trainer.shard.start)
+        self.pending.clear()
         self.loss = means.pop("noise")
         means.pop("total")
-        if trainer.safe_step.longest >= BAD_STEPS:
+        if trainer.safe_step.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise DdpError(
-                f"{BAD_STEPS} steps in a row were not finite (loss {self.loss:g} at step {trainer.step_number}); "
-                "none of them changed the weights.",
-                "The last checkpoint is good. Start a new run with a lower learning rate, --set lr=..., "
-                "or --set clip_grad_norm=1.",
+                f"{MAX_CONSECUTIVE_SKIPS} steps in a row had a non-finite gradient and were skipped "
+                f"(loss {self.loss:g} at step {trainer.step_number}).",
+                "The last checkpoint is intact. Start a new run with a lower learning rate, --set lr=..., "
+                "or with gradient clipping, --set clip_grad_norm=1.",
             )
         return {
             "loss": self.loss,
@@ -121,93 +123,91 @@ class _StepMeter:
         }
 
 
-def _mean(values: list[Tensor]) -> float:
-    """Of those that are finite; infinite where none is."""
+def _finite_mean(values: list[Tensor]) -> float:
+    """The mean of the finite values, infinity if there are none."""
     stacked = torch.stack(values)
     finite = stacked[stacked.isfinite()]
     return float(finite.mean()) if len(finite) else math.inf
 
 
-def _mean_over(processes: Processes, means: dict[str, float], samples: int) -> dict[str, float]:
-    """Means over the global batch, of those over each process's `samples`."""
-    found = processes.gather((samples, means))
-    total = sum(n for n, _ in found)
-    return {name: sum(n * m[name] for n, m in found) / total for name in means}
+def _average_over(processes: Processes, means: dict[str, float], n_samples: int) -> dict[str, float]:
+    """Means over the global batch, from the means over the `n_samples` samples of each process."""
+    gathered = processes.gather((n_samples, means))
+    total = sum(n for n, _ in gathered)
+    return {name: sum(n * process_means[name] for n, process_means in gathered) / total for name in means}
 
 
-def train(trainer: Trainer, folder: Path, meta: Meta, watchers: Callbacks) -> Path | None:
-    """Trains to `trainer.total` steps, or until `should_stop()`; returns the last checkpoint, None before any.
+def train(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks) -> Path | None:
+    """Train to `trainer.total` steps or until `should_stop()`; returns the last checkpoint, None if there is none.
 
-    Checkpoints go to `folder`: at every `checkpoint_every` steps, at the end, when stopped, and every
+    Checkpoints are saved in `run` every `checkpoint_every` steps, at the end, when stopped, and every
     `checkpoint_minutes` (of the last kind only the newest is kept).
     """
-    config, first = trainer.config, trainer.processes.first
-    every = checkpoint_every(config, trainer.total)
+    config, is_main = trainer.config, trainer.processes.is_main
+    interval = checkpoint_interval(config, trainer.total)
     log_every = max(1, min(50, trainer.total // 20))
-    meter, saved, begun = _StepMeter(trainer), time.monotonic(), trainer.step_number
+    metrics, saved_at, first_step = _StepMetrics(trainer), time.monotonic(), trainer.step_number
+    last = run / "checkpoints" / "last"
     while True:
-        done = trainer.step_number
-        overdue = done > begun and time.monotonic() - saved > config.checkpoint_minutes * 60.0
-        asked = trainer.processes.any(watchers.should_stop())
-        overdue = trainer.processes.any(first and overdue)
-        stop = asked or done >= trainer.total
-        due = done > 0 and (stop or overdue or done % every == 0)
-        if meter.rows and (due or done % log_every == 0):
-            numbers = meter.read()
-            if first:
-                watchers.log({"step": done, **numbers})
-        if first and due:
-            began = time.perf_counter()
-            if done > begun:  # otherwise it is the one that training went on from
-                _save(trainer, folder, meta, watchers, validating=not asked)
-            update_link(folder / "last", checkpoint_path(folder, done))
-            if config.eval_every and not asked and (done % config.eval_every == 0 or stop):
-                _score(folder, done, watchers)
-            _tidy(folder, done, every, config.keep, watchers.scores)
-            saved = time.monotonic()
-            meter.pause(began)
-            if trainer.processes.count == 1:  # asked while episodes ran: they are run again on going on from here
-                stop = stop or watchers.should_stop()
+        step = trainer.step_number
+        overdue = step > first_step and time.monotonic() - saved_at > config.checkpoint_minutes * 60.0
+        interrupted = trainer.processes.any(callbacks.should_stop())
+        overdue = trainer.processes.any(is_main and overdue)
+        stop = interrupted or step >= trainer.total
+        save = step > 0 and (stop or overdue or step % interval == 0)
+        if metrics.pending and (save or step % log_every == 0):
+            averages = metrics.average()
+            if is_main:
+                callbacks.on_metrics({"step": step, **averages})
+        if is_main and save:
+            started = time.perf_counter()
+            if step > first_step:  # otherwise it is the checkpoint that training resumed from
+                _save(trainer, run, meta, callbacks, with_validation=not interrupted)
+            replace_link(last, checkpoint_path(run, step))
+            if config.eval_every and not interrupted and (step % config.eval_every == 0 or stop):
+                _evaluate(run, step, callbacks)
+            best = _update_best(run, step, callbacks.success_rates)
+            prune_checkpoints(run, interval, config.keep, {step, best})
+            saved_at = time.monotonic()
+            metrics.exclude_since(started)
+            if trainer.processes.world_size == 1:  # an evaluation that was interrupted is repeated on resume
+                stop = stop or callbacks.should_stop()
         if stop:
-            return folder / "last" if done else None
-        meter.add(trainer.step())
-        if first:
-            watchers.report(Progress(trainer.step_number, trainer.total, meter.loss, trainer.lr, meter.rate))
+            return last if step else None
+        metrics.add(trainer.step())
+        if is_main:
+            callbacks.on_progress(Progress(trainer.step_number, trainer.total, metrics.loss, trainer.lr, metrics.rate))
 
 
-def checkpoint_every(config: TrainConfig, total: int) -> int:
-    """Steps between the checkpoints that are kept: as told, as often as episodes are run, or ten in a run."""
+def checkpoint_interval(config: TrainConfig, total: int) -> int:
+    """Steps between periodic checkpoints: as configured, as often as evaluations, or ten in a run."""
     return config.checkpoint_every or config.eval_every or math.ceil(total / 10)
 
 
-def _save(trainer: Trainer, folder: Path, meta: Meta, watchers: Callbacks, validating: bool) -> None:
-    done = trainer.step_number
-    numbers = validate(trainer) if validating else {}  # who asks to stop may not wait long
-    if numbers:
-        watchers.log({"step": done, **numbers})
-    about: Meta = {**meta, "step": done, "total_steps": trainer.total}
-    save_checkpoint(checkpoint_path(folder, done), trainer.config.policy, trainer.ema_weights(), about, trainer.state())
+def _save(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks, with_validation: bool) -> None:
+    """Save a checkpoint. Validation is left out when the user interrupts and waits for the process to end."""
+    step = trainer.step_number
+    validation = validate(trainer) if with_validation else {}
+    if validation:
+        callbacks.on_metrics({"step": step, **validation})
+    content: Meta = {**meta, "step": step, "total_steps": trainer.total}
+    save_checkpoint(checkpoint_path(run, step), trainer.config.policy, trainer.ema_weights(), content, trainer.state())
 
 
-def _score(folder: Path, step: int, watchers: Callbacks) -> None:
-    if step in watchers.scores:
+def _evaluate(run: Path, step: int, callbacks: Callbacks) -> None:
+    if step in callbacks.success_rates:
         return
-    score = watchers.rollouts(checkpoint_path(folder, step))
-    if score is not None:
-        watchers.scores[step] = score
-        watchers.log({"step": step, "success_rate": score})
+    success_rate = callbacks.evaluate(checkpoint_path(run, step))
+    if success_rate is not None:
+        callbacks.success_rates[step] = success_rate
+        callbacks.on_metrics({"step": step, "success_rate": success_rate})
 
 
-def _tidy(folder: Path, step: int, every: int, keep: int, scores: dict[int, float]) -> None:
-    """Points to the `best`, removes what need not be kept."""
+def _update_best(run: Path, step: int, success_rates: dict[int, float]) -> int:
+    """Link `best` to the checkpoint with the highest success rate, by default that of `step`; returns its step."""
     best = step
-    known = {s: score for s, score in scores.items() if checkpoint_path(folder, s).is_dir()}
-    if known:
-        best = max(known, key=lambda s: (known[s], s))  # of equals the later
-    update_link(folder / "best", checkpoint_path(folder, best))
-    prune(folder, every, keep, {step, best})
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is."""
-    return folder / f"step-{step:08d}"
+    available = {s: rate for s, rate in success_rates.items() if checkpoint_path(run, s).is_dir()}
+    if available:
+        best = max(available, key=lambda s: (available[s], s))  # the later of equals
+    replace_link(run / "checkpoints" / "best", checkpoint_path(run, best))
+    return best

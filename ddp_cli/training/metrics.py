@@ -1,4 +1,4 @@
-"""The numbers of a run: lines of JSON, TensorBoard and, if wanted, Weights & Biases."""
+"""Metrics of a run, recorded as JSON lines, in TensorBoard and optionally in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from ddp_cli.config import read_json
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
 
-NAME = "metrics.jsonl"
-HELD_OUT = ("val_loss", "position_error_mm", "rotation_error_deg")
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_METRICS = ("val_loss", "position_error_mm", "rotation_error_deg")
 
 
 class Metrics:
-    """Records numbers of the run in `folder` from `step` on; what is there of later steps is dropped: the run
-    was interrupted, and will write it again.
+    """Records the metrics of the run in `folder` from `step` on.
+
+    Metrics of later steps are removed: the run was interrupted after its last checkpoint and records them again.
     """
 
     def __init__(self, folder: Path, step: int, wandb: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path, self._began = folder / NAME, time.time()
+        self.path, self._started = folder / METRICS_FILE, time.time()
         lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= step]
         with atomic_file(self.path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines))
@@ -33,19 +34,19 @@ class Metrics:
         self._file = self.path.open("a")
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def scores(self) -> dict[int, float]:
-        """Success rate by step, of the evaluations so far."""
+    def success_rates(self) -> dict[int, float]:
+        """Success rates measured so far, by step."""
         return {
             int(row["step"]): row["success_rate"] for row in read_metrics(self.path.parent) if "success_rate" in row
         }
 
-    def log(self, numbers: dict[str, float]) -> None:
-        """Records `numbers`, one of which is the `step`."""
-        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        step = int(numbers["step"])
-        self._file.write(json.dumps({**numbers, "seconds": round(time.time() - self._began, 3)}) + "\n")
+    def log(self, metrics: dict[str, float]) -> None:
+        """Record `metrics`, one of which is the `step`; values that are not finite are left out."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        step = int(metrics["step"])
+        self._file.write(json.dumps({**metrics, "seconds": round(time.time() - self._started, 3)}) + "\n")
         self._file.flush()
-        tagged = {_tag(name): value for name, value in numbers.items() if name != "step"}
+        tagged = {_tag(name): value for name, value in metrics.items() if name != "step"}
         for tag, value in tagged.items():
             self._writer.add_scalar(tag, value, step)
         if self._wandb:
@@ -62,33 +63,33 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The recorded lines of a run, without one that an interruption cut off."""
-    path = folder / NAME
+    """The recorded metrics of a run, one dictionary per line; damaged lines are left out."""
+    path = folder / METRICS_FILE
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int) and _numbers(row)]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int) and _is_numeric(row)]
 
 
-def _numbers(row: dict[str, Any]) -> bool:
+def _is_numeric(row: dict[str, Any]) -> bool:
     return all(isinstance(value, int | float) for value in row.values())
 
 
 def _tag(name: str) -> str:
-    if name in HELD_OUT:
+    if name in VALIDATION_METRICS:
         return f"held-out, not for choosing checkpoints/{name}"
     return f"loss/{name}" if name.endswith("loss") else name
 
 
 def check_wandb() -> None:
-    """DdpError unless Weights & Biases can be loaded."""
+    """DdpError if Weights & Biases is not installed."""
     try:
         import wandb  # noqa: F401
     except ImportError as e:
-        raise DdpError("Weights & Biases is not installed.", "pip install 'ddp-cli[wandb]'.") from e
+        raise DdpError("Weights & Biases is not installed.", "Install it: pip install wandb") from e
 
 
 def _start_wandb(folder: Path) -> Any:
@@ -100,8 +101,8 @@ def _start_wandb(folder: Path) -> Any:
         return wandb.init(
             project="ddp", name=name, id=content.get("id"), resume="allow", dir=str(folder), config=content["train"]
         )
-    except Exception as e:  # its own kinds, and those of the network
+    except Exception as e:  # wandb's own errors, and those of the network
         cause = (str(e).splitlines() or [type(e).__name__])[0]
         raise DdpError(
-            f"Weights & Biases does not start: {cause}", "Log in with `wandb login`, or leave --wandb out."
+            f"cannot start a Weights & Biases run: {cause}", "Log in with `wandb login`, or leave --wandb out."
         ) from e

@@ -1,4 +1,4 @@
-"""Curves of runs and of evaluations as pictures; the only user of matplotlib."""
+"""Plots of metrics and evaluations; the only user of matplotlib."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ PANELS = {
 }
 
 
-def draw(runs: list[Path], out: Path) -> None:
-    """Writes a PNG with one panel per quantity that any of `runs` has recorded, and one line per run."""
-    found = {run: read_metrics(run) for run in runs}
-    empty = [str(run) for run, rows in found.items() if not rows]
+def plot_metrics(runs: list[Path], out: Path) -> None:
+    """Write a PNG with one panel per metric that any of `runs` has recorded, and one line per run."""
+    metrics = {run: read_metrics(run) for run in runs}
+    empty = [str(run) for run, rows in metrics.items() if not rows]
     if empty:
-        raise DdpError(f"'{empty[0]}' has recorded nothing.", "Name folders of runs, runs/TASK/NAME.")
-    panels = {key: title for key, title in PANELS.items() if any(key in row for rows in found.values() for row in rows)}
+        raise DdpError(f"'{empty[0]}' has no recorded metrics.", "Name run folders, runs/TASK/NAME.")
+    panels = {
+        key: title for key, title in PANELS.items() if any(key in row for rows in metrics.values() for row in rows)
+    }
     if not panels:
-        raise DdpError(
-            f"'{runs[0]}' has recorded none of {', '.join(PANELS)}.", "Name folders of runs, runs/TASK/NAME."
-        )
-    figure = _figure(5.5 * len(panels), 4)
+        raise DdpError(f"'{runs[0]}' has recorded none of {', '.join(PANELS)}.", "Name run folders, runs/TASK/NAME.")
+    figure = _make_figure(5.5 * len(panels), 4)
     for i, (key, title) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        for run, rows in found.items():
+        for run, rows in metrics.items():
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 label = f"{run.resolve().parent.name}/{run.resolve().name}"
@@ -47,31 +47,31 @@ def draw(runs: list[Path], out: Path) -> None:
 
 
 def plot_sweep(reports: list[dict[str, Any]], out: Path) -> None:
-    """Writes a PNG of success, with its 95% interval, against the time per action chunk: a line per sampler."""
-    figure = _figure(6.5, 4.2)
+    """Write a PNG of success rates with their 95% intervals against the time per action chunk, a line per sampler."""
+    figure = _make_figure(6.5, 4.2)
     axes = figure.add_subplot()
     for sampler in dict.fromkeys(r["sampler"] for r in reports):
-        found = sorted((r for r in reports if r["sampler"] == sampler), key=lambda r: r["inference_steps"])
-        times, rates = [r["chunk_ms"] for r in found], [r["success_rate"] for r in found]
-        below = [max(0.0, r["success_rate"] - r["interval_95"][0]) for r in found]
-        above = [max(0.0, r["interval_95"][1] - r["success_rate"]) for r in found]
+        points = sorted((r for r in reports if r["sampler"] == sampler), key=lambda r: r["inference_steps"])
+        times, rates = [r["chunk_ms"] for r in points], [r["success_rate"] for r in points]
+        below = [max(0.0, r["success_rate"] - r["interval_95"][0]) for r in points]
+        above = [max(0.0, r["interval_95"][1] - r["success_rate"]) for r in points]
         axes.errorbar(times, rates, yerr=[below, above], marker="o", markersize=4, capsize=3, label=sampler)
-        for r in found:
-            at = (r["chunk_ms"], r["success_rate"])
-            axes.annotate(str(r["inference_steps"]), at, textcoords="offset points", xytext=(5, 5), fontsize=8)
+        for r in points:
+            position = (r["chunk_ms"], r["success_rate"])
+            axes.annotate(str(r["inference_steps"]), position, textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel("time per action chunk [ms]")
     axes.set_ylabel("success rate")
-    axes.set_title(f"{reports[0]['task']}: numbers are denoising steps", fontsize=10)
+    axes.set_title(f"{reports[0]['task']}: labels are numbers of denoising steps", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, out)
 
 
-def _figure(width: float, height: float) -> Any:
+def _make_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Episodes in the simulator while a policy is trained: what `ddp train --eval-every` measures."""
+"""Evaluation in the simulator during training, for `ddp train --eval-every`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ class _StoppedError(Exception):
     pass
 
 
-def _words(e: Exception) -> str:
-    return e.message if isinstance(e, DdpError) else f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+def make_evaluator(run: Run, device: str, should_stop: Callable[[], bool]) -> Callable[[Path], float | None]:
+    """A function that runs `eval_episodes` episodes with a checkpoint and returns the success rate.
 
-
-def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path], float | None]:
-    """A function that runs `eval_episodes` episodes of a checkpoint and returns how many succeeded, of 1.
-
-    It films the first of them, and returns None where the simulator fails or the person wants to stop.
+    It writes a report and a video of the first episode into the run's folder. It returns None if the simulator fails,
+    or if `should_stop()` becomes true.
     """
     from ddp_cli.choices import FIRST_SEED
     from ddp_cli.evaluation.evaluation import evaluate, record_in_subprocess
@@ -33,35 +30,38 @@ def scorer(run: Run, device: str, stopped: Callable[[], bool]) -> Callable[[Path
     from ddp_cli.inference.agent import load_agent
     from ddp_cli.parallel import default_workers
 
-    # On a GPU every process takes memory beside the training.
+    # On a GPU every worker takes memory in addition to the training. Two workers at least: with one, episodes would
+    # run in this process, and a crash of the simulator would end the training.
     workers = max(2, default_workers() if device == "cpu" else min(4, default_workers()))
     config, seed = run.trainer.config, FIRST_SEED["training"]
     task, render = config.policy.task, str(run.meta["render"])
 
-    def look(_result: object) -> None:
-        if stopped():
+    def on_episode(_result: object) -> None:
+        if should_stop():
             raise _StoppedError
 
-    def rollouts(checkpoint: Path) -> float | None:
-        agent = functools.partial(load_agent, checkpoint, device, None, None)
+    def evaluate_checkpoint(checkpoint: Path) -> float | None:
+        make_agent = functools.partial(load_agent, checkpoint, device, None, None)
         seeds = range(seed, seed + config.eval_episodes)
         try:
-            # Never in this process: whatever happens to the simulator, training goes on.
-            result = evaluate(agent, task, render, seeds, workers, look)
+            result = evaluate(make_agent, task, render, seeds, workers, on_episode)
         except _StoppedError:
             return None
         except Exception as e:  # noqa: BLE001 - a worker's error can be of any kind
-            console.warn(f"{checkpoint.name} was not evaluated: {_words(e)}")
+            console.warn(f"{checkpoint.name} was not evaluated: {_describe(e)}")
             return None
         report = {"checkpoint": str(checkpoint), "task": task.name, "first_seed": seed, **result.to_json()}
         write_report(run.folder / "eval" / f"{checkpoint.name}-training.json", report)
         low, high = result.interval
-        found = f"{result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})"
-        console.note(f"{checkpoint.name}: {found}")
+        console.note(f"{checkpoint.name}: {result.successes} of {len(seeds)} succeeded ({low:.0%} to {high:.0%})")
         try:
-            record_in_subprocess(agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
+            record_in_subprocess(make_agent, task, render, seed, run.folder / "videos" / f"{checkpoint.name}.mp4")
         except Exception as e:  # noqa: BLE001
-            console.warn(f"{checkpoint.name} was not filmed: {_words(e)}")
+            console.warn(f"{checkpoint.name} was not filmed: {_describe(e)}")
         return result.success_rate
 
-    return rollouts
+    return evaluate_checkpoint
+
+
+def _describe(e: Exception) -> str:
+    return e.message if isinstance(e, DdpError) else f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"

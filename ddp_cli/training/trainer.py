@@ -1,8 +1,8 @@
-"""One training step, exactly repeatable.
+"""A deterministic training step.
 
-Everything random in step i (windows, crops, noise, noise levels, dropout) comes from generators seeded by
-(seed, i), so a run that was interrupted goes on exactly as it would have gone on. All but dropout is drawn
-for the whole global batch and then divided, so the number of processes does not matter either.
+Everything random in step i (windows, crops, noise, timesteps, dropout) comes from generators seeded by (seed, i), so
+resuming is bit-exact. All but dropout is sampled for the global batch and then sharded, so it does not depend on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.windows import part, to_device
+from ddp_cli.core.windows import slice_batch, to_device
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.training.dataloader import Loader, TrainingData
+from ddp_cli.training.dataloader import BatchLoader, TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.losses import Objective
 from ddp_cli.training.optimizer import SafeStep, learning_rate, make_ema, make_optimizer
 
-SEED_STRIDE = 1_000_003  # keeps the steps of neighbouring seeds apart
+SEED_STRIDE = 1_000_003  # so that consecutive seeds share no step's generator
 
 
 class Trainer:
-    """Policy, data, optimiser and EMA of one run, and the step that moves them. `total` is its length."""
+    """Policy, data, optimizer and EMA of one run. `total` is the length of the run in steps."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.device, self.total = config, data, device, total
         self.processes = processes or Processes()
-        if self.processes.count * config.accumulate > config.batch_size:
+        if self.processes.world_size * config.accumulate > config.batch_size:
             raise ConfigError(
-                f"batch_size {config.batch_size} cannot be divided among {self.processes.count} processes "
+                f"batch_size {config.batch_size} cannot be divided among {self.processes.world_size} processes "
                 f"with accumulate {config.accumulate}.",
                 "Use fewer processes, a lower accumulate or a larger batch_size.",
             )
@@ -51,31 +51,31 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.objective = Objective(config)
         self.policy = self.objective.policy
-        self._fit_scales()
+        self._fit_normalizers()
         self.objective.to(device)
         if config.compile:
             for module in (*self.policy.encoders.values(), self.policy.denoiser):
                 module.compile()
         self.model: nn.Module = self.objective
-        if self.processes.count > 1:
-            # Inpainting stops the gradient at the features: without a head the encoders get none.
-            idle = not config.policy.obs_as_cond and not self.objective.heads
+        if self.processes.world_size > 1:
+            # Inpainting detaches the features: without an auxiliary head the encoders get no gradient.
+            has_unused = not config.policy.obs_as_cond and not self.objective.heads
             self.model = DistributedDataParallel(
-                self.objective, gradient_as_bucket_view=True, find_unused_parameters=idle
+                self.objective, gradient_as_bucket_view=True, find_unused_parameters=has_unused
             )
         self.optimizer = make_optimizer(config, self.objective)
         self.safe_step = SafeStep(self.optimizer, config.clip_grad_norm, device)
         self.ema = make_ema(config, self.objective)
-        self.share = self.processes.share(config.batch_size)
-        self.loader = Loader(data.train, config.batch_size, config.seed, self.share, device)
+        self.shard = self.processes.shard(config.batch_size)
+        self.loader = BatchLoader(data.train, config.batch_size, config.seed, self.shard, device)
         self.step_number = 0
 
-    def _fit_scales(self) -> None:
+    def _fit_normalizers(self) -> None:
         config, arrays = self.config, self.data.train.arrays
         low_dim = {k: arrays[k].cpu() for k in config.policy.low_dim}
         self.policy.normalizer.fit({**low_dim, "action": arrays["action"].cpu()})
         if config.shared_scale and config.policy.obs == "state":
-            self.policy.normalizer.fit_shared(low_dim)
+            self.policy.normalizer.fit_shared_scale(low_dim)
         if config.object_weight:
             self.objective.object_scale.fit({"object": arrays["object"].cpu()})
 
@@ -85,46 +85,52 @@ class Trainer:
         return learning_rate(self.config, self.step_number, self.total)
 
     def step(self) -> dict[str, Tensor]:
-        """One optimiser step; the losses of this process's samples by name and `grad_norm`, on the device."""
+        """Run one optimizer step; returns the losses of this process's samples by name, and `grad_norm`.
+
+        The values are scalars on the device, so the step does not wait for them.
+        """
         config, i = self.config, self.step_number
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         generator = torch.Generator().manual_seed(config.seed * SEED_STRIDE + i)
-        draws = self.policy.draw(config.batch_size, generator, config.noise_samples)
+        noise = self.policy.sample_training_noise(config.batch_size, generator, config.noise_samples)
         torch.manual_seed((config.seed * SEED_STRIDE + i) * 1024 + self.processes.rank)  # dropout
         batch = self.loader.batch(i)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        pieces = list(_pieces(self.share, config.accumulate))
-        for rows in pieces:
-            local = slice(rows.start - self.share.start, rows.stop - self.share.start)
-            with self._reducing(rows is pieces[-1]), torch.autocast(self.device.type, torch.bfloat16, self.bf16):
-                losses = self.model(to_device(part(batch, local), self.device), draws.part(rows, self.device))
+        micro_batches = list(_split(self.shard, config.accumulate))
+        for rows in micro_batches:
+            local = slice(rows.start - self.shard.start, rows.stop - self.shard.start)
+            with (
+                self._gradient_sync(rows is micro_batches[-1]),
+                torch.autocast(self.device.type, torch.bfloat16, self.bf16),
+            ):
+                losses = self.model(to_device(slice_batch(batch, local), self.device), noise.select(rows, self.device))
             weight = (rows.stop - rows.start) / config.batch_size
-            with self._reducing(rows is pieces[-1]):
-                # the mean over processes is taken of gradients whose sum is that of the global batch
-                (losses["total"] * (weight * self.processes.count)).backward()
+            with self._gradient_sync(rows is micro_batches[-1]):
+                # DistributedDataParallel averages over processes; the sum is the gradient of the global batch
+                (losses["total"] * (weight * self.processes.world_size)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (rows.stop - rows.start)
         norm = self.safe_step()
         self.ema.step(self.policy.parameters())
         self.step_number += 1
-        size = self.share.stop - self.share.start
+        size = self.shard.stop - self.shard.start
         return {name: value / size for name, value in sums.items()} | {"grad_norm": norm}
 
     @contextmanager
-    def _reducing(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged between processes in the last piece of a step only."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
+    def _gradient_sync(self, enabled: bool) -> Iterator[None]:
+        """Exchange gradients between processes only if `enabled`, in the last micro-batch of a step."""
+        if isinstance(self.model, DistributedDataParallel) and not enabled:
             with self.model.no_sync():
                 yield
         else:
             yield
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the policy has its EMA weights and is in eval mode."""
+    def ema_weights_applied(self) -> Iterator[None]:
+        """Context in which the policy has its EMA weights and is in eval mode."""
         self.policy.eval()
         self.ema.store(self.policy.parameters())
         self.ema.copy_to(self.policy.parameters())
@@ -134,12 +140,12 @@ class Trainer:
             self.ema.restore(self.policy.parameters())
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """State dict of the policy with EMA weights in the place of the raw ones."""
+        """State dict of the policy with the EMA weights instead of the raw ones."""
         shadow = dict(zip((n for n, _ in self.policy.named_parameters()), self.ema.shadow_params, strict=True))
         return {**self.policy.state_dict(), **shadow}
 
     def state(self) -> dict[str, Any]:
-        """Everything `load_state` needs to go on. Random numbers and the sampler's place follow from `step`."""
+        """Everything `load_state` needs to resume. Random states and the order of the data follow from `step`."""
         return {
             "step": self.step_number,
             "total": self.total,
@@ -151,40 +157,40 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state` was taken."""
+        """Restore a state returned by `state`; CheckpointError if it does not fit."""
         try:
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for mine, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
-                mine.copy_(saved)
+            for shadow, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
+                shadow.copy_(saved)
             self.safe_step.skipped.copy_(state["skipped"])
             self.ema.optimization_step = state["ema_step"]
             self.step_number, self.total = state["step"], state["total"]
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
             raise CheckpointError(
-                f"a training state does not fit this run: {str(e).splitlines()[0]}.",
+                f"the training state does not fit this run: {str(e).splitlines()[0]}.",
                 "It was written by another version of ddp: start a new run, with --init-from to keep its weights.",
             ) from e
 
 
-def _pieces(share: slice, accumulate: int) -> Iterator[slice]:
-    """`share` in `accumulate` parts of nearly the same size."""
-    size = share.stop - share.start
-    for i in range(accumulate):
-        yield slice(share.start + i * size // accumulate, share.start + (i + 1) * size // accumulate)
+def _split(shard: slice, n_parts: int) -> Iterator[slice]:
+    """Split `shard` into `n_parts` slices whose sizes differ by one at most."""
+    size = shard.stop - shard.start
+    for i in range(n_parts):
+        yield slice(shard.start + i * size // n_parts, shard.start + (i + 1) * size // n_parts)
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is fast there (Ampere or newer; CPUs with AVX512-BF16 or AMX)."""
+    """Whether the device has fast bfloat16 arithmetic (Ampere or newer; CPUs with AVX512-BF16 or AMX)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to reuse large buffers instead of returning them to the kernel after every operation.
+    """Make glibc reuse large buffers instead of returning them to the kernel after every operation.
 
-    On a CPU the page faults of fresh buffers cost a third of a training step. Elsewhere: no effect.
+    On a CPU the page faults of new buffers cost a third of a training step. No effect with other C libraries.
     """
     mmap_threshold, trim_threshold = -3, -1  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
     with contextlib.suppress(OSError, AttributeError):

@@ -1,1 +1,1 @@
-"""Video files, and what is drawn over their frames."""
+"""Video files and overlays."""

@@ -1,4 +1,4 @@
-"""Video files and pictures; the only user of imageio."""
+"""Video files and PNG images. The only user of imageio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddp_cli.errors import DataError, DdpError
 from ddp_cli.tasks import CONTROL_HZ
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
-GIF_EVERY = 2  # frames: a GIF plays at half the control rate, in real time like all others
+GIF_FRAME_STEP = 2  # a GIF holds every second frame, at half the rate: all videos play in real time
 
 H264: dict[str, Any] = {
     "fps": CONTROL_HZ, "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
@@ -25,67 +25,69 @@ H264: dict[str, Any] = {
 }  # fmt: skip
 LOSSLESS: dict[str, Any] = {
     "fps": CONTROL_HZ, "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
-    # To show any frame at most 8 have to be decoded: training reads them at random.
+    # A key frame every 8 frames: training reads frames in random order.
     "output_params": ["-crf", "0", "-g", "8", "-movflags", "+faststart"],
 }  # fmt: skip
 GIF: dict[str, Any] = {
-    "fps": CONTROL_HZ / GIF_EVERY, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
+    "fps": CONTROL_HZ / GIF_FRAME_STEP, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
 }  # fmt: skip
 
 
-def _gif(colours: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
-    # One palette for the whole GIF, half as large with 64 colours as with 256; without dithering much of a picture
-    # does not change from frame to frame. ffmpeg keeps all frames (4 bytes a pixel) until it knows the palette, and
-    # makes it of pictures with a patch of each of `colours`: what few pixels have would not get into it.
+def _gif_settings(colors: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    # One palette of 64 colors for the whole GIF, half the size of 256; without dithering most pixels stay constant
+    # between frames. ffmpeg buffers all frames (4 bytes per pixel) until the palette is known. The palette is computed
+    # from frames with a patch of each of `colors`: colors of few pixels would be missing from it otherwise.
     patches = "".join(
         f"drawbox=x={i}*iw/28:y=0:w=iw/28:h=ih/14:c=0x{r:02x}{g:02x}{b:02x}:t=fill,"
-        for i, (r, g, b) in enumerate(colours)
+        for i, (r, g, b) in enumerate(colors)
     )
     filters = f"split[a][b];[a]{patches}palettegen=max_colors=64[p];[b][p]paletteuse=dither=none"
-    # The last frame stays for 1 s, so that the end is seen before it begins again.
+    # The last frame is shown for 1 s before the GIF repeats.
     return GIF | {"output_params": ["-filter_complex", filters, "-loop", "0", "-final_delay", "100", "-f", "gif"]}
 
 
 def check_format(path: Path) -> None:
-    """DdpError unless the name of `path` ends like a video that can be written."""
+    """DdpError unless `path` has the extension of a supported video format."""
     if path.suffix.lower() not in FORMATS:
         raise DdpError(f"cannot write a video to '{path}'.", f"Name a file that ends in {', '.join(FORMATS)}.")
 
 
 def is_gif(path: Path) -> bool:
+    """Whether `path` has the extension of a GIF."""
     return path.suffix.lower() == ".gif"
 
 
 class VideoWriter:
-    """An H.264 file that browsers play, at the control rate, or a GIF that repeats, of every second frame and the
-    last. It exists only once it is whole. `colours` are what a GIF must not lose, however few pixels have them.
-    `lossless`: exactly the frames that were given, of any even size, which browsers may not play.
+    """Writes an H.264 video for browsers at the control rate, or a repeating GIF of every second frame and the last.
+
+    The file appears once it is complete. `colors` are part of the palette of a GIF, however few pixels have them.
+    `lossless` stores the exact frames, of any even size; browsers may not be able to play them.
     """
 
-    def __init__(self, path: Path, colours: Sequence[tuple[int, int, int]] = (), lossless: bool = False) -> None:
+    def __init__(self, path: Path, colors: Sequence[tuple[int, int, int]] = (), lossless: bool = False) -> None:
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # imageio does not let ffmpeg write to a name that ends in .gif.
         suffix = ".mp4" if is_gif(path) else path.suffix
         self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
-        self._last: NDArray[np.uint8] | None = None  # a frame that the GIF leaves out unless it is the last
-        settings = _gif(colours) if is_gif(path) else LOSSLESS if lossless else H264
+        self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
+        settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else H264
         self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Appends a frame (H, W, 3)."""
-        skipped = is_gif(self.path) and self._frames % GIF_EVERY > 0
+        """Append a frame (H, W, 3)."""
+        is_skipped = is_gif(self.path) and self._frames % GIF_FRAME_STEP > 0
         self._frames += 1
-        self._last = frame if skipped else None
-        if not skipped:
+        self._skipped = frame if is_skipped else None
+        if not is_skipped:
             self._write(frame)
 
     def _write(self, frame: NDArray[np.uint8]) -> None:
         try:
             self._writer.append_data(frame)
-        except OSError as e:  # the encoder is a process of its own: all we see is that it has gone
-            raise self._stopped() from e
+        except OSError as e:  # the encoder is another process: only its broken pipe is visible
+            raise self._encoder_error() from e
         self._written += 1
 
     def __enter__(self) -> VideoWriter:
@@ -94,46 +96,46 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         try:
             try:
-                if kind is None and self._last is not None:
-                    self._write(self._last)
+                if kind is None and self._skipped is not None:
+                    self._write(self._skipped)
             finally:
                 self._writer.close()
             if kind is None:
-                if not self._whole():  # the index is written last: it is what a full disk cuts off
-                    raise self._stopped()
+                if not self._is_complete():  # the index is written last, and missing if the disk was full
+                    raise self._encoder_error()
                 self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
 
-    def _whole(self) -> bool:
+    def _is_complete(self) -> bool:
         try:
             with closing(imageio.get_reader(self._partial, "GIF-PIL" if is_gif(self.path) else None)) as reader:
                 return sum(1 for _ in reader.iter_data()) == self._written
         except (OSError, ValueError, IndexError):
             return False
 
-    def _stopped(self) -> DdpError:
+    def _encoder_error(self) -> DdpError:
         return DdpError(
-            f"the encoder stopped while writing '{self.path}': the disk is full, or the folder cannot be written.",
-            "Free some space, or name a video on another disk.",
+            f"the encoder failed to write '{self.path}': the disk is full, or the folder is not writable.",
+            "Free disk space, or write the video to another disk.",
         )
 
 
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """`picture` (H, W, 3) as PNG."""
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write `image` (H, W, 3) as PNG."""
     with atomic_file(path) as partial:
-        imageio.imwrite(partial, picture, format="png")
+        imageio.imwrite(partial, image, format="png")
 
 
-def frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """The frames (H, W, 3) of a video, one by one; DataError when it is missing or no video."""
+def iter_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames (H, W, 3) of a video; DataError if it is missing or cannot be decoded."""
     if not path.is_file():
         raise DataError(f"no file '{path}'.", "Copy it again.")
     try:
         with closing(imageio.get_reader(path, "FFMPEG")) as reader:
             yield from reader.iter_data()
     except (OSError, ValueError, IndexError, RuntimeError) as e:
-        raise DataError(f"'{path}' is damaged, or no video.", "Copy it again.") from e
+        raise DataError(f"'{path}' is damaged or not a video.", "Copy it again.") from e
 
 
 def read_video(path: Path) -> NDArray[np.uint8]:

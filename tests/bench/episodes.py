@@ -23,8 +23,8 @@ from ddp_cli.choices import FIRST_SEED
 from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.evaluation.rollout import HOLD_STEPS
-from ddp_cli.inference.agent import to_batch
+from ddp_cli.evaluation.rollout import SUCCESS_HOLD_STEPS
+from ddp_cli.inference.agent import history_to_batch
 from ddp_cli.sim.simulator import Simulator
 
 
@@ -37,11 +37,11 @@ class PlainCameras:
     def observe(self) -> dict[str, Any]:
         import mujoco
 
-        model, data = self.sim._env.sim.model._model, self.sim._env.sim.data._data
+        model, data = self.sim.model, self.sim.data
         if self.model is not model:  # Lift's reset loads another one
             if self.renderer:
                 self.renderer.close()
-            if self.sim.profile == "fast":
+            if self.sim.render_profile == "fast":
                 model.vis.quality.offsamples = 0
             self.model, self.renderer = model, mujoco.Renderer(model, 84, 84)
             self.option = mujoco.MjvOption()
@@ -49,7 +49,7 @@ class PlainCameras:
         seen = {}
         for key, camera in self.sim.task.cameras.items():
             self.renderer.update_scene(data, camera, self.option)
-            if self.sim.profile == "fast":
+            if self.sim.render_profile == "fast":
                 self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
                 self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             seen[key] = self.renderer.render()
@@ -60,7 +60,7 @@ class PlainCameras:
 def plain_chunk(policy: DiffusionPolicy, history: Sequence[Mapping[str, Any]], generator: torch.Generator) -> Any:
     """The published `predict_action`: the whole network and the scheduler's own step, again and again."""
     config = policy.config
-    features = policy.encode_obs(to_batch(history, policy.device))
+    features = policy.encode_obs(history_to_batch(history, policy.device))
     scheduler = make_scheduler(config)
     x = torch.randn(1, config.trajectory_steps, config.action_dim, generator=generator)
     for k in scheduler.timesteps:
@@ -79,18 +79,19 @@ def plain_loop(checkpoint: Path, seeds: Sequence[int], sampler: str | None, step
     cameras, generator, episodes = PlainCameras(sim), torch.Generator(), []
     for seed in seeds:
         sim.reset(seed)
-        sim._step = sim._env.step
         generator.manual_seed(seed)
         history = [cameras.observe()] * policy.config.n_obs_steps
         step = in_a_row = first = 0
-        while step < sim.task.horizon and in_a_row < HOLD_STEPS:
+        while step < sim.task.horizon and in_a_row < SUCCESS_HOLD_STEPS:
             for action in plain_chunk(policy, history, generator).clip(-1, 1):
-                success = sim.step(action)
+                sim.env.step(action)
+                sim.refresh_kinematics()
+                success = sim.is_success()
                 step += 1
                 in_a_row = in_a_row + 1 if success else 0
                 first = first or (step if success else 0)
                 history = [*history[1:], cameras.observe()]
-                if step == sim.task.horizon or in_a_row == HOLD_STEPS:
+                if step == sim.task.horizon or in_a_row == SUCCESS_HOLD_STEPS:
                     break
         episodes.append({"seed": seed, "success": first > 0, "steps": first or step})
     return episodes

@@ -19,8 +19,8 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.policy import FUSED
-from ddp_cli.core.vision import small
+from ddp_cli.core.policy import FUSION_DIM
+from ddp_cli.core.vision import small_cnn
 from ddp_cli.core.windows import window_bounds
 from ddp_cli.data.store import Store
 from ddp_cli.tasks import CAMERAS, PROPRIO
@@ -61,7 +61,7 @@ class PlainEncoder(nn.Module):
         super().__init__()
         self.keypoints = None
         if kind == "small":
-            self.net = nn.Sequential(small(), nn.Flatten())
+            self.net = nn.Sequential(small_cnn(), nn.Flatten())
             seen = self.net(torch.zeros(1, 3, *shape)).shape[1]
         else:
             net = torchvision.models.resnet18(norm_layer=lambda c: nn.GroupNorm(c // 16, c))
@@ -94,9 +94,9 @@ class PlainPolicy(nn.Module):
         if p.fusion:
             w = p.fusion
             self.fusion = nn.Sequential(
-                nn.Linear(features, w), nn.GELU(), nn.Linear(w, w), nn.GELU(), nn.Linear(w, FUSED)
+                nn.Linear(features, w), nn.GELU(), nn.Linear(w, w), nn.GELU(), nn.Linear(w, FUSION_DIM)
             )
-            features += FUSED
+            features += FUSION_DIM
         c = p.n_emb
         self.input_emb, self.cond_emb, self.head = nn.Linear(7, c), nn.Linear(features, c), nn.Linear(c, 7)
         self.pos_emb = nn.Parameter(torch.randn(1, p.horizon, c) * 0.02)

@@ -1,8 +1,8 @@
-"""Pictures per second of each render profile: `python tests/bench/rendering.py DEMOS.hdf5`.
+"""Images per second of each render profile: `python tests/bench/rendering.py DEMOS.hdf5`.
 
-States spread over the demos are drawn by both cameras at 84x84: as robosuite draws its own observations (the plain
-way), and by each profile. All of them in one process and one thread, by turns; that states are set is not counted.
-How far the pictures of a profile are from those of the one before it is said as PSNR.
+States spread over the demos are rendered by both cameras at 84x84, by robosuite's own observations (the baseline) and
+by each profile. All run in one process and one thread, in turns; setting states is not timed. The difference between
+the images of a profile and of the next better one is reported as PSNR.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-os.environ["LP_NUM_THREADS"] = "0"  # Mesa draws in the thread that asks, as in a process of ours
+os.environ["LP_NUM_THREADS"] = "0"  # Mesa renders in the calling thread, as in our worker processes
 
-from ddp_cli.data.demo_file import Demo, DemoFile
-from ddp_cli.sim.renderer import RENDER_PROFILES
-from ddp_cli.sim.simulator import Simulator, env_args
+from ddp_cli.choices import RenderProfile
+from ddp_cli.data.demo import Demo
+from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.sim.environment import env_args
+from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
+REFERENCE = {"fast": "full", "coarse": "fast"}  # a test shows that full has robosuite's own pixels
 
-class Plain:
-    """An environment of robosuite that draws its own observations; its cube, where the size varies, is another."""
+
+class RobosuiteRenderer:
+    """robosuite's own camera observations. Its model is never replaced, so in Lift the cube keeps its size."""
 
     def __init__(self, task: Task) -> None:
         import robosuite
@@ -33,9 +37,9 @@ class Plain:
         self.task, self._sim = task, robosuite.make(task.env_name, **kwargs, hard_reset=False).sim
 
     def load_xml(self, _xml: str) -> None:
-        """Its model stays."""
+        """Keep the model."""
 
-    def show_state(self, state: Any) -> None:
+    def set_kinematic_state(self, state: Any) -> None:
         self._sim.set_state_from_flattened(state)
         self._sim.forward()
 
@@ -44,30 +48,31 @@ class Plain:
         return self._sim.render(camera_name=camera, width=IMAGE_SIZE, height=IMAGE_SIZE, depth=False)[::-1]
 
 
-def states(demos: list[Demo], count: int) -> list[tuple[Demo, Any]]:
-    every = [(demo, state) for demo in demos for state in demo.states]
-    return [every[i] for i in np.linspace(0, len(every) - 1, count).round().astype(int)]
+def select_states(demos: list[Demo], count: int) -> list[tuple[Demo, Any]]:
+    """`count` states, evenly spread over all demos."""
+    states = [(demo, state) for demo in demos for state in demo.states]
+    return [states[i] for i in np.linspace(0, len(states) - 1, count).round().astype(int)]
 
 
-def draw(sim: Simulator | Plain, chosen: list[tuple[Demo, Any]]) -> tuple[np.ndarray, float]:
-    """Pictures (n, 84, 84, 3), and the seconds that they took."""
-    pictures, seconds, loaded = [], 0.0, None
-    for demo, state in chosen:
-        if sim.task.model_varies and demo is not loaded:
+def render(sim: Simulator | RobosuiteRenderer, states: list[tuple[Demo, Any]]) -> tuple[np.ndarray, float]:
+    """Images (n, 84, 84, 3), and the time to render them [s]."""
+    images, seconds, loaded_demo = [], 0.0, None
+    for demo, state in states:
+        if sim.task.model_varies and demo is not loaded_demo:
             sim.load_xml(demo.xml)
-            loaded = demo
-            sim.image("agentview_image")  # a context is made
-        sim.show_state(state)
+            loaded_demo = demo
+            sim.image("agentview_image")  # creates a context
+        sim.set_kinematic_state(state)
         for key in sim.task.cameras:
-            begun = time.perf_counter()
-            pictures.append(sim.image(key))
-            seconds += time.perf_counter() - begun
-    return np.stack(pictures), seconds
+            start = time.perf_counter()
+            images.append(sim.image(key))
+            seconds += time.perf_counter() - start
+    return np.stack(images), seconds
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of pictures that differ, the median [dB]."""
-    errors = ((one.astype(np.float64) - other) ** 2).mean((1, 2, 3))
+def median_psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Median PSNR of the images that differ [dB]."""
+    errors = ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3))
     return float(np.median(10 * np.log10(255**2 / errors[errors > 0]))) if (errors > 0).any() else np.inf
 
 
@@ -78,27 +83,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with DemoFile(args.demos) as file:
-        chosen = states([file.read(name) for name in file.names[:4]], args.states)
-        sims: dict[str, Simulator | Plain] = {"robosuite": Plain(file.task)}
-        sims |= {name: Simulator(file.task, name) for name in RENDER_PROFILES}
+        states = select_states([file.read(name) for name in file.names[:4]], args.states)
+        sims: dict[str, Simulator | RobosuiteRenderer] = {"robosuite": RobosuiteRenderer(file.task)}
+        sims |= {name: Simulator(file.task, name) for name in get_args(RenderProfile)}
     rates: dict[str, list[float]] = {name: [] for name in sims}
-    seen: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     for sim in sims.values():
-        draw(sim, chosen[:1])
+        render(sim, states[:1])
     for _ in range(args.rounds):
         for name, sim in sims.items():
-            seen[name], seconds = draw(sim, chosen)
-            rates[name].append(len(seen[name]) / seconds)
-    medians = {name: float(np.median(found)) for name, found in rates.items()}
-    above = {"robosuite": "", "full": "", "fast": "full", "coarse": "fast"}  # full is robosuite's own, by a test
+            images[name], seconds = render(sim, states)
+            rates[name].append(len(images[name]) / seconds)
+    medians = {name: float(np.median(rounds)) for name, rounds in rates.items()}
     for name, rate in medians.items():
-        ratios = (
-            ""
-            if name == "robosuite"
-            else f", {rate / medians['robosuite']:.1f} times robosuite, {rate / medians['full']:.1f} times full"
-        )
-        close = f", PSNR {psnr(seen[name], seen[above[name]]):.1f} dB against {above[name]}" if above[name] else ""
-        print(f"{name:9} {rate:6.1f} images/s, {1000 / rate:5.1f} ms each{ratios}{close}")
+        line = f"{name:9} {rate:6.1f} images/s, {1000 / rate:5.1f} ms each"
+        if name != "robosuite":
+            line += f", {rate / medians['robosuite']:.1f} times robosuite, {rate / medians['full']:.1f} times full"
+        if name in REFERENCE:
+            line += f", PSNR {median_psnr(images[name], images[REFERENCE[name]]):.1f} dB against {REFERENCE[name]}"
+        print(line)
 
 
 if __name__ == "__main__":

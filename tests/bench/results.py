@@ -1,9 +1,9 @@
-"""What trained policies were measured to do: from a run's evaluations to the README's table.
+"""Success rates of trained policies: collects the evaluations of a run, and prints the table of docs/benchmarks.md.
 
     python tests/bench/results.py add RUN --commands "ddp collect ... && ddp train ..." --machine "2 cores of ..."
     python tests/bench/results.py table
 
-`add` wants these evaluations in the run, and makes `tests/data/results/TASK-OBS.json` of them:
+`add` expects these evaluations in the run and summarizes them in `tests/data/results/TASK-OBS.json`:
 
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddpm --inference-steps 100
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10
@@ -20,33 +20,34 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.choices import FIRST_SEED
-from ddp_cli.evaluation.statistics import wilson
+from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
-FINAL, LAST, STARTS = 100, 5, 25
-KEPT = ("success_rate", "interval_95", "successes", "held_rate", "mean_steps", "chunk_ms", "engine")
+FINAL_EPISODES = 100  # of the last checkpoint
+N_LAST, LAST_EPISODES = 5, 25  # checkpoints at the end of the run, and episodes of each
+REPORT_KEYS = ("success_rate", "interval_95", "successes", "held_rate", "mean_steps", "chunk_ms", "engine")
 
 
 def add(run: Path, commands: str, machine: str) -> Path:
-    """Collects what is known about `run` and its last checkpoint; SystemExit names what is missing."""
-    asked = json.loads((run / "config.json").read_text())
-    train, step = asked["train"], asked["total_steps"]
-    final = f"step-{step:08d}-{{}}-{FIRST_SEED['report']}x{FINAL}.json"
+    """Summarize the evaluations of `run`; SystemExit names a missing one."""
+    config = json.loads((run / "config.json").read_text())
+    train, total_steps = config["train"], config["total_steps"]
+    report_name = f"step-{total_steps:08d}-{{}}-{FIRST_SEED['report']}x{FINAL_EPISODES}.json"
     row = {
         "task": train["policy"]["task"],
         "obs": train["policy"]["obs"],
         "actions": train["policy"]["actions"],
         "preset": train["preset"],
-        "demos": asked["store"]["demos"],
-        "steps": step,
+        "demos": config["store"]["demos"],
+        "steps": total_steps,
         "batch_size": train["batch_size"],
         "minutes": round(training_seconds(run) / 60, 1),
         "machine": machine,
         "date": dt.date.today().isoformat(),
         "commands": commands,
-        "final": {name: summary(run / "eval" / final.format(name)) for name in ("ddpm100", "ddim10")},
-        "last": [summary(path)["successes"] for path in last_checkpoints(run)],
+        "final": {name: summarize(run / "eval" / report_name.format(name)) for name in ("ddpm100", "ddim10")},
+        "last": [summarize(path)["successes"] for path in last_reports(run)],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{row['task']}-{row['obs']}.json"
@@ -54,48 +55,54 @@ def add(run: Path, commands: str, machine: str) -> Path:
     return path
 
 
-def last_checkpoints(run: Path) -> list[Path]:
-    """The evaluations of the last checkpoints, oldest first."""
-    name = f"step-*-ddim10-{FIRST_SEED['eval']}x{STARTS}.json"
-    found = sorted((run / "eval").glob(name))[-LAST:]
-    if len(found) < LAST:
-        raise SystemExit(f"{len(found)} of {LAST} {run}/eval/{name}: run the evaluations first (see --help)")
-    return found
+def last_reports(run: Path) -> list[Path]:
+    """The reports of the last checkpoints, oldest first."""
+    pattern = f"step-*-ddim10-{FIRST_SEED['eval']}x{LAST_EPISODES}.json"
+    reports = sorted((run / "eval").glob(pattern))[-N_LAST:]
+    if len(reports) < N_LAST:
+        raise SystemExit(f"found {len(reports)} of {N_LAST} reports {run}/eval/{pattern}: evaluate first (see --help)")
+    return reports
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """What is kept of an evaluation."""
+def summarize(path: Path) -> dict[str, Any]:
+    """The part of an evaluation report that is stored."""
     if not path.is_file():
-        raise SystemExit(f"no {path}: run the evaluations first (see --help)")
-    found = json.loads(path.read_text())
-    failures = [e["seed"] for e in found["episodes"] if not e["success"]]
-    return {key: found[key] for key in KEPT} | {"failures": failures}
+        raise SystemExit(f"no report {path}: evaluate first (see --help)")
+    report = json.loads(path.read_text())
+    failures = [episode["seed"] for episode in report["episodes"] if not episode["success"]]
+    return {key: report[key] for key in REPORT_KEYS} | {"failures": failures}
 
 
 def training_seconds(run: Path) -> float:
-    """Of all sessions of the run: the clock of its records begins anew when it is resumed."""
+    """Total over all sessions of the run: the clock of its metrics restarts when it is resumed."""
     seconds = [row["seconds"] for row in read_metrics(run) if "seconds" in row]
-    ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
-    return sum(ends)
+    session_ends = [now for now, following in zip(seconds, [*seconds[1:], 0.0], strict=True) if following < now]
+    return sum(session_ends)
 
 
 def table() -> str:
-    """Markdown: a line per row of results, then the commands."""
+    """Markdown: a row per policy, then the commands."""
     rows = sorted((json.loads(p.read_text()) for p in RESULTS.glob("*.json")), key=lambda r: (r["obs"], r["task"]))
-    lines = ["| task | observations | demos | training | DDPM-100 | DDIM-10 | last 5 checkpoints | a chunk takes |"]
-    lines.append("| --- " * 8 + "|")
+    header = ("task", "observations", "demonstrations", "training", "DDPM, 100 steps", "DDIM, 10 steps",
+              "last 5 checkpoints", "time per action chunk")  # fmt: skip
+    lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
-        full, quick, of = row["final"]["ddpm100"], row["final"]["ddim10"], STARTS * len(row["last"])
-        wins = sum(row["last"])
+        ddpm, ddim = row["final"]["ddpm100"], row["final"]["ddim10"]
+        successes, episodes = sum(row["last"]), LAST_EPISODES * len(row["last"])
         cells = (
             row["task"], row["obs"], row["demos"],
             f"{row['preset']}, {row['minutes']:.0f} min, {row['steps']:,} steps of {row['batch_size']}",
-            _rate(full["success_rate"], full["interval_95"]), _rate(quick["success_rate"], quick["interval_95"]),
-            _rate(wins / of, wilson(wins, of)), f"{full['chunk_ms']:.0f} / {quick['chunk_ms']:.0f} ms",
+            _rate(ddpm["success_rate"], ddpm["interval_95"]), _rate(ddim["success_rate"], ddim["interval_95"]),
+            _rate(successes / episodes, wilson_interval(successes, episodes)),
+            f"{ddpm['chunk_ms']:.0f} / {ddim['chunk_ms']:.0f} ms",
         )  # fmt: skip
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        lines.append(_line(cells))
     commands = "\n".join(row["commands"] for row in rows)
     return "\n".join(lines) + f"\n\n```\n{commands}\n```"
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _rate(rate: float, interval: Sequence[float]) -> str:
@@ -104,14 +111,14 @@ def _rate(rate: float, interval: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True)
-    adding = what.add_parser("add")
-    adding.add_argument("run", type=Path)
-    adding.add_argument("--commands", required=True)
-    adding.add_argument("--machine", required=True)
-    what.add_parser("table")
+    subcommands = parser.add_subparsers(dest="command", required=True)
+    add_parser = subcommands.add_parser("add")
+    add_parser.add_argument("run", type=Path)
+    add_parser.add_argument("--commands", required=True)
+    add_parser.add_argument("--machine", required=True)
+    subcommands.add_parser("table")
     args = parser.parse_args()
-    print(add(args.run, args.commands, args.machine) if args.what == "add" else table())
+    print(add(args.run, args.commands, args.machine) if args.command == "add" else table())
 
 
 if __name__ == "__main__":

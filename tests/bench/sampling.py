@@ -17,7 +17,7 @@ from plain import PlainPolicy
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.inference.agent import predictor
+from ddp_cli.inference.agent import make_predict_fn
 from ddp_cli.presets import train_config
 
 CHAINS = [("ddpm", 100), ("ddim", 16), ("ddim", 10), ("dpm", 10), ("ddim", 4), ("ddim", 1)]
@@ -45,7 +45,7 @@ def chain(sampler: str, steps: int, batch: int, engine: str) -> Callable[[], tor
     torch.manual_seed(0)
     config = PolicyConfig(obs="state", sampler=sampler, num_inference_steps=steps)
     policy = DiffusionPolicy(config).eval()
-    predict = predictor(policy, engine) if engine != "network" else None
+    predict = make_predict_fn(policy, engine) if engine != "network" else None
     obs = {key: torch.randn(batch, 2, width) for key, width in config.low_dim.items()}
 
     def run() -> torch.Tensor:

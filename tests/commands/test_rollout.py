@@ -1,8 +1,7 @@
-"""`ddp rollout` as a user runs it: grids, failures of an evaluation, GIFs."""
+"""`ddp rollout` as a user runs it: grids, failures of an evaluation, GIF files."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from ddp_cli.video.video import read_video
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=5))
+    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 5}))
 
 
 def report(run: Path, name: str, successes: dict[int, bool], **more: object) -> Path:
@@ -37,61 +36,61 @@ def names() -> list[str]:
     return sorted(p.name for p in Path().iterdir())
 
 
-def test_a_grid_is_one_video_of_consecutive_starts(trained: Path) -> None:
+def test_a_grid_is_one_video_of_consecutive_seeds(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     result = ddp("rollout", run, "--video", "g.gif", "--grid", "1x2", "--seed", 7)
-    assert "0 of 2 starts succeeded\nvideo: g.gif\n" in ok(result).stdout
+    assert "0 of 2 episodes succeeded\nvideo: g.gif\n" in ok(result).stdout
     frames = read_video(Path("g.gif"))
     assert frames.shape == (4, 224, 448, 3)  # steps 0, 2, 4 and 5
     red = (frames[-1, 100, [2, 226]].astype(int) - (205, 45, 45)).max()
     assert red < 40
-    found = ok_json("rollout", run, "--video", "g.mp4", "--grid", "2x1", "--seed", 7)
-    assert [e["seed"] for e in found["episodes"]] == [7, 8]
-    assert (found["video"], found["videos"]) == ("g.mp4", ["g.mp4"])
+    result = ok_json("rollout", run, "--video", "g.mp4", "--grid", "2x1", "--seed", 7)
+    assert [e["seed"] for e in result["episodes"]] == [7, 8]
+    assert (result["video"], result["videos"]) == ("g.mp4", ["g.mp4"])
     assert read_video(Path("g.mp4")).shape == (6, 1024, 512, 3)
 
 
-def test_the_failures_of_an_evaluation_are_filmed_as_they_were_measured(trained: Path) -> None:
+def test_failures_are_recorded_as_they_were_evaluated(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     ok_json(
         "eval", run, "--episodes", 2, "--seed", 3, "--workers", 1, "--sampler", "ddim", "--inference-steps", 1,
         "--out", "r.json",
     )  # fmt: skip
     evaluated = json.loads(Path("r.json").read_text())
-    found = ok_json("rollout", "--video", "v/out.gif", "--failures", "r.json")  # the report's checkpoint
-    assert found["checkpoint"] == evaluated["checkpoint"]
-    assert (found["video"], found["videos"]) == (None, ["v/out-3.gif", "v/out-4.gif"])
-    assert [(e["seed"], e["steps"]) for e in found["episodes"]] == [(3, 5), (4, 5)]
+    result = ok_json("rollout", "--video", "v/out.gif", "--failures", "r.json")  # the report's checkpoint
+    assert result["checkpoint"] == evaluated["checkpoint"]
+    assert (result["video"], result["videos"]) == (None, ["v/out-3.gif", "v/out-4.gif"])
+    assert [(e["seed"], e["steps"]) for e in result["episodes"]] == [(3, 5), (4, 5)]
     for name in ("v/out-3.gif", "v/out-4.gif"):
         assert read_video(Path(name)).shape == (4, 224, 448, 3)
     assert "'v/out-3.gif' exists" in refused(ddp("rollout", run, "--video", "v/out.gif", "--failures", "r.json"))
 
 
-def test_sampler_steps_and_engine_are_the_report_s_unless_others_are_asked_for(
+def test_the_report_sets_sampler_steps_and_engine_unless_overridden(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ddp_cli.errors import DdpError
     from ddp_cli.inference import agent
 
-    asked: list[tuple] = []
+    agent_arguments: list[tuple] = []
 
-    def note(*args: object) -> None:
-        asked.append(args[1:])
+    def record(*args: object) -> None:
+        agent_arguments.append(args[1:])
         raise DdpError("enough")
 
-    monkeypatch.setattr(agent, "load_agent", note)
+    monkeypatch.setattr(agent, "load_agent", record)
     monkeypatch.setattr("ddp_cli.inference.device.choose_device", lambda name: name)
     run = trained / "lift" / "tiny"
     path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
     command = ["rollout", run, "--video", "out.mp4", "--failures", path]
     for more in ([], ["--sampler", "ddim"], ["--inference-steps", 3], ["--engine", "torch"]):
         assert "enough" in refused(ddp(*command, *more))
-    assert asked == [
+    assert agent_arguments == [
         ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddim", 7, "onnx"), ("cpu", "ddpm", 3, "onnx"), ("auto", "ddpm", 7, "torch")
     ]  # fmt: skip
 
 
-def test_failures_fill_a_grid_as_far_as_they_go(trained: Path) -> None:
+def test_a_grid_shows_the_first_failures(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     path = report(run, "r.json", {1: True, 2: False, 3: False, 4: False})
     result = ddp("rollout", run, "--video", "g.mp4", "--grid", "1x2", "--failures", path, "--json")
@@ -100,35 +99,35 @@ def test_failures_fill_a_grid_as_far_as_they_go(trained: Path) -> None:
     assert names() == ["g.mp4", "r.json"]
 
 
-def test_a_failure_that_now_succeeds_does_not_end_the_filming(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_continues_after_a_failure_that_now_succeeds(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def record(_sim: object, _agent: object, seed: int, _path: Path) -> EpisodeResult:
         return EpisodeResult(seed, True, True, 3, 1.0)
 
-    monkeypatch.setattr("ddp_cli.evaluation.filming.record", record)
+    monkeypatch.setattr("ddp_cli.evaluation.filming.record_episode", record)
     run = trained / "lift" / "tiny"
-    found = ok_json("rollout", run, "--video", "o.mp4", "--failures", report(run, "r.json", {1: False, 2: False}))
-    assert [e["seed"] for e in found["episodes"]] == [1, 2]
+    result = ok_json("rollout", run, "--video", "o.mp4", "--failures", report(run, "r.json", {1: False, 2: False}))
+    assert [e["seed"] for e in result["episodes"]] == [1, 2]
 
 
 def test_without_failures_nothing_is_written(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     command = ["rollout", run, "--video", "v/out.mp4", "--failures", report(run, "r.json", {1: True, 2: True})]
-    assert ok(ddp(*command)).stdout == "no failures in 'r.json': nothing to film\n"
-    found = ok_json(*command, "--grid", "3x3")
-    assert (found["episodes"], found["video"], found["videos"]) == ([], None, [])
+    assert ok(ddp(*command)).stdout == "no failures in 'r.json': nothing to record\n"
+    result = ok_json(*command, "--grid", "3x3")
+    assert (result["episodes"], result["video"], result["videos"]) == ([], None, [])
     assert names() == ["r.json"]
 
 
 def test_a_report_about_another_checkpoint_is_refused(trained: Path, checkpoint: Path) -> None:
     path = report(trained / "lift" / "tiny", "r.json", {1: False})
-    said = refused(ddp("rollout", checkpoint, "--video", "out.mp4", "--failures", path))
-    assert "'r.json' is about the checkpoint" in said
-    assert f"not '{checkpoint}'" in said
+    message = refused(ddp("rollout", checkpoint, "--video", "out.mp4", "--failures", path))
+    assert "'r.json' evaluates the checkpoint" in message
+    assert f"not '{checkpoint}'" in message
     assert names() == ["checkpoint", "r.json"]
 
 
-def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
-    # Where the tests run in the background, Ctrl-C is ignored: by their children, too.
+def test_ctrl_c_while_recording_leaves_no_partial_video(trained: Path) -> None:
+    # A shell that runs the tests in the background makes them, and their child processes, ignore Ctrl-C.
     code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); import ddp_cli.cli; ddp_cli.cli.app()"
     command = [sys.executable, "-c", code, "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -136,7 +135,7 @@ def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
     while names() == [] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert names() == [".out.mp4.partial.mp4"]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the encoder hears it, too
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the encoder receives it as well
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
@@ -157,8 +156,8 @@ def test_ctrl_c_while_filming_leaves_no_part_of_a_video(trained: Path) -> None:
         (["--video", "out.mp4", "--failures", "r.json", "--attempts", "2"], ["--failures does not go with --attempts"]),
         (["--video", "out.mp4", "--failures", "r.json", "--seed", "2"], ["--failures", "--seed"]),
         (["--video", "out.mp4", "--failures", "none.json"], ["no file 'none.json'", "ddp eval"]),
-        (["--video", "out.mp4", "--failures", "bad.json"], ["'bad.json' is no report"]),
-        (["--video", "out.mp4", "--failures", "two.json"], ["'two.json' is no report of an evaluation of one"]),
+        (["--video", "out.mp4", "--failures", "bad.json"], ["'bad.json' is not an evaluation report"]),
+        (["--video", "out.mp4", "--failures", "two.json"], ["'two.json' is not an evaluation report of one"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(args: list[str], words: list[str], trained: Path) -> None:

@@ -1,7 +1,7 @@
-"""Closed-form weights and inputs: what the stored numbers of the published implementation belong to.
+"""Weights and inputs for which outputs of the published implementation are stored in tests/data.
 
-Every tensor is a function of its published name, so nothing needs to be downloaded. The names and shapes
-of a configuration come from our own policy, through the inverse of the import.
+Every tensor is a function of its published name, so nothing needs to be downloaded. The names and shapes of a
+configuration are derived from `DiffusionPolicy`, by the inverse of `import_published`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    # backbone and pool stand twice in the published state dict: by name, and by position
+    # The published state dict contains backbone and pool twice, by name and by position.
     name = name.replace(".backbone.", ".nets.0.").replace(".pool.", ".nets.1.")
     seed = zlib.crc32(name.encode()) & 0x7FFFFFFF
     r = np.random.RandomState(seed).standard_normal(int(np.prod(shape))).astype(np.float32)
@@ -33,9 +33,9 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(values.reshape(shape).astype(np.float32))
 
 
-def inputs(obs_steps: int, horizon: int = 10, batch: int = 2) -> tuple[dict[str, Tensor], Tensor]:
+def inputs(n_steps: int, horizon: int = 10, batch: int = 2) -> tuple[dict[str, Tensor], Tensor]:
     r = np.random.RandomState(1234)
-    shape = (batch, obs_steps)
+    shape = (batch, n_steps)
     obs = {k: torch.from_numpy(r.randint(0, 256, (*shape, 3, 84, 84)).astype(np.uint8)) for k in CAMERAS}
     obs |= {k: torch.from_numpy(r.standard_normal((*shape, d)).astype(np.float32)) for k, d in LOW_DIM.items()}
     action = np.clip(r.standard_normal((batch, horizon, 7)), -1, 1).astype(np.float32)
@@ -43,29 +43,29 @@ def inputs(obs_steps: int, horizon: int = 10, batch: int = 2) -> tuple[dict[str,
 
 
 def state_dict(config: PolicyConfig) -> dict[str, Tensor]:
-    """The published state dict of `config`, filled in; buffers absent."""
+    """The published state dict of `config`, without buffers."""
     shapes: dict[str, tuple[int, ...]] = {}
-    ours = {n: tuple(w.shape) for n, w in DiffusionPolicy(config).state_dict().items()}
+    weight_shapes = {n: tuple(w.shape) for n, w in DiffusionPolicy(config).state_dict().items()}
     c = config.n_emb
-    for name, shape in ours.items():
+    for name, shape in weight_shapes.items():
         parts = name.split(".")
         if parts[0] == "encoders":
-            key, part, rest = parts[1], parts[2], ".".join(parts[3:]).removeprefix("keypoints.")
-            place = {"backbone": "nets.0.nets.", "pool": "nets.1.nets.", "linear": "nets.3."}[part]
-            shapes[f"obs_encoder.obs_nets.{key}.{place}{rest}"] = shape
+            key, module, rest = parts[1], parts[2], ".".join(parts[3:]).removeprefix("keypoints.")
+            position = {"backbone": "nets.0.nets.", "pool": "nets.1.nets.", "linear": "nets.3."}[module]
+            shapes[f"obs_encoder.obs_nets.{key}.{position}{rest}"] = shape
         elif parts[0] == "normalizer":
             key, _, part = parts[1].rpartition("_")
             shapes[f"normalizer.params_dict.{key}.{part}"] = shape
         elif "_attention." in name:
             if ".query." not in name and ".key_value." not in name:
-                theirs = _layer(name, config).replace("self_attention.out", "self_attn.out_proj")
-                shapes[theirs.replace("cross_attention.out", "multihead_attn.out_proj")] = shape
+                published_name = _layer(name, config).replace("self_attention.out", "self_attn.out_proj")
+                shapes[published_name.replace("cross_attention.out", "multihead_attn.out_proj")] = shape
                 continue
-            theirs = (
+            published_name = (
                 _layer(name, config).replace("self_attention", "self_attn").replace("cross_attention", "multihead_attn")
             )
-            theirs = theirs.replace(".query.", ".in_proj_").replace(".key_value.", ".in_proj_")
-            shapes[theirs] = (3 * c, c) if name.endswith("weight") else (3 * c,)
+            published_name = published_name.replace(".query.", ".in_proj_").replace(".key_value.", ".in_proj_")
+            shapes[published_name] = (3 * c, c) if name.endswith("weight") else (3 * c,)
         else:
             shapes[_layer(name, config)] = shape
     return {name: weight(name, shape) for name, shape in shapes.items()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,41 +10,42 @@ from conftest import DOOR
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
+from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
 
 
-def test_round_trip(checkpoint: Path) -> None:
+def test_a_saved_policy_is_loaded_unchanged(checkpoint: Path) -> None:
     policy, meta = ck.load_policy(checkpoint)
     assert not policy.training
     assert meta["step"] == 4
     assert meta["render"] == "fast"
     copy = checkpoint.with_name("copy")
     ck.save_checkpoint(copy, policy.config, policy.state_dict(), {"step": 4}, None)
-    again, _ = ck.load_policy(copy)
-    assert again.config == policy.config
+    loaded, _ = ck.load_policy(copy)
+    assert loaded.config == policy.config
     for name, value in policy.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, loaded.state_dict()[name]), name
     assert not (copy / ck.TRAIN_STATE).exists()
     with pytest.raises(CheckpointError, match=r"train_state\.pt"):
         ck.load_train_state(copy)
 
 
 @pytest.mark.parametrize("name", [ck.CONFIG, ck.MODEL])
-def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+def test_a_missing_file_is_reported_by_name(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         ck.load_policy(checkpoint)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])
-def test_damaged_weights_are_refused(checkpoint: Path, size: int) -> None:
+def test_truncated_weights_are_rejected(checkpoint: Path, size: int) -> None:
     path = checkpoint / ck.MODEL
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match="damaged"):
         ck.load_policy(checkpoint)
 
 
-def test_weights_of_another_configuration_are_refused(checkpoint: Path) -> None:
+def test_weights_that_do_not_fit_the_configuration_are_rejected(checkpoint: Path) -> None:
     path = checkpoint / ck.CONFIG
     config = json.loads(path.read_text())
     config["policy"]["n_emb"] = 32
@@ -52,43 +54,41 @@ def test_weights_of_another_configuration_are_refused(checkpoint: Path) -> None:
         ck.load_policy(checkpoint)
 
 
-def test_another_format_version_is_refused(checkpoint: Path) -> None:
+def test_another_format_version_is_rejected(checkpoint: Path) -> None:
     path = checkpoint / ck.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
         ck.load_policy(checkpoint)
 
 
-def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_no_files(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, _ = ck.load_policy(checkpoint)
 
-    def full(*_: object) -> None:
+    def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", disk_full)
     target = tmp_path / "checkpoints" / "step-1"
     with pytest.raises(OSError, match="No space"):
         ck.save_checkpoint(target, policy.config, policy.state_dict(), {}, {"step": 1})
     assert list(target.parent.iterdir()) == []
 
 
-def test_train_state_never_executes_what_it_carries(checkpoint: Path, tmp_path: Path) -> None:
-    class Bomb:
+def test_loading_a_training_state_executes_no_code(checkpoint: Path, tmp_path: Path) -> None:
+    class Malicious:
         def __reduce__(self) -> tuple:
-            return Path.touch, (tmp_path / "exploded",)
+            return Path.touch, (tmp_path / "executed",)
 
-    torch.save({"step": Bomb()}, checkpoint / ck.TRAIN_STATE)
+    torch.save({"step": Malicious()}, checkpoint / ck.TRAIN_STATE)
     meta = json.loads((checkpoint / ck.CONFIG).read_text())
     meta["sha256"][ck.TRAIN_STATE] = ck.file_hash(checkpoint / ck.TRAIN_STATE)
     (checkpoint / ck.CONFIG).write_text(json.dumps(meta))
     with pytest.raises(CheckpointError, match="damaged"):
         ck.load_train_state(checkpoint)
-    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_resolve_takes_a_checkpoint_a_run_or_the_newest(trained: Path, checkpoint: Path) -> None:
+def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path, checkpoint: Path) -> None:
     run = trained / "lift" / "tiny"
     assert ck.resolve_checkpoint(checkpoint, trained) == checkpoint
     assert ck.resolve_checkpoint(run, trained).name == "step-00000004"
@@ -97,14 +97,57 @@ def test_resolve_takes_a_checkpoint_a_run_or_the_newest(trained: Path, checkpoin
         ck.resolve_checkpoint(None, trained, "can")
 
 
-def test_a_built_in_task_is_kept_as_its_name(checkpoint: Path, trained: Path) -> None:
+def write_run(folder: Path, **times: float) -> Path:
+    """A run folder whose files have the given modification times [s]."""
+    names = {"config": "config.json", "metrics": "metrics.jsonl", "checkpoint": "checkpoints/step-00000001"}
+    for kind, time in times.items():
+        path = folder / names[kind]
+        if kind == "checkpoint":
+            path.mkdir(parents=True)
+            replace_link(folder / "checkpoints/last", path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        os.utime(path, (time, time))
+    return folder
+
+
+def test_the_newest_run_is_the_one_started_resumed_or_checkpointed_last(tmp_path: Path) -> None:
+    started = write_run(tmp_path / "lift/started", config=10, metrics=11, checkpoint=12)
+    assert ck.newest_run(tmp_path) == started
+    resumed = write_run(tmp_path / "can/resumed", config=1, metrics=13)
+    assert ck.newest_run(tmp_path) == resumed
+    checkpointed = write_run(tmp_path / "lift/checkpointed", config=2, metrics=3, checkpoint=14)
+    assert ck.newest_run(tmp_path) == checkpointed
+    new = write_run(tmp_path / "lift/new", config=15)
+    assert ck.newest_run(tmp_path) == ck.newest_run(tmp_path, "lift") == new
+    assert ck.newest_run(tmp_path, "can") == resumed
+
+
+def test_the_newest_run_can_be_required_to_have_a_checkpoint(tmp_path: Path) -> None:
+    older = write_run(tmp_path / "lift/older", config=1, metrics=2, checkpoint=3)
+    newer = write_run(tmp_path / "lift/newer", checkpoint=4)  # a copy without its configuration
+    write_run(tmp_path / "lift/without", config=5, metrics=6)
+    assert ck.newest_run(tmp_path, "lift", require_checkpoint=True) == newer
+    os.utime(older / "metrics.jsonl", (7, 7))  # resumed since
+    assert ck.newest_run(tmp_path, require_checkpoint=True) == older
+    write_run(tmp_path / "can/without", config=9)
+    with pytest.raises(CheckpointError, match="no trained run of the task 'can'.*ddp train --task can"):
+        ck.newest_run(tmp_path, "can", require_checkpoint=True)
+    with pytest.raises(CheckpointError, match="no run of the task 'square'.*ddp train --task square"):
+        ck.newest_run(tmp_path, "square")
+    with pytest.raises(CheckpointError, match="no trained run in .*nowhere"):
+        ck.newest_run(tmp_path / "nowhere", require_checkpoint=True)
+
+
+def test_a_built_in_task_is_stored_as_its_name(checkpoint: Path, trained: Path) -> None:
     content = json.loads((checkpoint / ck.CONFIG).read_text())
     assert content["policy"]["task"] == content["store"]["task"] == "lift"
     run = json.loads((trained / "lift" / "tiny" / "config.json").read_text())
     assert run["train"]["policy"]["task"] == run["store"]["task"] == "lift"
 
 
-def test_resolve_takes_the_file_of_a_task_unless_the_run_is_of_another(trained: Path, tmp_path: Path) -> None:
+def test_resolve_checkpoint_rejects_another_task_of_the_same_name(trained: Path, tmp_path: Path) -> None:
     file, runs = tmp_path / "door.json", tmp_path / "runs"
     file.write_text(json.dumps(DOOR))
     with pytest.raises(CheckpointError, match=r"no trained run of the task 'door'.*--task .*door\.json"):
@@ -112,11 +155,11 @@ def test_resolve_takes_the_file_of_a_task_unless_the_run_is_of_another(trained: 
     folder = runs / "door" / "a" / "checkpoints" / "step-1"
     ck.save_checkpoint(folder, PolicyConfig(task=DOOR), {}, {}, None)
     for link in ("last", "best"):
-        ck.update_link(folder.with_name(link), folder)
-    for named in (str(file), "door"):
-        assert ck.resolve_checkpoint(None, runs, named) == folder
+        replace_link(folder.with_name(link), folder)
+    for task in (str(file), "door"):
+        assert ck.resolve_checkpoint(None, runs, task) == folder
     file.write_text(json.dumps(DOOR | {"horizon": 99}))
     for path in (None, folder, folder.parents[1]):
-        with pytest.raises(ConfigError, match=r"step-1' is of another task than .*horizon 12 instead of 99"):
+        with pytest.raises(ConfigError, match=r"the task of '.*step-1' differs from .*horizon 12 instead of 99"):
             ck.resolve_checkpoint(path, runs, str(file))
     assert ck.resolve_checkpoint(None, runs, "door") == folder

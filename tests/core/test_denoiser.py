@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.denoiser import Attention, Denoiser, Dropout, Layer, timestep_embedding
+from ddp_cli.core.denoiser import Attention, Denoiser, Dropout, TransformerLayer, timestep_embedding
 
 
-def denoiser(causal: bool = True) -> Denoiser:
+def make_denoiser(causal: bool = True) -> Denoiser:
     torch.manual_seed(0)
     config = PolicyConfig(
         task="lift", obs="state", horizon=6, n_obs_steps=3, n_action_steps=4, n_layer=2, n_head=2, n_emb=16,
@@ -19,76 +19,76 @@ def denoiser(causal: bool = True) -> Denoiser:
     return Denoiser(config, feature_dim=5).eval()
 
 
-def reach(net: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which inputs each output step depends on: (T, T) of actions and (T, To) of observations."""
+def dependencies(net: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs that each output step depends on: (T, T) of actions and (T, To) of observations."""
     x, cond = torch.randn(1, 6, 7, requires_grad=True), torch.randn(1, 3, 5, requires_grad=True)
     out = net(x, torch.tensor([7]), cond)
-    rows = [torch.autograd.grad(out[0, t].sum(), (x, cond), retain_graph=True) for t in range(6)]
-    depends_x = torch.stack([g[0][0].abs().sum(-1) > 0 for g in rows])
-    depends_cond = torch.stack([g[1][0].abs().sum(-1) > 0 for g in rows])
+    grads = [torch.autograd.grad(out[0, t].sum(), (x, cond), retain_graph=True) for t in range(6)]
+    depends_x = torch.stack([g[0][0].abs().sum(-1) > 0 for g in grads])
+    depends_cond = torch.stack([g[1][0].abs().sum(-1) > 0 for g in grads])
     return depends_x, depends_cond
 
 
-def test_causal_attention_sees_no_later_action_or_observation() -> None:
-    actions, observations = reach(denoiser())
+def test_causal_attention_excludes_later_actions_and_observations() -> None:
+    actions, observations = dependencies(make_denoiser())
     t = torch.arange(6)
     assert torch.equal(actions, t[:, None] >= t[None])
     assert torch.equal(observations, t[:, None] >= t[None, :3])
 
 
-def test_non_causal_attention_sees_everything() -> None:
-    actions, observations = reach(denoiser(causal=False))
+def test_non_causal_attention_includes_all_actions_and_observations() -> None:
+    actions, observations = dependencies(make_denoiser(causal=False))
     assert actions.all()
     assert observations.all()
 
 
-def test_decoder_layer_equals_torchs() -> None:
+def test_decoder_layer_equals_that_of_torch() -> None:
     torch.manual_seed(1)
-    mine = Layer(16, 4, 0.0, decoder=True)
-    theirs = nn.TransformerDecoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
-    for own, published in ((mine.self_attention, theirs.self_attn), (mine.cross_attention, theirs.multihead_attn)):
-        copy_attention(own, published)
+    layer = TransformerLayer(16, 4, 0.0, decoder=True)
+    reference = nn.TransformerDecoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    copy_attention(layer.self_attention, reference.self_attn)
+    copy_attention(layer.cross_attention, reference.multihead_attn)
     for name in ("norm1", "norm2", "norm3", "linear1", "linear2"):
-        getattr(mine, name).load_state_dict(getattr(theirs, name).state_dict())
+        getattr(layer, name).load_state_dict(getattr(reference, name).state_dict())
     x, memory = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
     mask = torch.ones(5, 5).tril().bool()
     memory_mask = torch.ones(5, 4).tril(1).bool()
-    expected = theirs(x, memory, tgt_mask=~mask, memory_mask=~memory_mask)
-    torch.testing.assert_close(mine(x, mask, memory, memory_mask), expected, atol=1e-6, rtol=0)
+    expected = reference(x, memory, tgt_mask=~mask, memory_mask=~memory_mask)
+    torch.testing.assert_close(layer(x, mask, memory, memory_mask), expected, atol=1e-6, rtol=0)
 
 
-def copy_attention(own: Attention, published: nn.MultiheadAttention) -> None:
+def copy_attention(attention: Attention, reference: nn.MultiheadAttention) -> None:
     for part in ("weight", "bias"):
-        packed = getattr(published, f"in_proj_{part}").data
-        getattr(own.query, part).data = packed[:16]
-        getattr(own.key_value, part).data = packed[16:]
-    own.out.load_state_dict(published.out_proj.state_dict())
+        packed = getattr(reference, f"in_proj_{part}").data
+        getattr(attention.query, part).data = packed[:16]
+        getattr(attention.key_value, part).data = packed[16:]
+    attention.out.load_state_dict(reference.out_proj.state_dict())
 
 
-def test_timestep_embedding_by_hand() -> None:
+def test_timestep_embedding_equals_its_formula() -> None:
     row = timestep_embedding(torch.tensor([3]), 4)[0]
     expected = [math.sin(3), math.sin(3e-4), math.cos(3), math.cos(3e-4)]
     assert row.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_weight_decay_spares_biases_norms_and_positions() -> None:
-    net = denoiser()
-    decayed, plain = net.decayed()
+def test_no_weight_decay_on_biases_norms_and_position_embeddings() -> None:
+    net = make_denoiser()
+    decay, no_decay = net.weight_decay_groups()
     names = {id(p): n for n, p in net.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed} == {"weight"}
-    assert not any("norm" in names[id(p)] or "ln_f" in names[id(p)] for p in decayed)
-    assert {"pos_emb", "cond_pos_emb", "head.bias", "ln_f.weight"} <= {names[id(p)] for p in plain}
-    assert len(decayed) + len(plain) == len(names)
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in decay} == {"weight"}
+    assert not any("norm" in names[id(p)] or "ln_f" in names[id(p)] for p in decay)
+    assert {"pos_emb", "cond_pos_emb", "head.bias", "ln_f.weight"} <= {names[id(p)] for p in no_decay}
+    assert len(decay) + len(no_decay) == len(names)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3])
-def test_dropout_has_the_moments_of_a_bernoulli_in_every_place(p: float) -> None:
+def test_dropout_has_bernoulli_moments_in_every_column(p: float) -> None:
     torch.manual_seed(0)
     drop, n = Dropout(p), 40_000
     y = drop(torch.ones(n, 5))
     torch.testing.assert_close(y[y != 0].unique(), torch.tensor([1 / (1 - p)]), atol=1e-4, rtol=0)
     five_sigma = 5 * (p * (1 - p) / n) ** 0.5
-    for column in y.T:  # 16 bits of a 64-bit draw fall on each place in turn
+    for column in y.T:  # each 64-bit random number serves four consecutive values
         assert abs(float((column == 0).float().mean()) - p) < five_sigma
     both = ((y[:, 0] == 0) & (y[:, 1] == 0)).float().mean()
     assert abs(float(both) - p * p) < five_sigma

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop, random_crop_offsets
+from ddp_cli.core.vision import ImageEncoder, SpatialSoftArgmax, crop, sample_crop_offsets
 
 
 def test_soft_argmax_points_at_the_peak() -> None:
@@ -13,13 +13,13 @@ def test_soft_argmax_points_at_the_peak() -> None:
     nn.init.constant_(layer.keypoints.weight, 1.0)
     nn.init.zeros_(layer.keypoints.bias)
     x = torch.zeros(1, 1, 5, 9)
-    x[0, 0, 4, 2] = 100.0  # bottom row, a quarter along
+    x[0, 0, 4, 2] = 100.0  # bottom row, a quarter of the width
     points = layer(x).view(32, 2)
     torch.testing.assert_close(points, torch.tensor([[-0.5, 1.0]]).expand(32, 2))
 
 
 @pytest.mark.parametrize("kind", ["resnet18", "small"])
-def test_encoders_end_in_64_features_and_learn(kind: str) -> None:
+def test_encoders_have_64_features_and_gradients(kind: str) -> None:
     encoder = ImageEncoder(kind, (76, 76))
     features = encoder(torch.randn(2, 3, 76, 76))
     assert features.shape == (2, 64)
@@ -33,19 +33,19 @@ def test_resnet_has_group_norm_of_16_channels() -> None:
     assert all(isinstance(m, nn.GroupNorm) and m.num_channels == 16 * m.num_groups for m in norms)
 
 
-def test_random_crops_are_real_crops_drawn_per_picture() -> None:
+def test_random_crops_are_sampled_per_image() -> None:
     x = torch.arange(84 * 84).view(1, 1, 84, 84).expand(64, 3, 84, 84)
-    drawn = random_crop_offsets(64, 84, (76, 76), torch.Generator().manual_seed(0))
-    y = crop(x, (76, 76), drawn)
-    assert {int(c) for c in drawn.flatten()} == set(range(9))
-    crop_offsets = y[:, 0, 0, 0]
-    assert len(set(crop_offsets.tolist())) > 30  # of 81 places
-    for picture, corner in zip(y, crop_offsets, strict=True):
-        top, left = divmod(int(corner), 84)
-        assert torch.equal(picture, x[0, :, top : top + 76, left : left + 76])
+    offsets = sample_crop_offsets(64, 84, (76, 76), torch.Generator().manual_seed(0))
+    y = crop(x, (76, 76), offsets)
+    assert {int(offset) for offset in offsets.flatten()} == set(range(9))
+    first_pixels = y[:, 0, 0, 0]
+    assert len(set(first_pixels.tolist())) > 30  # of 81 positions
+    for image, first_pixel in zip(y, first_pixels, strict=True):
+        top, left = divmod(int(first_pixel), 84)
+        assert torch.equal(image, x[0, :, top : top + 76, left : left + 76])
 
 
-def test_without_corners_the_crop_is_central() -> None:
+def test_without_offsets_the_crop_is_central() -> None:
     x = torch.randn(2, 3, 84, 84)
     assert torch.equal(crop(x, (76, 76), None), x[:, :, 4:80, 4:80])
     for side in range(64, 85):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_cli.core.windows import Windows, batch_index, validation_episodes, window_bounds, window_steps
+from ddp_cli.core.windows import Windows, batch_indices, validation_episodes, window_bounds, window_steps
 
 STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
 
 
 @pytest.mark.parametrize("case", range(4))
-def test_bounds_equal_the_published_ones(case: int) -> None:
+def test_window_bounds_equal_the_published_ones(case: int) -> None:
     horizon, before, after = STORED[f"case{case}_args"]
     bounds = window_bounds(STORED[f"case{case}_episode_ends"], horizon, before, after)
     np.testing.assert_array_equal(bounds, STORED[f"case{case}_indices"])
@@ -22,30 +22,30 @@ def test_validation_split_equals_the_published_one() -> None:
     np.testing.assert_array_equal(validation_episodes(200, 0.02, 42), STORED["val_mask_n200_r0.02_seed42"])
 
 
-def test_validation_split_always_leaves_something() -> None:
+def test_validation_split_leaves_an_episode_for_training() -> None:
     assert validation_episodes(2, 0.02, 42).sum() == 1
     assert validation_episodes(1, 0.02, 42).sum() == 0
     assert validation_episodes(100, 0.0, 42).sum() == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_windows_equal_a_brute_force_oracle(seed: int) -> None:
-    """Pads every episode by repetition and cuts all windows out of it."""
+def test_windows_equal_a_brute_force_reference(seed: int) -> None:
+    """The reference pads every episode by repetition and takes all windows of the result."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 15, rng.integers(1, 6))
     horizon = int(rng.integers(1, 12))
     before, after = rng.integers(0, horizon, 2)
-    expected, begin = [], 0
+    expected, start = [], 0
     for length in lengths:
-        steps = np.arange(begin, begin + length)
+        steps = np.arange(start, start + length)
         padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * after]).astype(int)
         expected += [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
-        begin += length
+        start += length
     steps = window_steps(window_bounds(np.cumsum(lengths), horizon, before, after), horizon)
     np.testing.assert_array_equal(steps, np.array(expected).reshape(-1, horizon))
 
 
-def test_batch_reads_first_observations_and_all_actions() -> None:
+def test_batch_has_the_first_observations_and_all_actions() -> None:
     n = 9
     arrays = {
         "cam": np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
@@ -61,14 +61,14 @@ def test_batch_reads_first_observations_and_all_actions() -> None:
     assert batch["action"][..., 0].tolist() == [[40, 50, 60], [0, 10, 20]]
 
 
-def test_every_window_comes_once_an_epoch() -> None:
-    windows, size = 23, 5
-    seen = torch.cat([batch_index(windows, size, step, seed=3) for step in range(23)])
+def test_every_window_is_used_once_per_epoch() -> None:
+    n_windows, batch_size = 23, 5
+    indices = torch.cat([batch_indices(n_windows, batch_size, step, seed=3) for step in range(23)])
     for epoch in range(5):
-        assert sorted(seen[epoch * windows : (epoch + 1) * windows].tolist()) == list(range(windows))
-    assert not torch.equal(seen[:windows], seen[windows : 2 * windows])
+        assert sorted(indices[epoch * n_windows : (epoch + 1) * n_windows].tolist()) == list(range(n_windows))
+    assert not torch.equal(indices[:n_windows], indices[n_windows : 2 * n_windows])
 
 
-def test_a_batch_may_be_larger_than_the_data() -> None:
-    assert sorted(batch_index(3, 7, 0, 0).tolist())[:2] == [0, 0]
-    assert len(batch_index(3, 7, 5, 0)) == 7
+def test_batches_may_be_larger_than_the_data() -> None:
+    assert sorted(batch_indices(3, 7, 0, 0).tolist())[:2] == [0, 0]
+    assert len(batch_indices(3, 7, 5, 0)) == 7

@@ -1,4 +1,4 @@
-"""Files that something happened to: each ends in a DdpError that names it, never in anything else, never in a store."""
+"""Damaged files: each raises a DdpError that names the file, no other exception, and leaves no store."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
-from ddp_cli.data.demo_file import Demo, DemoFile
+from ddp_cli.data.demo import Demo
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DataError, DdpError
 
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("whole") / "d.hdf5"
+def intact(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("intact") / "d.hdf5"
     rng = np.random.default_rng(0)
     with DemoWriter(path, {"env_name": "Lift"}, {}) as writer:
         for seed in range(3):
@@ -37,38 +38,38 @@ def read_all(path: Path) -> list[Demo]:
         return list(file)
 
 
-def refused(path: Path) -> bool:
-    """Whether the file is refused by its name; if not, what is read of it is sound."""
+def is_refused(path: Path) -> bool:
+    """Whether reading raises a DdpError that names the file; if it does not, the demos must be valid."""
     try:
         demos = read_all(path)
     except DdpError as e:
-        words = e.message
+        message = e.message
     else:
         for demo in demos:
             assert demo.states.shape == (len(demo.actions), 32)
             assert all(np.isfinite(array).all() for array in demo.arrays.values())
         return False
-    assert "d.hdf5" in words
+    assert "d.hdf5" in message
     return True
 
 
-@MANY
+@FUZZ
 @given(st.data())
-def test_truncated_anywhere(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
+def test_truncated_files_are_refused(intact: bytes, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "d.hdf5"
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    assert refused(path)
+    path.write_bytes(intact[: data.draw(st.integers(0, len(intact) - 1))])
+    assert is_refused(path)
 
 
-@MANY
+@FUZZ
 @given(st.data())
-def test_bytes_that_changed(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
-    damaged = bytearray(whole)
+def test_changed_bytes_raise_no_other_error(intact: bytes, tmp_path: Path, data: st.DataObject) -> None:
+    damaged = bytearray(intact)
     for _ in range(data.draw(st.integers(1, 20))):
-        damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        damaged[data.draw(st.integers(0, len(intact) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "d.hdf5"
     path.write_bytes(damaged)
-    refused(path)
+    is_refused(path)
 
 
 ARRAYS = st.one_of(
@@ -86,9 +87,9 @@ ATTRIBUTES = st.one_of(
 )  # fmt: skip
 
 
-@MANY
+@FUZZ
 @given(states=ARRAYS, actions=ARRAYS, env_args=ATTRIBUTES, model=ATTRIBUTES, seed=ATTRIBUTES)
-def test_anything_in_the_place_of_what_is_expected(
+def test_unexpected_content_raises_no_other_error(
     tmp_path: Path, states: object, actions: object, env_args: object, model: object, seed: object
 ) -> None:
     path = tmp_path / "d.hdf5"
@@ -98,7 +99,7 @@ def test_anything_in_the_place_of_what_is_expected(
             f["data"].attrs["env_args"] = env_args
             demo.attrs["model_file"], demo.attrs["seed"] = model, seed
         except (ValueError, OverflowError, TypeError):
-            return  # HDF5 itself does not take it
+            return  # HDF5 cannot store it
         for key, value in (("states", states), ("actions", actions)):
             if value == "group":
                 demo.create_group(key)
@@ -109,17 +110,17 @@ def test_anything_in_the_place_of_what_is_expected(
             elif isinstance(value, tuple):
                 with np.errstate(invalid="ignore"):
                     demo[key] = np.full(value[0], value[2]).astype(value[1])
-    refused(path)
+    is_refused(path)
 
 
-def spoil(source: Path, path: Path) -> Path:
-    """Six demos, of which the second repeats the first, the fourth is not finite and the sixth lacks its states."""
+def write_invalid_demos(source: Path, path: Path) -> Path:
+    """Six demos: the second repeats the first, the fourth is not finite, the sixth has no states."""
     with DemoFile(source) as file:
-        good = list(file)
-    later = np.eye(32)[0] * 1e-9  # another time, so no repetition
-    shifted = [dataclasses.replace(demo, states=demo.states + later) for demo in good]
+        valid = list(file)
+    time_offset = np.eye(32)[0] * 1e-9  # the first state value is time: with another one a demo is no repetition
+    shifted = [dataclasses.replace(demo, states=demo.states + time_offset) for demo in valid]
     with DemoWriter(path, {"env_name": "Lift"}, {}) as writer:
-        for demo in (good[0], good[0], good[1], *shifted, shifted[0]):
+        for demo in (valid[0], valid[0], valid[1], *shifted, shifted[0]):
             writer.append(demo)
         writer.finish()
     with h5py.File(path, "r+") as f:
@@ -128,23 +129,23 @@ def spoil(source: Path, path: Path) -> Path:
     return path
 
 
-def test_bad_demos_stop_a_conversion_or_are_left_out(lift_demos: Path, tmp_path: Path) -> None:
-    path = spoil(lift_demos, tmp_path / "d.hdf5")
+def test_invalid_demos_stop_a_conversion_or_are_skipped(lift_demos: Path, tmp_path: Path) -> None:
+    path = write_invalid_demos(lift_demos, tmp_path / "d.hdf5")
     with pytest.raises(DataError, match="demo_1 repeats demo_0.*--skip-bad"):
         convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0))
     assert list(tmp_path.iterdir()) == [path]
-    done = convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0, skip_bad=True))
-    assert done.episodes == 3
-    assert list(done.left_out) == ["demo_1", "demo_3", "demo_5"]
-    assert "actions[2, 1] is nan" in done.left_out["demo_3"]
+    result = convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", check=0, skip_bad=True))
+    assert result.episodes == 3
+    assert list(result.left_out) == ["demo_1", "demo_3", "demo_5"]
+    assert "actions[2, 1] is nan" in result.left_out["demo_3"]
 
 
-def test_a_file_of_nothing_but_bad_demos_is_refused(lift_demos: Path, tmp_path: Path) -> None:
+def test_a_file_without_valid_demos_is_refused(lift_demos: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.hdf5"
     path.write_bytes(lift_demos.read_bytes())
     with h5py.File(path, "r+") as f:
         for demo in f["data"].values():
             demo["actions"][0] = np.inf
-    with pytest.raises(DataError, match="none of 2 demos"):
+    with pytest.raises(DataError, match="none of 2 demos is valid"):
         convert(path, tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state", skip_bad=True))
     assert list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -8,263 +9,264 @@ import numpy as np
 import pytest
 from conftest import Recorded
 
-from ddp_cli.data.demo_file import Demo, DemoFile
+from ddp_cli.data.demo import Demo
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import get_task, task_from_json
+from ddp_cli.task_file import task_from_json
+from ddp_cli.tasks import get_task
 
 ENV_ARGS = {"env_name": "Lift", "env_kwargs": {}}
 
 
-def demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
+def make_demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
     rng = np.random.default_rng(seed)
     return Demo(rng.normal(size=(length, 32)), rng.uniform(-1, 1, (length, 7)), xml, seed)
 
 
-def disturbed(length: int = 5) -> Demo:
-    return dataclasses.replace(demo(length), intended=np.random.default_rng(9).uniform(-1, 1, (length, 7)))
+def make_disturbed_demo(length: int = 5) -> Demo:
+    return dataclasses.replace(make_demo(length), intended=np.random.default_rng(9).uniform(-1, 1, (length, 7)))
 
 
-def write(path: Path, *demos: Demo) -> Path:
+def write_demos(path: Path, *demos: Demo) -> Path:
     with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        for d in demos:
-            writer.append(d)
+        for demo in demos:
+            writer.append(demo)
         writer.finish()
     return path
 
 
-def test_round_trip_is_exact_and_shares_the_model(tmp_path: Path) -> None:
-    written = [demo(5, 1), disturbed(7), demo(4, 3, "<other/>")]
-    path = write(tmp_path / "d.hdf5", *written)
+def test_round_trip_is_exact_and_shares_models(tmp_path: Path) -> None:
+    written = [make_demo(5, 1), make_disturbed_demo(7), make_demo(4, 3, "<other/>")]
+    path = write_demos(tmp_path / "d.hdf5", *written)
     with DemoFile(path) as file:
         assert [len(demo.actions) for demo in file] == [5, 7, 4]
         assert file.task.name == "lift"
-        for a, b in zip(file, written, strict=True):
-            np.testing.assert_array_equal(a.states, b.states)
-            np.testing.assert_array_equal(a.actions, b.actions)
-            np.testing.assert_array_equal(a.target_actions, b.target_actions)
-            assert (a.intended is None) == (b.intended is None)
-            assert (a.xml, a.seed) == (b.xml, b.seed)
+        for demo, expected in zip(file, written, strict=True):
+            np.testing.assert_array_equal(demo.states, expected.states)
+            np.testing.assert_array_equal(demo.actions, expected.actions)
+            np.testing.assert_array_equal(demo.target_actions, expected.target_actions)
+            assert (demo.intended is None) == (expected.intended is None)
+            assert (demo.xml, demo.seed) == (expected.xml, expected.seed)
     with h5py.File(path) as f:
         assert f["data"].attrs["total"] == 16
         assert f["data"].attrs["demos"] == 3
         assert len(f["models"]) == 2
 
 
-def test_demos_are_read_in_numeric_order_with_gaps(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.hdf5", *(demo(3, i) for i in range(12)))
+def test_demos_are_in_numeric_order_despite_gaps(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "d.hdf5", *(make_demo(3, i) for i in range(12)))
     with h5py.File(path, "r+") as f:
         del f["data/demo_1"]
     with DemoFile(path) as file:
         assert file.names == ["demo_0", *(f"demo_{i}" for i in range(2, 12))]
 
 
-def test_robomimics_own_layout_is_read(tmp_path: Path) -> None:
+def test_robomimic_layout_is_read(tmp_path: Path) -> None:
     path = tmp_path / "robomimic.hdf5"
     with h5py.File(path, "w") as f:
         f.create_group("data").attrs["env_args"] = '{"env_name": "Lift", "env_version": "1.5.1", "type": 1}'
         group = f.create_group("data/demo_1")
-        group["states"], group["actions"] = demo().states, demo().actions
+        group["states"], group["actions"] = make_demo().states, make_demo().actions
         group.attrs["model_file"] = "<mujoco/>"
     with DemoFile(path) as file:
         assert file.read("demo_1").xml == "<mujoco/>"
 
 
-def test_robosuites_own_layouts_are_read(tmp_path: Path) -> None:
-    """1.4 and 1.5 keep the model beside the states, 1.0 in a folder beside the file."""
+def test_robosuite_layouts_are_read(tmp_path: Path) -> None:
+    """1.4 and 1.5 store the model XML in the file, 1.0 in a folder beside it."""
     path = tmp_path / "demo.hdf5"
     with h5py.File(path, "w") as f:
         f.create_group("data").attrs.update({"env": "Lift", "env_info": "{}", "repository_version": "1.0.0"})
         for number, model in ((1, "model_1.xml"), (3, "<mujoco/>"), (12, "lost.xml")):
             group = f.create_group(f"data/demo_{number}")
-            group["states"], group["actions"] = demo(seed=number).states, demo(seed=number).actions
+            group["states"], group["actions"] = make_demo(seed=number).states, make_demo(seed=number).actions
             group.attrs["model_file"] = model
     (tmp_path / "models").mkdir()
     (tmp_path / "models/model_1.xml").write_text("<old/>")
     with DemoFile(path) as file:
-        assert [d.xml for d in file] == ["<old/>", "<mujoco/>", ""]
-        assert (file.origin.version, file.origin.tool) == ("1.0.0", "robosuite's collector")
+        assert [demo.xml for demo in file] == ["<old/>", "<mujoco/>", ""]
+        assert (file.info.version, file.info.tool) == ("1.0.0", "robosuite's collector")
 
 
-def test_a_model_is_looked_for_beside_the_file_only(tmp_path: Path) -> None:
+def test_model_files_are_only_read_from_the_folder_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "secret.xml").write_text("<secret/>")
     (tmp_path / "d").mkdir()
-    path = write(tmp_path / "d/d.hdf5", demo())
+    path = write_demos(tmp_path / "d/d.hdf5", make_demo())
     with h5py.File(path, "r+") as f:
         f["data/demo_0"].attrs["model_file"] = "../secret.xml"
     with DemoFile(path) as file:
         assert file.read("demo_0").xml == ""
 
 
-def test_filters_choose_demos(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.hdf5", *(demo(3, i) for i in range(12)))
+def test_filter_keys_select_demos(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "d.hdf5", *(make_demo(3, i) for i in range(12)))
     with h5py.File(path, "r+") as f:
         f["mask/valid"] = np.array([b"demo_11", b"demo_2"])
         f["mask/gone"] = np.array([b"demo_12"])
         f["mask/empty"] = np.zeros(0, "S8")
-    with DemoFile(path, subset="valid") as file:
+    with DemoFile(path, filter_key="valid") as file:
         assert file.names == ["demo_2", "demo_11"]
-        assert file.filters == ["empty", "gone", "valid"]
-    for subset, words in (
+        assert file.filter_keys == ["empty", "gone", "valid"]
+    for filter_key, message in (
         ("vali", "did you mean 'valid'.*empty, gone, valid"),
         ("gone", "demo_12"),
         ("empty", "no demo"),
     ):
-        with pytest.raises(DataError, match=words):
-            DemoFile(path, subset=subset)
+        with pytest.raises(DataError, match=message):
+            DemoFile(path, filter_key=filter_key)
 
 
-def test_an_interrupted_file_is_continued(tmp_path: Path) -> None:
+def test_an_interrupted_file_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "d.hdf5"
     with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        writer.append(demo(5, 1))
+        writer.append(make_demo(5, 1))
         writer.append(None)
         raise KeyboardInterrupt
     assert not path.exists()
     with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
         assert writer.counts == {"demos": 1, "attempts": 2, "failures": 1, "total": 5}
-        writer.append(demo(7, 2))
+        writer.append(make_demo(7, 2))
         writer.finish()
     with DemoFile(path) as file:
         assert [len(demo.actions) for demo in file] == [5, 7]
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_another_identity_begins_anew(tmp_path: Path) -> None:
+def test_a_file_with_another_identity_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "d.hdf5"
     with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        writer.append(demo())
+        writer.append(make_demo())
         raise KeyboardInterrupt
     with DemoWriter(path, ENV_ARGS, {"a": 2}) as writer:
         assert writer.counts["attempts"] == 0
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_removes_the_partial_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="boom"), DemoWriter(tmp_path / "d.hdf5", ENV_ARGS, {}) as writer:
-        writer.append(demo())
+        writer.append(make_demo())
         raise ValueError("boom")
     assert list(tmp_path.iterdir()) == []
 
 
-def broken(tmp_path: Path, kind: str) -> Path:
-    path = write(tmp_path / "d.hdf5", demo(5, 1), demo(5, 2))
-    if kind == "text":
-        path.write_text("not a dataset")
-        return path
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        return path
-    with h5py.File(path, "r+") as f:
-        data = f["data"]
-        if kind == "no data":
-            del f["data"]
-        elif kind == "no demos":
-            del data["demo_0"], data["demo_1"]
-        elif kind == "no actions":
-            del data["demo_1/actions"]
-        elif kind == "no env_args":
-            del data.attrs["env_args"]
-        elif kind == "env_args no JSON":
-            data.attrs["env_args"] = "Lift"
-        elif kind == "unknown environment":
-            data.attrs["env_args"] = '{"env_name": "DoorOpen"}'
-        elif kind == "other task":
-            data.attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
-        elif kind == "NaN":
-            data["demo_1/actions"][3, 2] = np.nan
-        elif kind == "infinite state":
-            data["demo_1/states"][0, 0] = np.inf
-        elif kind == "lengths differ":
-            del data["demo_1/states"]
-            data["demo_1/states"] = np.zeros((4, 32))
-        elif kind == "empty":
-            del data["demo_1/states"], data["demo_1/actions"]
-            data["demo_1/states"], data["demo_1/actions"] = np.zeros((0, 32)), np.zeros((0, 7))
-        elif kind == "intentions of another length":
-            data["demo_1/intended"] = np.zeros((4, 7))
-        elif kind == "intention NaN":
-            data["demo_1/intended"] = np.full((5, 7), np.nan)
-        elif kind == "two arms":
-            del data["demo_1/actions"]
-            data["demo_1/actions"] = np.zeros((5, 14))
-        elif kind == "text actions":
-            del data["demo_1/actions"]
-            data["demo_1/actions"] = np.array([b"x"] * 5)
-        elif kind == "no model":
-            del f["models"]
-        elif kind == "absurd size":
-            del data["demo_1/states"]
-            data["demo_1"].create_dataset("states", (10**12, 32), "f8", chunks=(1000, 32))
-        elif kind == "data is an array":
-            del f["data"]
-            f["data"] = np.zeros(3)
-        elif kind == "demo is an array":
-            del data["demo_1"]
-            data["demo_1"] = np.zeros(3)
-        elif kind == "states are a group":
-            del data["demo_1/states"]
-            data.create_group("demo_1/states")
-        elif kind == "a link into nothing":
-            del data["demo_1/actions"]
-            data["demo_1/actions"] = h5py.SoftLink("/nowhere")
-        elif kind == "another file":
-            del data["demo_1/actions"]
-            data["demo_1/actions"] = h5py.ExternalLink("/etc/passwd", "/x")
-    return path
+Change = Callable[[h5py.File], None]
+"""Damages an open file."""
 
 
-CASES = {
-    "text": "is not an HDF5 file",
-    "truncated": "damaged or truncated",
-    "no data": "no group 'data'",
-    "no demos": "no demonstrations",
-    "no actions": "demo_1 has no actions",
-    "no env_args": "does not say its environment",
-    "env_args no JSON": "env_args is no JSON object",
-    "unknown environment": "'DoorOpen'.*NutAssemblySquare",
-    "other task": "demo_0.*32 values, the task 'can' has 71",
-    "NaN": r"demo_1.*actions\[3, 2\] is nan",
-    "infinite state": r"demo_1.*states\[0, 0\] is inf",
-    "lengths differ": "demo_1.*4 states for 5 actions",
-    "empty": "demo_1.*0 states for 0 actions",
-    "intentions of another length": r"demo_1.*\(4, 7\), actions \(5, 7\)",
-    "intention NaN": r"demo_1.*intended\[0, 0\] is nan",
-    "two arms": r"demo_1.*\(5, 14\)",
-    "text actions": "demo_1 has no actions",
-    "no model": "demo_0.*model",
-    "absurd size": r"demo_1: states claims a shape of \(1000000000000, 32\)",
-    "data is an array": "no group 'data'",
-    "demo is an array": "demo_1 has no states",
-    "states are a group": "demo_1 has no states",
-    "a link into nothing": "demo_1 has no actions",
-    "another file": "demo_1",
+def replaced(path: str, value: object = None) -> Change:
+    """Replaces the object at `path` by `value`; None removes it."""
+
+    def change(f: h5py.File) -> None:
+        if path in f:
+            del f[path]
+        if value is not None:
+            f[path] = value
+
+    return change
+
+
+def with_attribute(name: str, value: object) -> Change:
+    """Sets an attribute of `data`; None removes it."""
+
+    def change(f: h5py.File) -> None:
+        del f["data"].attrs[name]
+        if value is not None:
+            f["data"].attrs[name] = value
+
+    return change
+
+
+def with_value(path: str, index: tuple[int, int], value: float) -> Change:
+    def change(f: h5py.File) -> None:
+        f[path][index] = value
+
+    return change
+
+
+def without_demos(f: h5py.File) -> None:
+    del f["data/demo_0"], f["data/demo_1"]
+
+
+def without_steps(f: h5py.File) -> None:
+    replaced("data/demo_1/states", np.zeros((0, 32)))(f)
+    replaced("data/demo_1/actions", np.zeros((0, 7)))(f)
+
+
+def with_group_of_states(f: h5py.File) -> None:
+    del f["data/demo_1/states"]
+    f.create_group("data/demo_1/states")
+
+
+def with_huge_states(f: h5py.File) -> None:
+    del f["data/demo_1/states"]
+    f["data/demo_1"].create_dataset("states", (10**12, 32), "f8", chunks=(1000, 32))
+
+
+ACTIONS, STATES, INTENDED = (f"data/demo_1/{key}" for key in ("actions", "states", "intended"))
+FAULTS: dict[str, tuple[Change, str]] = {
+    "no data": (replaced("data"), "no group 'data'"),
+    "no demos": (without_demos, "no demonstrations"),
+    "no actions": (replaced(ACTIONS), "demo_1 has no actions"),
+    "no env_args": (with_attribute("env_args", None), "does not name its environment"),
+    "env_args not JSON": (with_attribute("env_args", "Lift"), "env_args is not a JSON object"),
+    "unknown environment": (with_attribute("env_args", '{"env_name": "DoorOpen"}'), "'DoorOpen'.*NutAssemblySquare"),
+    "other task": (
+        with_attribute("env_args", '{"env_name": "PickPlaceCan"}'),
+        "demo_0.*32 values, those of the task 'can' have 71",
+    ),
+    "NaN": (with_value(ACTIONS, (3, 2), np.nan), r"demo_1.*actions\[3, 2\] is nan"),
+    "infinite state": (with_value(STATES, (0, 0), np.inf), r"demo_1.*states\[0, 0\] is inf"),
+    "lengths differ": (replaced(STATES, np.zeros((4, 32))), "demo_1.*4 states for 5 actions"),
+    "empty": (without_steps, "demo_1.*0 states for 0 actions"),
+    "intended of another length": (replaced(INTENDED, np.zeros((4, 7))), r"demo_1.*\(4, 7\), but actions \(5, 7\)"),
+    "intended NaN": (replaced(INTENDED, np.full((5, 7), np.nan)), r"demo_1.*intended\[0, 0\] is nan"),
+    "two arms": (replaced(ACTIONS, np.zeros((5, 14))), r"demo_1.*\(5, 14\)"),
+    "text actions": (replaced(ACTIONS, np.array([b"x"] * 5)), "demo_1 has no actions"),
+    "no model": (replaced("models"), "demo_0.*model"),
+    "absurd size": (with_huge_states, r"demo_1: states declares a shape of \(1000000000000, 32\)"),
+    "data is an array": (replaced("data", np.zeros(3)), "no group 'data'"),
+    "demo is an array": (replaced("data/demo_1", np.zeros(3)), "demo_1 has no states"),
+    "states are a group": (with_group_of_states, "demo_1 has no states"),
+    "dangling link": (replaced(ACTIONS, h5py.SoftLink("/nowhere")), "demo_1 has no actions"),
+    "link to another file": (replaced(ACTIONS, h5py.ExternalLink("/etc/passwd", "/x")), "demo_1"),
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_every_fault_is_named(tmp_path: Path, kind: str) -> None:
-    with (
-        pytest.raises(DataError, match=CASES[kind]),
-        DemoFile(broken(tmp_path, kind)) as file,
-    ):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_errors_name_the_fault(tmp_path: Path, fault: str) -> None:
+    path = write_demos(tmp_path / "d.hdf5", make_demo(5, 1), make_demo(5, 2))
+    change, message = FAULTS[fault]
+    with h5py.File(path, "r+") as f:
+        change(f)
+    with pytest.raises(DataError, match=message), DemoFile(path) as file:
         list(file)
 
 
-def test_a_described_task_reads_its_own_environment(door: Recorded, tmp_path: Path) -> None:
+def test_files_that_are_not_hdf5_or_truncated_are_refused(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "d.hdf5", make_demo(5, 1), make_demo(5, 2))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="damaged or truncated"):
+        DemoFile(path)
+    path.write_text("not a dataset")
+    with pytest.raises(DataError, match="is not an HDF5 file"):
+        DemoFile(path)
+
+
+def test_a_task_from_a_file_reads_demos_of_its_environment(door: Recorded, tmp_path: Path) -> None:
     with DemoFile(door.demos, door.task) as file:
         assert file.task is door.task
-        assert [d.states.shape for d in file] == [(10, 23), (10, 23)]
-    with pytest.raises(DataError, match="door.hdf5': no task.*'Door'.*--task file.json"):
+        assert [demo.states.shape for demo in file] == [(10, 23), (10, 23)]
+    with pytest.raises(DataError, match="door.hdf5': no built-in task.*'Door'.*--task file.json"):
         DemoFile(door.demos)
-    with pytest.raises(DataError, match="recorded in Door, the task 'lift' is of Lift.*--task"):
+    with pytest.raises(DataError, match="recorded in Door, but the task 'lift' uses Lift.*--task"):
         DemoFile(door.demos, get_task("lift"))
-    path = write(tmp_path / "lift.hdf5", demo())
-    other = task_from_json({"name": "lift_side", "env_name": "Lift"})
-    with DemoFile(path, other) as file:
+    path = write_demos(tmp_path / "lift.hdf5", make_demo())
+    lift_side = task_from_json({"name": "lift_side", "env_name": "Lift"})
+    with DemoFile(path, lift_side) as file:
         assert file.task.name == "lift_side"
 
 
-def test_a_described_task_takes_the_states_of_the_first_demo(door: Recorded, tmp_path: Path) -> None:
+def test_states_of_a_task_from_a_file_must_match_the_first_demo(door: Recorded, tmp_path: Path) -> None:
     path = tmp_path / "d.hdf5"
     path.write_bytes(door.demos.read_bytes())
     with h5py.File(path, "r+") as f:
@@ -277,7 +279,7 @@ def test_a_described_task_takes_the_states_of_the_first_demo(door: Recorded, tmp
         list(file)
 
 
-def test_a_model_that_varies_must_be_recorded(door: Recorded, tmp_path: Path) -> None:
+def test_varying_models_must_be_recorded(door: Recorded, tmp_path: Path) -> None:
     path = tmp_path / "d.hdf5"
     path.write_bytes(door.demos.read_bytes())
     with h5py.File(path, "r+") as f:
@@ -287,5 +289,5 @@ def test_a_model_that_varies_must_be_recorded(door: Recorded, tmp_path: Path) ->
         DemoFile(path, door.task) as file,
     ):
         list(file)
-    with DemoFile(path, dataclasses.replace(door.task, model_varies=False)) as file:
+    with DemoFile(path, door.task.model_copy(update={"model_varies": False})) as file:
         assert file.read("demo_1").xml == ""

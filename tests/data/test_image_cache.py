@@ -9,59 +9,59 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from ddp_cli.data.image_cache import available_memory, cache_folder, decode
+from ddp_cli.data.image_cache import available_memory, cache_folder, decode_arrays
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import CAMERAS, PROPRIO
-from ddp_cli.training.dataloader import Loader, load_training_data
+from ddp_cli.training.dataloader import BatchLoader, load_training_data
 
 KEYS = [*CAMERAS, "action"]
 
 
 @pytest.fixture
 def store(lift_zarr: Path, tmp_path: Path) -> Store:
-    """A store of its own, to be decoded beside."""
+    """A store at a path of its own, so that its decoded folder is new."""
     (tmp_path / "lift.zarr").symlink_to(lift_zarr)
     return Store(tmp_path / "lift.zarr")
 
 
-def test_pictures_stay_on_disk_when_they_exceed_the_budget(store: Store) -> None:
-    notes: list[str] = []
+def test_images_that_exceed_the_budget_are_memory_mapped(store: Store) -> None:
+    messages: list[str] = []
     size = sum(store.nbytes(k) for k in CAMERAS)
-    small, large = decode(store, KEYS, size, notes.append), None
-    assert not small.mapped
+    in_memory = decode_arrays(store, KEYS, size, messages.append)
+    assert not in_memory.memory_maps
     assert not cache_folder(store).exists()
-    assert notes == []
-    large = decode(store, KEYS, size - 1, notes.append)
-    assert len(large.mapped) == len(CAMERAS)
-    assert "0.00 GB" in notes[0]
-    assert str(cache_folder(store)) in notes[0]
+    assert messages == []
+    mapped = decode_arrays(store, KEYS, size - 1, messages.append)
+    assert len(mapped.memory_maps) == len(CAMERAS)
+    assert "0.00 GB" in messages[0]
+    assert str(cache_folder(store)) in messages[0]
     for key in KEYS:
-        np.testing.assert_array_equal(large.data[key], small.data[key])
-    decode(store, KEYS, 0, pytest.fail)  # a second time it is there
+        np.testing.assert_array_equal(mapped.data[key], in_memory.data[key])
+    decode_arrays(store, KEYS, 0, pytest.fail)  # the second time nothing is written
 
 
-def test_a_folder_of_another_store_is_decoded_again(store: Store) -> None:
-    decode(store, KEYS, 0, lambda _: None)
+def test_the_decoded_folder_of_another_store_is_replaced(store: Store) -> None:
+    decode_arrays(store, KEYS, 0, lambda _: None)
     folder = cache_folder(store)
     (folder / "identity").write_text("another")
     (folder / "agentview_image.npy").write_bytes(b"")
-    notes: list[str] = []
-    again = decode(store, KEYS, 0, notes.append)
-    assert len(notes) == 1
+    messages: list[str] = []
+    again = decode_arrays(store, KEYS, 0, messages.append)
+    assert len(messages) == 1
     np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
 
 
-def test_a_file_that_was_cut_off_is_decoded_again(store: Store) -> None:
-    decode(store, KEYS, 0, lambda _: None)
+def test_a_truncated_file_is_decoded_again(store: Store) -> None:
+    decode_arrays(store, KEYS, 0, lambda _: None)
     path = cache_folder(store) / "agentview_image.npy"
     path.write_bytes(path.read_bytes()[:5000])
-    again = decode(store, KEYS, 0, lambda _: None)
+    again = decode_arrays(store, KEYS, 0, lambda _: None)
     np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
 
 
-def test_an_interruption_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_no_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Store.read
 
     def interrupted(self: Store, key: str, **kwargs: object) -> np.ndarray:
@@ -71,27 +71,27 @@ def test_an_interruption_leaves_nothing(store: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Store, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        decode(store, KEYS, 0, lambda _: None)
+        decode_arrays(store, KEYS, 0, lambda _: None)
     assert sorted(p.name for p in store.path.parent.iterdir()) == [".lift.zarr.decoded.lock", "lift.zarr"]
 
 
-def test_too_little_room_is_said_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_reported_before_decoding(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(DataError, match="the disk has 0.00 GB"):
-        decode(store, KEYS, 0, lambda _: None)
+        decode_arrays(store, KEYS, 0, lambda _: None)
     assert not cache_folder(store).exists()
 
 
 def test_batches_from_disk_equal_those_from_memory(store: Store) -> None:
-    """Prepared ahead by threads or not, in any order of asking."""
+    """Prefetched by threads or not, in any order of steps."""
     loaders = []
     for memory_gb in (1.0, 1e-9):
         config = tiny_config(memory_gb=memory_gb)
         data = load_training_data(config, store, torch.device("cpu"), lambda _: None)
-        loaders.append(Loader(data.train, 16, 42, slice(3, 9), torch.device("cpu")))
+        loaders.append(BatchLoader(data.train, 16, 42, slice(3, 9), torch.device("cpu")))
     memory, disk = loaders
-    assert (memory.threads, memory.windows.on_disk) == (0, False)
-    assert disk.threads >= 1
+    assert (memory.n_threads, memory.windows.on_disk) == (0, False)
+    assert disk.n_threads >= 1
     assert disk.windows.on_disk
     for step in (0, 1, 2, 7, 3):
         a, b = memory.batch(step), disk.batch(step)
@@ -101,51 +101,48 @@ def test_batches_from_disk_equal_those_from_memory(store: Store) -> None:
             assert torch.equal(a["obs"][key], b["obs"][key])
 
 
-FOOTPRINT = """
+MEASURE_PEAK_MB = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import tiny_config
-from ddp_cli.training.dataloader import Loader, load_data
+from ddp_cli.training.dataloader import BatchLoader, load_training_data
 from ddp_cli.data.store import Store
-from ddp_cli.data.store_writer import StoreWriter
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 store, cpu = Store(Path(sys.argv[2])), torch.device("cpu")
 config = tiny_config(memory_gb=float(sys.argv[3]), batch_size=16)
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = memory("VmRSS")
-loader = Loader(load_data(config, store, cpu, lambda _: None).train, 16, 42, slice(0, 16), cpu)
+loader = BatchLoader(load_training_data(config, store, cpu, lambda _: None).train, 16, 42, slice(0, 16), cpu)
 for step in range(800):
     loader.batch(step)
 print(memory("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
-def test_a_store_ten_times_the_budget_is_read_within_it(lift_store: Store, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_stays_within_the_budget_for_a_store_ten_times_as_large(lift_store: Store, tmp_path: Path) -> None:
     steps, budget_mb = 10_000, 42
     attributes = {k: lift_store.attrs[k] for k in ("render", "obs", "env_args", "versions", "action", "source")}
     writer = StoreWriter(tmp_path / "large.zarr", lift_store.task, [1000] * 10, attributes, 3)
     for i in range(10):
-        pictures = np.full((1000, 84, 84, 3), i, np.uint8)
+        images = np.full((1000, 84, 84, 3), i, np.uint8)
         low_dim = {"object": 10, **PROPRIO, "action": 7}
-        writer.append(
-            dict.fromkeys(CAMERAS, pictures) | {k: np.zeros((1000, n), np.float32) for k, n in low_dim.items()}
-        )
+        writer.append(dict.fromkeys(CAMERAS, images) | {k: np.zeros((1000, n), np.float32) for k, n in low_dim.items()})
     writer.finish({})
     store = Store(tmp_path / "large.zarr")
     assert sum(store.nbytes(k) for k in CAMERAS) == steps * 2 * 84 * 84 * 3 > 10 * budget_mb * 1e6
 
-    def footprint(memory_gb: float) -> float:
+    def peak_mb(memory_gb: float) -> float:
         values = [str(x) for x in (Path(__file__).parents[1], store.path, memory_gb)]
-        done = subprocess.run([sys.executable, "-c", FOOTPRINT, *values], capture_output=True, text=True, check=True)
-        return float(done.stdout)
+        command = [sys.executable, "-c", MEASURE_PEAK_MB, *values]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert footprint(budget_mb / 1e3) < budget_mb
-    assert footprint(1.0) > 400  # what it would take: the measure works
+    assert peak_mb(budget_mb / 1e3) < budget_mb
+    assert peak_mb(1.0) > 400  # in memory, which shows that the measurement works
 
 
-def test_available_memory_is_what_the_machine_has() -> None:
+def test_available_memory_is_plausible() -> None:
     assert 1e8 < available_memory() < 1e14

@@ -1,4 +1,4 @@
-"""The runtime, as somebody uses it who has nothing else of ddp."""
+"""The runtime, as used without the rest of the package."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import look
+from conftest import random_observation
 
 from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 
-ALONE = """
+STANDALONE_SCRIPT = """
 import sys
 import numpy as np
-from runtime import Policy, Stream
+from runtime import Policy, ChunkRunner
 
 policy = Policy.load(sys.argv[1])
 obs = dict(np.load(sys.argv[2]))
-np.save(sys.argv[3], policy.act(obs, policy.noise(np.random.default_rng(5))))
+np.save(sys.argv[3], policy.act(obs, policy.sample_noise(np.random.default_rng(5))))
+assert ChunkRunner(policy, seed=5).chunk([{k: v[i] for k, v in obs.items()} for i in range(2)]).shape == (8, 7)
 print([name for name in ("torch", "ddp_cli", "onnx", "scipy") if name in sys.modules])
 """
 
 
-def window(policy: Policy, first: int = 0) -> dict[str, np.ndarray]:
-    frames = [look(policy, first + i) for i in range(policy.n_obs_steps)]
-    return {key: np.stack([frame[key] for frame in frames]) for key in policy.obs}
+def random_history(policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
+    steps = [random_observation(policy, seed + i) for i in range(policy.n_obs_steps)]
+    return {key: np.stack([step[key] for step in steps]) for key in policy.obs}
 
 
 @pytest.fixture(scope="module")
@@ -39,94 +40,95 @@ def policy(policy_folder: Path) -> Policy:
 
 
 def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder: Path, tmp_path: Path) -> None:
-    """In a virtual environment that holds these two, and the copy of runtime.py that lies in the folder."""
+    """In a virtual environment with these two, and the copy of runtime.py in the folder."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
-    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    site_packages = next((tmp_path / "env/lib").glob("python*/site-packages"))
     for package in (np, onnxruntime):
-        here = Path(package.__file__).parent
-        (site / here.name).symlink_to(here)
-        libraries = here.with_name(f"{here.name}.libs")
+        folder = Path(package.__file__).parent
+        (site_packages / folder.name).symlink_to(folder)
+        libraries = folder.with_name(f"{folder.name}.libs")
         if libraries.is_dir():
-            (site / libraries.name).symlink_to(libraries)
-    obs = window(policy)
+            (site_packages / libraries.name).symlink_to(libraries)
+    obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
-    (tmp_path / "alone.py").write_text(ALONE)
+    (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
     shutil.copy(policy_folder / "runtime.py", tmp_path)
     command = [
         tmp_path / "env/bin/python",
-        tmp_path / "alone.py",
+        tmp_path / "standalone.py",
         policy_folder,
         tmp_path / "obs.npz",
         tmp_path / "a.npy",
     ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})
-    assert done.stdout.strip() == "[]"
-    expected = policy.act(obs, policy.noise(np.random.default_rng(5)))
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})
+    assert result.stdout.strip() == "[]"
+    expected = policy.act(obs, policy.sample_noise(np.random.default_rng(5)))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
 
 
-def test_importing_it_from_the_package_loads_nothing_heavy() -> None:
+def test_importing_it_from_the_package_loads_no_heavy_libraries() -> None:
     code = (
         "import sys, ddp_cli.deploy.runtime; print([m for m in ('torch', 'pydantic', 'robosuite') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_noise_decides_what_is_random(policy: Policy) -> None:
-    obs, noise = window(policy), policy.noise(np.random.default_rng(1))
-    one = policy.act(obs, noise)
-    assert one.shape == (8, 7)
-    assert one.dtype == np.float32
-    assert np.abs(one).max() <= 1
-    np.testing.assert_array_equal(policy.act(obs, noise), one)
-    assert np.abs(policy.act(obs, noise + 1) - one).max() > 1e-4
-    assert np.abs(policy.act(window(policy, 9), noise) - one).max() > 1e-6
+def test_actions_depend_on_observations_and_noise_alone(policy: Policy) -> None:
+    obs, noise = random_history(policy), policy.sample_noise(np.random.default_rng(1))
+    actions = policy.act(obs, noise)
+    assert actions.shape == (8, 7)
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() <= 1
+    np.testing.assert_array_equal(policy.act(obs, noise), actions)
+    assert np.abs(policy.act(obs, noise + 1) - actions).max() > 1e-4
+    assert np.abs(policy.act(random_history(policy, 9), noise) - actions).max() > 1e-6
 
 
-def test_a_stream_executes_chunk_by_chunk(policy: Policy) -> None:
-    """Each chunk is made of the last two observations; the first one stands for what was before."""
-    frames = [look(policy, i) for i in range(9)]
-    stream = ChunkRunner(policy, seed=3)
-    actions = np.stack([stream.action(frame) for frame in frames])
+def test_a_chunk_runner_executes_chunk_by_chunk(policy: Policy) -> None:
+    """Each chunk is predicted from the last two observations; the first observation is repeated."""
+    steps = [random_observation(policy, i) for i in range(9)]
+    runner = ChunkRunner(policy, seed=3)
+    actions = np.stack([runner.action(step) for step in steps])
     generator = np.random.default_rng(3)
-    first = policy.act({k: np.stack([frames[0][k]] * 2) for k in policy.obs}, policy.noise(generator))
-    second = policy.act({k: np.stack([frames[7][k], frames[8][k]]) for k in policy.obs}, policy.noise(generator))
+    first = policy.act({k: np.stack([steps[0][k]] * 2) for k in policy.obs}, policy.sample_noise(generator))
+    second = policy.act({k: np.stack([steps[7][k], steps[8][k]]) for k in policy.obs}, policy.sample_noise(generator))
     np.testing.assert_array_equal(actions, np.concatenate([first, second[:1]]))
-    stream.reset(3)
-    np.testing.assert_array_equal(stream.action(frames[0]), first[0])
-    stream.reset(3)
-    stream.chunk(frames[:2])
+    runner.reset(3)
+    np.testing.assert_array_equal(runner.action(steps[0]), first[0])
+    runner.reset(3)
+    runner.chunk(steps[:2])
     with pytest.raises(PolicyError, match="nothing has been observed"):
         ChunkRunner(policy).chunk([])
 
 
-def test_observations_that_do_not_fit_are_named(policy: Policy) -> None:
-    obs = window(policy)
+def test_invalid_observations_are_named(policy: Policy) -> None:
+    obs = random_history(policy)
     image, pos = "agentview_image", "robot0_eef_pos"
     for change, message in (
-        ({image: None}, "'agentview_image' is missing; the policy looks at agentview_image, "),
+        ({image: None}, "'agentview_image' is missing; the policy observes agentview_image, "),
         ({image: obs[image][:1]}, r"'agentview_image' has shape \(1, 84, 84, 3\), expected \(2, 84, 84, 3\)"),
         ({image: obs[image] / 255}, "'agentview_image' is float64, expected uint8"),
         ({pos: obs[pos] * np.nan}, "'robot0_eef_pos' is not finite"),
         ({pos: np.full((2, 3), "x")}, "'robot0_eef_pos' is <U1, expected numbers"),
     ):
-        wrong = {k: v for k, v in (obs | change).items() if v is not None}
+        invalid = {k: v for k, v in (obs | change).items() if v is not None}
         with pytest.raises(PolicyError, match=message):
-            policy.act(wrong)
+            policy.act(invalid)
     with pytest.raises(PolicyError, match="the noise has shape"):
         policy.act(obs, np.zeros((1, 2, 3)))
-    stream = ChunkRunner(policy, seed=0)
-    with pytest.raises(PolicyError, match="missing"):
-        stream.action({})
-    frame = look(policy)
-    with pytest.raises(PolicyError, match="missing"):
-        stream.chunk([look(policy, 5), {}])
-    np.testing.assert_array_equal(
-        stream.action(frame), ChunkRunner(policy, seed=0).action(frame)
-    )  # nothing was taken in
 
 
-def test_a_folder_that_is_no_policy_is_named(policy_folder: Path, tmp_path: Path) -> None:
+def test_invalid_observations_do_not_change_a_chunk_runner(policy: Policy) -> None:
+    runner = ChunkRunner(policy, seed=0)
+    with pytest.raises(PolicyError, match="missing"):
+        runner.action({})
+    with pytest.raises(PolicyError, match="missing"):
+        runner.chunk([random_observation(policy, 5), {}])
+    step = random_observation(policy)
+    np.testing.assert_array_equal(runner.action(step), ChunkRunner(policy, seed=0).action(step))
+
+
+def test_folders_without_a_usable_policy_are_named(policy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="holds no exported policy"):
         Policy.load(tmp_path)
     folder = Path(shutil.copytree(policy_folder, tmp_path / "p"))

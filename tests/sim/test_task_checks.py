@@ -1,6 +1,7 @@
+"""Errors for tasks that do not fit their environment."""
+
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,30 +9,31 @@ from pathlib import Path
 import pytest
 from conftest import DOOR
 
-from ddp_cli.errors import ConfigError
+from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.task_checks import check_env_name, check_task_observables
-from ddp_cli.tasks import TASKS, task_from_json
+from ddp_cli.task_file import task_from_json
+from ddp_cli.tasks import TASKS
 
 TASK = task_from_json(DOOR)
 CAMERAS = ["frontview", "agentview"]
 WIDTHS = {**TASK.low_dim, **TASK.object, "robot0_eef_quat": 4}
 
 
-def test_environments_of_one_arm_are_known() -> None:
+def test_environments_for_one_arm_are_valid() -> None:
     check_env_name("Door", ["Door", "TwoArmLift"])
-    with pytest.raises(ConfigError, match="'Dor' for one arm, did you mean 'Door'.*Valid env_name: Door, Lift"):
+    with pytest.raises(UnknownNameError, match="'Dor', did you mean 'Door'.*Valid: Door, Lift"):
         check_env_name("Dor", ["Lift", "Door", "TwoArmLift"])
-    with pytest.raises(ConfigError, match="'TwoArmLift' for one arm"):
+    with pytest.raises(UnknownNameError, match="single-arm robosuite environment 'TwoArmLift'"):
         check_env_name("TwoArmLift", ["Door", "TwoArmLift"])
 
 
-def test_a_task_fits() -> None:
+def test_valid_task_is_accepted() -> None:
     check_task_observables(TASK, 7, CAMERAS, WIDTHS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"cameras": {"a_image": "frontviw"}}, "cameras.a_image: .*'frontviw', did you mean 'frontview'.*agentview"),
         (
@@ -43,43 +45,46 @@ def test_a_task_fits() -> None:
         ({"object": {"hinge_qpos": 2}}, "object: 'hinge_qpos' has width 1, not 2"),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check_task_observables(dataclasses.replace(TASK, **changes), 7, CAMERAS, WIDTHS)
+def test_mismatch_is_named_with_the_valid_values(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_task_observables(TASK.model_copy(update=changes), 7, CAMERAS, WIDTHS)
 
 
-def test_another_number_of_actions_is_refused() -> None:
+def test_another_action_width_is_rejected() -> None:
     with pytest.raises(ConfigError, match="actions of 6 values"):
         check_task_observables(TASK, 6, CAMERAS, WIDTHS)
 
 
-def test_the_simulator_says_what_it_has() -> None:
-    with pytest.raises(ConfigError, match="no environment 'Doors' for one arm, did you mean 'Door'.*NutAssemblyRound"):
-        Simulator(dataclasses.replace(TASK, env_name="Doors"))
+def test_simulator_lists_environments_and_observables() -> None:
+    with pytest.raises(ConfigError, match="environment 'Doors', did you mean 'Door'.*NutAssemblyRound"):
+        Simulator(TASK.model_copy(update={"env_name": "Doors"}))
     with pytest.raises(ConfigError, match="Wipe takes actions of 6 values"):
-        Simulator(dataclasses.replace(TASK, env_name="Wipe"))
+        Simulator(TASK.model_copy(update={"env_name": "Wipe"}))
     with pytest.raises(ConfigError, match="Lift has no observable 'door_pos'.*cube_pos 3"):
-        Simulator(dataclasses.replace(TASK, env_name="Lift"))
+        Simulator(TASK.model_copy(update={"env_name": "Lift"}))
 
 
-def test_the_example_of_the_readme_fits() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_example_in_the_documentation_fits() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text()
     example = re.search(r"^\{\n  \"name\".*?^\}", text, re.DOTALL | re.MULTILINE)
     assert example
     Simulator(task_from_json(json.loads(example[0]))).close()
 
 
-def test_a_built_in_environment_with_another_camera_and_less_sensors() -> None:
-    task = dataclasses.replace(
-        TASKS["lift"], name="lift_side", cameras={"sideview_image": "sideview"}, low_dim={"robot0_gripper_qpos": 2}
-    )
+def test_built_in_environment_with_another_camera_and_fewer_observables() -> None:
+    changes = {
+        "name": "lift_side",
+        "cameras": {"sideview_image": "sideview"},
+        "low_dim": {"robot0_gripper_qpos": 2},
+    }
+    task = TASKS["lift"].model_copy(update=changes)
     sim = Simulator(task)
     sim.reset(0)
-    seen = sim.observe("image")
-    assert {k: v.shape for k, v in seen.items()} == {"sideview_image": (84, 84, 3), "robot0_gripper_qpos": (2,)}
-    usual = Simulator(TASKS["lift"])
-    usual.reset(0)
-    assert (sim.low_dim(["object"])["object"] == usual.low_dim(["object"])["object"]).all()
-    assert (seen["sideview_image"] != usual.image("agentview_image")).mean() > 0.3
-    usual.close()
+    obs = sim.observe("image")
+    assert {k: v.shape for k, v in obs.items()} == {"sideview_image": (84, 84, 3), "robot0_gripper_qpos": (2,)}
+    default = Simulator(TASKS["lift"])
+    default.reset(0)
+    assert (sim.low_dim(["object"])["object"] == default.low_dim(["object"])["object"]).all()
+    assert (obs["sideview_image"] != default.image("agentview_image")).mean() > 0.3
+    default.close()
     sim.close()

@@ -8,41 +8,41 @@ import pytest
 import torch
 from conftest import tiny_config
 
+from ddp_cli.core.policy import TrainingNoise
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.optimizer import learning_rate
 from ddp_cli.training.trainer import Trainer
 
-STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
+PUBLISHED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
 CPU = torch.device("cpu")
 
 
-def trainer(store: Store, **changes: object) -> Trainer:
+def make_trainer(store: Store, **changes: object) -> Trainer:
     config = tiny_config(**changes)
     return Trainer(config, load_training_data(config, store, CPU, lambda _: None), CPU, total=8)
 
 
-def weights(t: Trainer) -> dict[str, torch.Tensor]:
+def copy_weights(t: Trainer) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in t.policy.state_dict().items()}
 
 
-def test_ema_decays_are_the_published_ones(lift_store: Store) -> None:
-    t = trainer(lift_store)
-    applied = []
+def test_ema_decay_matches_the_published_code(lift_store: Store) -> None:
+    t = make_trainer(lift_store)
+    decays = []
     for _ in range(4):
         before = t.ema.shadow_params[0].clone()
         t.step()
-        now, raw = t.ema.shadow_params[0], next(iter(t.policy.parameters()))
-        moved, whole = (now - before).norm(), (raw.detach() - before).norm()
-        applied.append(1.0 - float(moved / whole))
-    assert applied == pytest.approx([0.0, 0.0, 0.4054, 0.5613], abs=1e-3)
-    # diffusers counts the step first: its decay of step n + 1 is the published one after n steps
-    for steps, decay in zip(STORED["ema_steps"], STORED["ema_decay"], strict=True):
+        after, raw = t.ema.shadow_params[0], next(iter(t.policy.parameters()))
+        decays.append(1.0 - float((after - before).norm() / (raw.detach() - before).norm()))
+    assert decays == pytest.approx([0.0, 0.0, 0.4054, 0.5613], abs=1e-3)
+    # diffusers increments its step counter first: its decay of step n + 1 is the published one after n steps
+    for steps, decay in zip(PUBLISHED["ema_steps"], PUBLISHED["ema_decay"], strict=True):
         assert t.ema.get_decay(int(steps) + 1) == pytest.approx(decay, abs=1e-9)
 
 
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     config = tiny_config(lr=1.0, warmup_steps=1000)
     assert learning_rate(config, 0, 100_000) == pytest.approx(1e-3)
     assert learning_rate(config, 999, 100_000) == pytest.approx(1.0)
@@ -52,32 +52,32 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 
 def test_training_lowers_the_loss(lift_store: Store) -> None:
-    t = trainer(lift_store, batch_size=16, n_emb=32, lr=3e-3, obs="state")
+    t = make_trainer(lift_store, batch_size=16, n_emb=32, lr=3e-3, obs="state")
     t.total = 150
     losses = [float(t.step()["noise"]) for _ in range(150)]
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
 
 
-def test_auxiliary_losses_reach_the_encoder_but_not_the_policy(lift_store: Store) -> None:
-    plain = trainer(lift_store, object_loss=0.0, action_loss=0.0)
-    helped = trainer(lift_store, object_loss=1.0, action_loss=1.0)
-    assert plain.policy.state_dict().keys() == helped.policy.state_dict().keys()
-    for t in (plain, helped):
+def test_auxiliary_losses_train_the_encoder_and_add_no_weights_to_the_policy(lift_store: Store) -> None:
+    plain = make_trainer(lift_store, object_loss=0.0, action_loss=0.0)
+    auxiliary = make_trainer(lift_store, object_loss=1.0, action_loss=1.0)
+    assert plain.policy.state_dict().keys() == auxiliary.policy.state_dict().keys()
+    for t in (plain, auxiliary):
         t.step()
     key = next(n for n, _ in plain.policy.named_parameters() if n.startswith("encoders"))
-    assert not torch.equal(plain.policy.state_dict()[key], helped.policy.state_dict()[key])
-    assert float(plain.step()["noise"]) != float(helped.step()["noise"])
+    assert not torch.equal(plain.policy.state_dict()[key], auxiliary.policy.state_dict()[key])
+    assert float(plain.step()["noise"]) != float(auxiliary.step()["noise"])
 
 
-def test_every_weight_learns(lift_store: Store) -> None:
-    t = trainer(lift_store, obs="image", fusion=16, action_loss=1.0)
+def test_every_weight_is_trained(lift_store: Store) -> None:
+    t = make_trainer(lift_store, obs="image", fusion=16, action_loss=1.0)
     before = {name: p.detach().clone() for name, p in t.policy.named_parameters()}
     for _ in range(3):
         t.step()
     assert [name for name, p in t.policy.named_parameters() if torch.equal(p, before[name])] == []
 
 
-TRAINED = [
+VARIANTS = [
     {"obs_as_cond": False},
     {"pred_action_steps_only": True},
     {"obs": "state"},
@@ -85,58 +85,61 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("settings", TRAINED)
-def test_every_branch_trains(lift_store: Store, settings: dict) -> None:
-    t = trainer(lift_store, action_loss=1.0, **settings)
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_every_variant_of_the_policy_trains(lift_store: Store, settings: dict) -> None:
+    t = make_trainer(lift_store, action_loss=1.0, **settings)
     assert math.isfinite(float(t.step()["total"]))
 
 
-def test_a_horizon_longer_than_every_demo_is_refused(lift_store: Store) -> None:
+def test_a_horizon_longer_than_every_demonstration_is_rejected(lift_store: Store) -> None:
     with pytest.raises(ConfigError, match="horizon 300.*longest has"):
-        trainer(lift_store, horizon=300)
+        make_trainer(lift_store, horizon=300)
 
 
-def test_accumulation_changes_nothing_but_memory(lift_store: Store) -> None:
-    """A batch of 5 in 3 unequal parts gives the gradient of the whole batch."""
+def test_gradient_accumulation_does_not_change_the_gradient(lift_store: Store) -> None:
+    """A batch of 5 in 3 micro-batches of unequal size."""
     settings = {"batch_size": 5, "precision": "fp32", "lr": 1e-3}
-    whole, parts = trainer(lift_store, **settings), trainer(lift_store, **settings, accumulate=3)
+    full, accumulated = make_trainer(lift_store, **settings), make_trainer(lift_store, **settings, accumulate=3)
     for _ in range(3):
-        a, b = whole.step(), parts.step()
+        a, b = full.step(), accumulated.step()
         for name in a:
             torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_step_that_is_not_finite_changes_no_weight(lift_store: Store) -> None:
-    t = trainer(lift_store)
+def test_a_non_finite_step_changes_no_weight(lift_store: Store) -> None:
+    t = make_trainer(lift_store)
     for _ in range(3):
         t.step()
-    before, moments = weights(t), [v["exp_avg"].clone() for v in t.optimizer.state.values()]
-    t.policy.draw, draw = (lambda *a: _poisoned(draw(*a))), t.policy.draw
+    before, moments = copy_weights(t), [v["exp_avg"].clone() for v in t.optimizer.state.values()]
+    sample = t.policy.sample_training_noise
+    t.policy.sample_training_noise = lambda *args: _with_nan(sample(*args))
     assert math.isnan(float(t.step()["noise"]))
-    after = weights(t)
+    after = copy_weights(t)
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(torch.equal(a, v["exp_avg"]) for a, v in zip(moments, t.optimizer.state.values(), strict=True))
     assert all(torch.isfinite(p).all() for p in t.ema.shadow_params)
-    assert (t.safe_step.skipped, t.safe_step.in_a_row) == (1, 1)
-    t.policy.draw = draw
+    assert (t.safe_step.skipped, t.safe_step.consecutive_skips) == (1, 1)
+    t.policy.sample_training_noise = sample
     assert math.isfinite(float(t.step()["noise"]))
-    assert (t.safe_step.skipped, t.safe_step.in_a_row, t.step_number) == (1, 0, 5)
-    assert any(not torch.equal(before[k], v) for k, v in weights(t).items())
+    assert (t.safe_step.skipped, t.safe_step.consecutive_skips, t.step_number) == (1, 0, 5)
+    assert any(not torch.equal(before[k], v) for k, v in copy_weights(t).items())
 
 
-def _poisoned(draws):
-    draws.noise[0, 0, 0, 0] = math.nan
-    return draws
+def _with_nan(noise: TrainingNoise) -> TrainingNoise:
+    noise.noise[0, 0, 0, 0] = math.nan
+    return noise
 
 
-def test_the_gradient_is_clipped_to_its_norm(lift_store: Store) -> None:
-    plain, clipped = trainer(lift_store), trainer(lift_store, clip_grad_norm=1e-3)
+def test_the_gradient_norm_is_clipped(lift_store: Store) -> None:
+    plain, clipped = make_trainer(lift_store), make_trainer(lift_store, clip_grad_norm=1e-3)
     norm = float(plain.step()["grad_norm"])
     assert float(clipped.step()["grad_norm"]) == pytest.approx(norm)  # reported before clipping
-    left = math.sqrt(sum(float((p.grad**2).sum()) for p in clipped.objective.parameters() if p.grad is not None))
-    assert left == pytest.approx(1e-3, rel=1e-3) != norm
+    clipped_norm = math.sqrt(
+        sum(float((p.grad**2).sum()) for p in clipped.objective.parameters() if p.grad is not None)
+    )
+    assert clipped_norm == pytest.approx(1e-3, rel=1e-3) != norm
 
 
-def test_a_compiled_policy_has_the_same_weights_by_name(lift_store: Store) -> None:
-    plain, compiled = trainer(lift_store, obs="state"), trainer(lift_store, obs="state", compile=True)
+def test_a_compiled_policy_has_the_same_weight_names(lift_store: Store) -> None:
+    plain, compiled = make_trainer(lift_store, obs="state"), make_trainer(lift_store, obs="state", compile=True)
     assert plain.policy.state_dict().keys() == compiled.policy.state_dict().keys()

@@ -7,17 +7,17 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.training.validation import action_error
 
 
-def test_errors_are_in_millimetres_and_degrees() -> None:
+def test_delta_action_errors_are_in_millimetres_and_degrees() -> None:
     a, b = np.zeros((2, 8, 7)), np.zeros((2, 8, 7))
     b[..., 0] = 0.5  # of 5 cm
     b[..., 5] = 1.0  # 0.5 rad about z
-    b[..., 6] = 1.0  # the gripper is no part of it
+    b[..., 6] = 1.0  # the gripper is not part of the error
     millimetres, degrees = action_error(PolicyConfig(), a, b)
     assert millimetres == pytest.approx(25.0)
     assert degrees == pytest.approx(np.degrees(0.5))
 
 
-def test_absolute_actions_are_metres_and_rows_of_a_rotation() -> None:
+def test_absolute_action_errors_are_in_millimetres_and_degrees() -> None:
     config = PolicyConfig(actions="absolute")
     a, b = np.zeros((1, 4, 10)), np.zeros((1, 4, 10))
     a[..., 3], a[..., 7] = 2.0, 0.5  # rows of any length
@@ -27,7 +27,7 @@ def test_absolute_actions_are_metres_and_rows_of_a_rotation() -> None:
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 0, 0, 0, 0], [1, 2, 3, -1, -2, -3], [1, 0, 0, 0, 0, 0]])
-def test_an_untrained_policy_does_not_stop_training(rows: list[float]) -> None:
+def test_a_degenerate_rotation_6d_counts_as_half_a_turn(rows: list[float]) -> None:
     good = np.array([0, 0, 0, 1, 0, 0, 0, 1, 0, 0], float)
     bad = good.copy()
     bad[3:9] = rows

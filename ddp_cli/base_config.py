@@ -1,0 +1,54 @@
+"""The base class of everything configurable: frozen, validated, and with one-line errors."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ddp_cli.errors import ConfigError, UnknownNameError
+
+
+class BaseConfig(BaseModel):
+    """Immutable values. A fault raises a ConfigError that names the value, what is valid and the next step.
+
+    What is valid is the `description` of the field, where it has one; a validator may also raise its own ConfigError.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    key_kind: ClassVar[str] = "setting"
+    """What a key is called in messages."""
+    default_hint: ClassVar[str] = "Change it with --set."
+    """The next step for fields without a description."""
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as e:
+            raise _to_config_error(type(self), e) from None
+
+
+def _to_config_error(config: type[BaseConfig], error: ValidationError) -> ConfigError:
+    errors = error.errors()
+    # A misspelt key that is required is reported as unknown (with a close match), not as missing.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return UnknownNameError(config.key_kind, location[0], sorted(config.model_fields))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause
+    if first["type"] == "literal_error" and len(location) == 1:
+        return UnknownNameError(location[0], str(first["input"]), get_args(config.model_fields[location[0]].annotation))
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return ConfigError(f"{message}.", "Change one of them with --set.")
+    message = message[0].lower() + message[1:]
+    valid = config.model_fields[location[0]].description
+    hint = f"Valid: {valid}." if valid else config.default_hint
+    if first["type"] == "missing":
+        return ConfigError(f"the {config.key_kind} '{location[0]}' is missing.", hint)
+    if location[-1] == "[key]":
+        return ConfigError(f"{'.'.join(location[:-2])}: invalid key '{location[-2]}': {message}.", hint)
+    return ConfigError(f"{'.'.join(location)} = {first['input']!r}: {message}.", hint)

@@ -1,0 +1,95 @@
+"""`ddp convert` for sources that hold no simulator states: stores and LeRobot datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_cli import console
+from ddp_cli.choices import ActionConvention, DatasetFormat
+from ddp_cli.commands import options
+from ddp_cli.errors import DdpError
+
+if TYPE_CHECKING:
+    from ddp_cli.data.lerobot_reader import LeRobotDataset
+    from ddp_cli.data.store import Store
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """The options of `ddp convert` that apply to a folder."""
+
+    source: Path
+    out: Path | None
+    to: DatasetFormat | None
+    task: str | None
+    only: str | None
+    actions: ActionConvention | None
+    zarr_format: int
+    overwrite: bool
+    json: bool
+
+    def run(self, write: Callable[[Any], int], unit: str = "steps") -> int:
+        """Calls `write` with a progress callback."""
+        with console.progress(f"convert {self.source.name}") as update:
+            return write(lambda done, total: update(done, total, unit))
+
+    def report(self, out: Path, episodes: int, steps: int) -> None:
+        """Prints what was written."""
+        if self.json:
+            console.print_json({"out": str(out), "episodes": episodes, "frames": steps})
+        else:
+            console.result(f"{out}: {episodes} episodes, {steps} steps, from {self.source}")
+
+
+def convert_store(store: Store, copy: CopyOptions) -> None:
+    """Copies `store` to another store, or converts it to the dataset format `copy.to`."""
+    from ddp_cli.data.store import STORE_MARKERS, Store
+    from ddp_cli.data.store_copy import copy_store
+
+    if copy.to is not None:
+        _export_dataset(store, copy.to, copy)
+        return
+    out = copy.out
+    if out is None:
+        raise DdpError(
+            f"'{copy.source}' is a store already.",
+            "Copy it with --out STORE.zarr, convert it with --to lerobot, or look at it with `ddp preview`.",
+        )
+    options.check_output(out, copy.overwrite, STORE_MARKERS)
+    steps = copy.run(lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress))
+    copy.report(out, len(Store(out).episode_ends), steps)
+
+
+def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
+    from ddp_cli.data.lerobot_reader import INFO_PATH
+    from ddp_cli.data.lerobot_writer import write_lerobot
+    from ddp_cli.data.robomimic_writer import write_robomimic
+
+    out = copy.out
+    if out is None:
+        raise DdpError(f"--to {to} needs an output.", f"Add --out NAME{'.hdf5' if to == 'robomimic' else ''}.")
+    if to == "robomimic":
+        options.check_output(out, copy.overwrite)
+        steps = copy.run(lambda progress: write_robomimic(store, out, progress))
+    else:
+        options.check_output(out, copy.overwrite, (INFO_PATH,))
+        steps = copy.run(lambda progress: write_lerobot(store, out, progress), "images")
+    copy.report(out, len(store.episode_ends), steps)
+
+
+def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
+    """Converts a LeRobot dataset to a store."""
+    from ddp_cli.data.lerobot_reader import read_lerobot
+    from ddp_cli.data.replay_check import check_summary
+    from ddp_cli.data.store import STORE_MARKERS, Store
+
+    out = copy.out or options.default_store(dataset.task.name, dataset.obs)
+    options.check_output(out, copy.overwrite, STORE_MARKERS)
+    steps = copy.run(lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress))
+    store = Store(out)
+    copy.report(out, len(store.episode_ends), steps)
+    if not copy.json:
+        console.result(f"check {check_summary(store.check)}")

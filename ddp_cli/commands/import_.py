@@ -1,0 +1,47 @@
+"""`ddp import`: a checkpoint of the published diffusion policy code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddp_cli import console
+from ddp_cli.commands import options
+from ddp_cli.errors import DdpError
+
+EXAMPLES = options.examples("ddp import latest.ckpt --out imported/", "ddp import latest.ckpt && ddp eval latest/")
+
+
+def import_(
+    model: Annotated[Path, typer.Argument(help="A .ckpt file of the published code (transformer policies).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Checkpoint folder to write; named after the file by default.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Import a checkpoint of the published code.
+
+    Reads .ckpt files of the published diffusion policy implementation. Nothing in the file is executed.
+    """
+    from ddp_cli.deploy.checkpoint_import import import_checkpoint
+
+    if model.is_dir():
+        raise DdpError(f"'{model}' is a folder.", "Name a .ckpt file; `ddp eval` takes checkpoint folders as they are.")
+    out = out or Path(model.stem)
+    options.check_output(out, overwrite, ("config.json",))
+    policy = import_checkpoint(model, out)
+    if json:
+        console.print_json({"source": str(model), "out": str(out), "task": policy.config.task.name})
+        return
+    console.result(f"{out}: {policy.config.task.name} policy from {policy.config.obs} observations, from {model}")
+    console.note(f"Next: `ddp eval {out}`.")

@@ -1,0 +1,122 @@
+"""What `ddp train` sets up before a new run starts: the store, the configuration, the run folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_cli import console
+from ddp_cli.choices import Obs, Preset
+from ddp_cli.commands import options
+from ddp_cli.errors import DdpError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddp_cli.data.store import Store
+    from ddp_cli.tasks import Task
+    from ddp_cli.training.distributed import Processes
+    from ddp_cli.training.run import Run
+
+COLLECTED_EPISODES = 100  # half a minute for lift, a minute for square on two CPU cores
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `ddp train` that describe a new run."""
+
+    task: str
+    obs: Obs
+    preset: Preset | None
+    config: Path | None
+    settings: list[str]
+    """KEY=VALUE, as given with --set."""
+    overrides: dict[str, Any]
+    """Settings that have an option of their own (steps, seed, ...)."""
+    data: Path | None
+    allow_unverified: bool
+    runs: Path
+    name: str | None
+    init_from: Path | None
+
+
+def new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> Run:
+    """Creates the run folder, after all settings were validated and the store was found or made."""
+    from ddp_cli.config import read_json
+    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.data.store import Store, resolve_task
+    from ddp_cli.presets import parse_settings, train_config
+    from ddp_cli.training.run import create_run
+
+    obs, data, runs = train_options.obs, train_options.data, train_options.runs
+    values = parse_settings(train_options.settings) | train_options.overrides
+    preset = train_options.preset or ("paper" if device.type == "cuda" else "laptop")
+    file_values = read_json(train_options.config) if train_options.config else None
+    task = resolve_task(train_options.task, data or options.existing_store(train_options.task, obs))
+    train_config(task, obs, preset, file_values, values)  # reject invalid settings before a store is made
+    initial_weights = resolve_checkpoint(train_options.init_from, runs) if train_options.init_from else None
+    store = Store(data or processes.run_on_main(lambda: find_or_make_store(task, obs)))
+    _check_verified(store, train_options.allow_unverified)
+    values.setdefault("actions", store.attrs["action"]["convention"])
+    config = train_config(task, obs, preset, file_values, values)
+    name = train_options.name or time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = processes.run_on_main(lambda: runs / task.name / name)
+    run = create_run(folder, config, store, device, console.note, processes, initial_weights)
+    rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
+    shared = f", {processes.world_size} processes" if processes.world_size > 1 else ""
+    console.note(
+        f"{folder}: preset {preset}, {obs} observations, {len(store.episode_ends)} episodes, "
+        f"{run.trainer.total} steps of batch size {config.batch_size}{rate}, on {device}{shared}"
+    )
+    return run
+
+
+def _check_verified(store: Store, allow_unverified: bool) -> None:
+    """DdpError if the store failed its replay check."""
+    from ddp_cli.data.replay_check import check_summary
+
+    if store.check["result"] == "failed" and not allow_unverified:
+        raise DdpError(
+            f"'{store.path}' failed its replay check: {store.check['why']}.",
+            "A policy would learn actions that do something else here. Add --allow-unverified to train anyway.",
+        )
+    console.note(f"{store.path}: check {check_summary(store.check)}")
+
+
+def find_or_make_store(task: Task, obs: str) -> Path:
+    """The default store of `task`. Without one the sample demonstrations are converted; outside of a source checkout,
+    where there are none, demonstrations are collected first.
+    """
+    from ddp_cli.commands.convert import run_conversion
+    from ddp_cli.data.conversion_plan import ConvertOptions
+
+    store = options.existing_store(task.name, obs)
+    if not store.exists():
+        demos = options.sample_demos(task.name) or _collect_demos(task, store)
+        console.note(f"no store '{store}': converting {demos} first")
+        result = run_conversion(demos, store, ConvertOptions(obs), task=task)
+        console.note(f"{store}: {result.episodes} episodes, {result.frames} steps")
+    return store
+
+
+def _collect_demos(task: Task, store: Path) -> Path:
+    """Demonstrations collected by the scripted policy of `task`, in data/TASK.hdf5."""
+    from ddp_cli.commands.collect import run_collection
+    from ddp_cli.sim.scripted_policies import SCRIPTED_POLICIES
+
+    demos = options.DATA / f"{task.name}.hdf5"
+    if demos.exists():
+        return demos
+    if task.name not in SCRIPTED_POLICIES:
+        raise DdpError(
+            f"no store '{store}', and no demonstrations of '{task.name}' to make one from.",
+            "Name a store with --data, or make one with `ddp convert DEMOS.hdf5`.",
+        )
+    console.note(
+        f"no store and no sample demonstrations here: collecting {COLLECTED_EPISODES} demonstrations of {task.name} "
+        f"in '{demos}' with `ddp collect` (about a minute)"
+    )
+    run_collection(task, COLLECTED_EPISODES, demos)
+    return demos

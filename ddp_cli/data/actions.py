@@ -1,0 +1,76 @@
+"""Conversions between the representations of actions.
+
+delta            (n, 7)   translation (3), axis-angle rotation (3), gripper (1), each in [-1, 1]; base frame
+absolute         (n, 10)  goal position [m] (3), rotation-6d (6), gripper (1); world frame
+absolute, axis-angle
+                 (n, 7)   goal position [m] (3), axis-angle [rad] (3), gripper (1); world frame, as robosuite and
+                          robomimic record absolute actions
+
+A delta action sets the goal relative to the current end-effector pose: at 1.0, DELTA_METRES and DELTA_RADIANS away, the
+rotation multiplied from the left. The directions of base and world frame agree for the built-in tasks.
+All functions return float64. n: steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.rotation import (
+    Array,
+    matrix_from_6d,
+    matrix_to_6d,
+    matrix_to_rotvec,
+    quaternion_to_matrix,
+    rotvec_to_matrix,
+)
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS
+
+AnyFloat = NDArray[np.floating[Any]]
+
+GRIP_SITE_IN_EEF = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+"""Orientation of the Panda's grip site, which actions refer to, in the body whose quaternion is observed."""
+
+
+def delta_to_absolute(actions: AnyFloat, eef_pos: AnyFloat, eef_quat: AnyFloat) -> Array:
+    """Delta actions (n, 7) -> absolute actions (n, 10).
+
+    `eef_pos` (n, 3) [m] and `eef_quat` (n, 4: x, y, z, w) are the observed end-effector poses before each action.
+    """
+    actions, position, rotation = actions.astype(np.float64), eef_pos.astype(np.float64), _grip_site_rotation(eef_quat)
+    goal_position = position + DELTA_METRES * actions[:, :3]
+    goal_rotation = rotvec_to_matrix(DELTA_RADIANS * actions[:, 3:6]) @ rotation
+    return np.concatenate([goal_position, matrix_to_6d(goal_rotation), actions[:, 6:]], axis=1)
+
+
+def absolute_to_delta(actions: AnyFloat, eef_pos: AnyFloat, eef_quat: AnyFloat) -> Array:
+    """Absolute actions (n, 10) -> delta actions (n, 7), clipped to [-1, 1]: a single step does not reach goals beyond.
+
+    `eef_pos` (n, 3) [m] and `eef_quat` (n, 4: x, y, z, w) are the observed end-effector poses before each action.
+    """
+    actions, position, rotation = actions.astype(np.float64), eef_pos.astype(np.float64), _grip_site_rotation(eef_quat)
+    translation = (actions[:, :3] - position) / DELTA_METRES
+    rotation_offset = matrix_from_6d(actions[:, 3:9]) @ rotation.transpose(0, 2, 1)
+    rotvec = matrix_to_rotvec(rotation_offset) / DELTA_RADIANS
+    return np.concatenate([translation, rotvec, actions[:, 9:]], axis=1).clip(-1, 1)
+
+
+def axis_angle_to_rotation_6d(actions: AnyFloat) -> Array:
+    """Absolute actions with axis-angle rotations (n, 7) -> with rotation-6d (n, 10)."""
+    actions = actions.astype(np.float64)
+    rotation = matrix_to_6d(rotvec_to_matrix(actions[:, 3:6]))
+    return np.concatenate([actions[:, :3], rotation, actions[:, 6:]], axis=1)
+
+
+def rotation_6d_to_axis_angle(actions: AnyFloat) -> Array:
+    """Absolute actions with rotation-6d (n, 10) -> with axis-angle rotations (n, 7), angle in [0, pi]."""
+    actions = actions.astype(np.float64)
+    rotvec = matrix_to_rotvec(matrix_from_6d(actions[:, 3:9]))
+    return np.concatenate([actions[:, :3], rotvec, actions[:, 9:]], axis=1)
+
+
+def _grip_site_rotation(eef_quat: AnyFloat) -> Array:
+    """Observed end-effector quaternions (n, 4) -> orientations of the grip site (n, 3, 3)."""
+    return quaternion_to_matrix(eef_quat.astype(np.float64)) @ GRIP_SITE_IN_EEF

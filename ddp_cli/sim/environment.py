@@ -1,0 +1,87 @@
+"""Construction of robosuite environments: import, environment arguments, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+import warnings
+from typing import Any, get_args
+
+from ddp_cli.choices import ActionConvention
+from ddp_cli.errors import SimulatorError, UnknownNameError
+from ddp_cli.sim.renderer import choose_gl_backend
+from ddp_cli.sim.task_checks import check_env_name
+from ddp_cli.tasks import CONTROL_HZ, Task
+
+
+def import_robosuite() -> Any:
+    """The robosuite module; SimulatorError if it cannot be imported."""
+    if "robosuite" in sys.modules:
+        return sys.modules["robosuite"]
+    choose_gl_backend()
+    logging.disable(logging.WARNING)  # robosuite logs five warnings about optional packages
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import robosuite
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    except (ImportError, AttributeError, OSError, RuntimeError) as e:
+        raise SimulatorError(f"robosuite cannot be imported: {e}.", "Run `ddp doctor`.") from e
+    finally:
+        logging.disable(logging.NOTSET)
+    return robosuite
+
+
+def simulator_versions() -> dict[str, str]:
+    """Installed versions of robosuite and mujoco: both affect trajectories and images."""
+    return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
+
+
+def check_action_convention(name: str) -> None:
+    """UnknownNameError unless `name` is an action convention."""
+    if name not in get_args(ActionConvention):
+        raise UnknownNameError("action convention", name, get_args(ActionConvention))
+
+
+def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
+    """Environment arguments in robomimic's format (`env_name`, `env_version`, `type`, `env_kwargs`)."""
+    import_robosuite()
+    from robosuite.controllers import load_composite_controller_config
+
+    controller = load_composite_controller_config(robot="Panda")
+    if actions == "absolute":  # robosuite 1.5 ignores `control_delta` of older configurations
+        controller["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
+    return {
+        "env_name": task.env_name,
+        "env_version": simulator_versions()["robosuite"],
+        "type": 1,  # robomimic's EnvType.ROBOSUITE_TYPE
+        "env_kwargs": {
+            "robots": ["Panda"],
+            "controller_configs": controller,
+            "control_freq": CONTROL_HZ,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "use_object_obs": True,
+            "ignore_done": True,
+            "lite_physics": True,
+            "reward_shaping": False,
+        },
+    }
+
+
+def make_env(task: Task, args: dict[str, Any], lite_physics: bool = True) -> Any:
+    """The robosuite environment of `task` with the `env_kwargs` of `args`.
+
+    UnknownNameError if robosuite has no such environment, SimulatorError if it cannot be created.
+    """
+    robosuite = import_robosuite()
+    check_env_name(task.env_name, robosuite.ALL_ENVIRONMENTS)
+    kwargs = args["env_kwargs"] | {"lite_physics": lite_physics}
+    try:
+        # If episodes differ in the state alone, a soft reset is exact and 100x faster.
+        return robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
+    except (AssertionError, AttributeError, TypeError, ValueError) as e:
+        versions = ", ".join(f"{name} {version}" for name, version in simulator_versions().items())
+        raise SimulatorError(f"cannot create {task.env_name} with {versions}.", "Run `ddp doctor`.") from e

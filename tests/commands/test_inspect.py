@@ -1,0 +1,65 @@
+"""`ddp inspect`, `ddp preview` and `ddp plot` as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Recorded, ddp, ok, ok_json, refused
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_inspect_describes_every_kind_of_source(
+    lift_demos: Path, lift_zarr: Path, trained: Path, policy_folder: Path
+) -> None:
+    run = trained / "lift" / "tiny"
+    kinds = {
+        lift_demos: "HDF5", lift_zarr: "store", run: "checkpoint", run / "checkpoints" / "last": "checkpoint",
+        policy_folder: "exported policy",
+    }  # fmt: skip
+    for source, kind in kinds.items():
+        described = ok_json("inspect", source)
+        assert kind in described["kind"]
+        assert described["task"] == "lift"
+        text = ok(ddp("inspect", source)).stdout
+        assert str(source) in text
+        assert "lift" in text
+
+
+def test_inspect_of_an_unknown_environment_says_how_to_describe_it(door: Recorded) -> None:
+    assert "--task" in ok(ddp("inspect", door.demos)).stdout
+    assert ok_json("inspect", door.demos, "--task", door.file)["task"] == "door"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "notes.txt"])
+def test_inspect_refuses_what_it_does_not_know(name: str, tmp_path: Path) -> None:
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("hello")
+    assert f"'{name}'" in refused(ddp("inspect", name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
+
+
+def test_inspect_of_a_published_checkpoint_names_import() -> None:
+    Path("model.ckpt").write_bytes(b"PK")
+    assert "ddp import model.ckpt" in refused(ddp("inspect", "model.ckpt"))
+
+
+def test_preview_writes_an_image_once(lift_zarr: Path) -> None:
+    assert "preview.png" in ok(ddp("preview", lift_zarr)).stdout
+    assert Path("preview.png").read_bytes().startswith(b"\x89PNG")
+    assert "--overwrite" in refused(ddp("preview", lift_zarr))
+    assert "'p.jpg'" in refused(ddp("preview", lift_zarr, "--out", "p.jpg"))
+    assert "no store 'none.zarr'" in refused(ddp("preview", "none.zarr", "--out", "p.png"))
+
+
+def test_plot_draws_runs_together(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    assert ok(ddp("plot", run, run, "--out", "both.png")).stdout.strip() == "both.png"
+    assert Path("both.png").read_bytes().startswith(b"\x89PNG")
+    assert "--overwrite" in refused(ddp("plot", run, "--out", "both.png"))
+    assert ok(ddp("plot", run)).stdout.strip() == str(run / "curves.png")
+    assert "'nowhere'" in refused(ddp("plot", "nowhere"))

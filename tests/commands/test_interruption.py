@@ -1,0 +1,97 @@
+"""Full disks and Ctrl-C, in real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, ddp, ok_json
+
+from ddp_cli.core.checkpoint import file_hash
+from ddp_cli.tasks import TASKS
+
+SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and episodes that end early: an untrained policy does not succeed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 30}))
+
+
+@pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout", "rollout --grid 1x2"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    command: str, lift_demos: Path, lift_zarr: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses to write files beyond 20 kB, in a real process."""
+    arguments = {
+        "collect": ["--task", "lift", "--episodes", "1", "--out", "out.hdf5", "--workers", "1"],
+        "convert": [lift_demos, "--out", "out.zarr", "--workers", "1"],
+        "train": ["--task", "lift", "--data", lift_zarr, "--steps", "1", "--name", "x", *SETTINGS],
+        "rollout": [trained / "lift/tiny", "--video", "out.mp4", "--inference-steps", "1"],
+    }[command.split(maxsplit=1)[0]]
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "import ddp_cli.cli; ddp_cli.cli.app()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-2000:]
+    assert "disk is full" in errors[0]
+    assert "Traceback" not in done.stderr
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".hdf5", ".safetensors", ".mp4", ".partial")]
+    assert left == []
+    assert not (tmp_path / "out.zarr").exists()
+    assert not (tmp_path / "out.zarr.partial").exists()
+
+
+def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
+    args = ["train", "--task", "lift", "--data", str(lift_zarr), "--steps", "100000", "--name", "long", *SETTINGS]
+    process = subprocess.Popen([sys.executable, "-m", "ddp_cli.cli", *args], stderr=subprocess.PIPE, text=True)
+    metrics = Path("runs/lift/long/metrics.jsonl")
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "--name long --resume" in stderr
+    assert "Traceback" not in stderr
+    saved = json.loads(Path("runs/lift/long/checkpoints/last/config.json").read_text())
+    assert 0 < saved["step"] < 100000
+
+    # shorten the run, so that going on comes to an end
+    state = Path("runs/lift/long/checkpoints/last/train_state.pt")
+    import torch
+
+    content = torch.load(state, weights_only=True)
+    torch.save(content | {"total": saved["step"] + 2}, state)
+    saved["sha256"][state.name] = file_hash(state)
+    state.with_name("config.json").write_text(json.dumps(saved))
+    result = ok_json("train", "--task", "lift", "--name", "long", "--resume")
+    assert result["steps"] == saved["step"] + 2
+
+
+def test_ctrl_c_in_other_commands_exits_130(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    import ddp_cli.evaluation.rollout
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddp_cli.evaluation.rollout, "run_episode", interrupt)
+    result = ddp("rollout", trained / "lift/tiny")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Recorded
+
+from ddp_cli.data.inspection import describe_source, inspect_source
+from ddp_cli.data.lerobot_writer import write_lerobot
+from ddp_cli.data.store import Store
+from ddp_cli.errors import DataError
+from ddp_cli.tasks import get_task
+
+
+@pytest.fixture
+def demos(lift_demos: Path, tmp_path: Path) -> Path:
+    """A copy that tests may change."""
+    return Path(shutil.copy(lift_demos, tmp_path / "lift.hdf5"))
+
+
+def test_demo_file(demos: Path, lift_store: Store) -> None:
+    contents = inspect_source(demos)
+    lengths = np.diff(lift_store.episode_ends, prepend=0)
+    assert sorted(contents) == [
+        "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "models", "observations",
+        "obstacles", "plan", "ranges", "robosuite", "steps", "task",
+    ]  # fmt: skip
+    assert (contents["environment"], contents["task"], contents["demos"]) == ("Lift", "lift", 2)
+    assert (contents["steps"], contents["lengths"][::2]) == (lengths.sum(), [lengths.min(), lengths.max()])
+    assert (contents["actions"], contents["controller"], contents["models"]) == ("delta", "OSC_POSE", 2)
+    assert contents["ranges"]["actions"][0] >= -1
+    assert (contents["bad"], contents["obstacles"]) == ({}, [])
+    assert contents["plan"].startswith("renders the observations that are missing in the file (demo_")
+    json.dumps(contents)
+    rows = dict(describe_source(contents))
+    assert rows["demonstrations"] == "2, 2 with a recorded model"
+    assert rows["steps"].startswith(f"{lengths.sum()} (shortest {lengths.min()}, ")
+
+
+def test_demo_file_with_recorded_observations_and_filter_keys(demos: Path, lift_store: Store) -> None:
+    with h5py.File(demos, "r+") as file:
+        for i, (begin, end) in enumerate(lift_store.episode_bounds):
+            for key in (*lift_store.image_keys, *lift_store.task.vectors("state")):
+                file[f"data/demo_{i}/obs/{key}"] = lift_store.read(key, rows=slice(begin, end))
+        file["mask/valid"] = [b"demo_1"]
+    contents = inspect_source(demos)
+    assert contents["plan"] == "copies the observations from the file."
+    rows = dict(describe_source(contents))
+    assert (rows["filter keys"], rows["actions"]) == ("valid", "delta")
+    assert "agentview_image" in rows["observations"]
+
+
+def test_invalid_demos_are_listed(demos: Path) -> None:
+    with h5py.File(demos, "r+") as file:
+        file["data/demo_0/actions"][3, 2] = np.nan
+    contents = inspect_source(demos)
+    assert contents["bad"] == {"demo_0": "actions[3, 2] is nan."}
+    assert ("invalid: demo_0", "actions[3, 2] is nan.") in describe_source(contents)
+    with h5py.File(demos, "r+") as file:
+        file["data/demo_1/actions"][3, 2] = np.nan
+    assert inspect_source(demos)["plan"] == "rejects this file: no demonstration is valid"
+
+
+def test_incompatible_controller_is_listed(demos: Path) -> None:
+    with h5py.File(demos, "r+") as file:
+        text = file["data"].attrs["env_args"]
+        file["data"].attrs["env_args"] = text.replace("OSC_POSE", "JOINT_VELOCITY")
+    contents = inspect_source(demos)
+    assert "JOINT_VELOCITY" in contents["obstacles"][0]
+    assert ("ddp convert", "rejects this file") in describe_source(contents)
+
+
+def test_unknown_environment_needs_a_task(door: Recorded) -> None:
+    assert inspect_source(door.demos)["plan"] == "describe a task for Door in a file and name it with --task"
+    contents = inspect_source(door.demos, door.task)
+    assert contents["task"] == "door"
+    assert contents["plan"].startswith("renders the observations")
+
+
+def test_store(lift_store: Store) -> None:
+    contents = inspect_source(lift_store.path)
+    assert sorted(contents) == [
+        "actions", "check", "episodes", "kind", "lengths", "observations", "render", "source", "steps", "task",
+        "versions",
+    ]  # fmt: skip
+    assert (contents["kind"], contents["task"], contents["episodes"]) == ("ddp store", "lift", 2)
+    assert contents["source"] == "lift.hdf5, 0 demonstrations skipped"
+    assert contents["check"].startswith("passed")
+    assert dict(describe_source(contents)) == {key: str(value) for key, value in contents.items()}
+
+
+def test_lerobot_dataset(lift_store: Store, tmp_path: Path) -> None:
+    write_lerobot(lift_store, tmp_path / "d", lambda *_: None)
+    contents = inspect_source(tmp_path / "d")
+    assert sorted(contents) == ["episodes", "features", "kind", "rate", "robot", "steps"]
+    assert (contents["kind"], contents["rate"], contents["episodes"]) == ("LeRobot dataset, format v3.0", "20 Hz", 2)
+    assert "observation.images.agentview [84, 84, 3]" in contents["features"]
+    with pytest.raises(DataError, match=r"--task does not apply to '.*d', which is a LeRobot dataset"):
+        inspect_source(tmp_path / "d", get_task("lift"))
+
+
+def test_other_sources_are_rejected(lift_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file '.*nowhere'"):
+        inspect_source(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="'.*notes.txt' is not an HDF5 file"):
+        inspect_source(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="is a folder, but not a store or a LeRobot dataset"):
+        inspect_source(tmp_path)
+    with pytest.raises(DataError, match=r"--task does not apply to '.*lift.zarr', which is a store"):
+        inspect_source(lift_store.path, get_task("lift"))

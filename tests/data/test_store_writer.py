@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DOOR
+from data.random_stores import ATTRIBUTES, TASK, expected_array, random_episode, write_partial_store, write_store
+
+from ddp_cli.data import store_writer
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.task_file import task_from_json
+
+
+def test_interrupted_store_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_partial_store(path)
+    assert not path.exists()
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 1
+    writer.append(random_episode(5, 1))
+    writer.finish({})
+    np.testing.assert_array_equal(Store(path).read("action")[:70], random_episode(70, 0)["action"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(0.0, [1, 2, 3]), (1e9, [0, 0, 0])])
+def test_unflushed_episodes_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: float, expected: list[int]
+) -> None:
+    """A killed process leaves chunks behind, but counts only the episodes it flushed, which it does at an interval."""
+    monkeypatch.setattr(store_writer, "FLUSH_INTERVAL_S", interval)
+    path, lengths = tmp_path / "s.zarr", [170, 75, 130, 64]
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    counts = []
+    for i, length in enumerate(lengths[:3]):
+        writer.append(random_episode(length, i))
+        counts.append(writer.episodes)
+    assert counts == expected
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    assert writer.episodes == counts[-1]
+    for i in range(writer.episodes, 4):
+        writer.append(random_episode(lengths[i], i))
+    writer.finish({})
+    for key in random_episode(1, 0):
+        np.testing.assert_array_equal(Store(path).read(key), expected_array(key, lengths))
+
+
+def test_rewritten_chunks_are_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed while it replaces a chunk that holds rows of counted episodes."""
+    path = tmp_path / "s.zarr"
+    write_partial_store(path)  # 70 of 75 rows: the second chunk is incomplete
+    write_bytes, replace = Path.write_bytes, Path.replace
+
+    def interrupted_replace(self: Path, target: Path) -> Path:
+        if self.parent.parent.name == "data":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: write_bytes(self, data[: len(data) // 2]))
+    monkeypatch.setattr(Path, "replace", interrupted_replace)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3) as writer:
+        writer.append(random_episode(5, 1))
+    monkeypatch.undo()
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 1
+    writer.append(random_episode(5, 1))
+    writer.finish({})
+    for key in random_episode(1, 0):
+        np.testing.assert_array_equal(Store(path).read(key), expected_array(key, [70, 5]))
+    assert not list(path.rglob("*.partial"))
+
+
+def test_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are written by threads: their errors must not be lost."""
+    write_bytes = Path.write_bytes
+
+    def full_disk(self: Path, data: bytes) -> int:
+        if self.name == "c.3.0.0.0.partial":
+            raise OSError(28, "No space left on device")
+        return write_bytes(self, data)
+
+    path = tmp_path / "s.zarr"
+    with pytest.raises(OSError, match="No space left"), StoreWriter(path, TASK, [640, 5], ATTRIBUTES, 3) as writer:
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        for length in (640, 5):
+            writer.append(random_episode(length, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_complete_store_that_was_not_renamed_is_not_written_again(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s.zarr", [70, 5])
+    path.rename(tmp_path / "s.zarr.partial")
+    writer = StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3)
+    assert writer.episodes == 2
+    writer.finish({})
+    assert Store(path).read("action").shape == (75, 7)
+
+
+def test_other_attributes_start_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_partial_store(path)
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3).episodes == 1
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 2).episodes == 0
+    assert StoreWriter(path, TASK, [70, 5], ATTRIBUTES | {"render": "full"}, 2).episodes == 0
+
+
+def test_another_task_description_starts_over(tmp_path: Path) -> None:
+    path, task = tmp_path / "s.zarr", task_from_json(DOOR)
+    write_partial_store(path, task)
+    assert StoreWriter(path, task, [70, 5], ATTRIBUTES, 3).episodes == 1
+    other = task_from_json(DOOR | {"cameras": {"frontview_image": "sideview"}})
+    assert StoreWriter(path, other, [70, 5], ATTRIBUTES, 3).episodes == 0

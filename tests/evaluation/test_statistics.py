@@ -1,0 +1,69 @@
+"""Intervals and tests of success counts, against closed forms and worked examples."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from ddp_cli.evaluation.statistics import PairedOutcomes, pair_outcomes, wilson_interval
+
+Z = statistics.NormalDist().inv_cdf(0.975)
+
+
+def wilson_closed_form(successes: int, n: int) -> tuple[float, float]:
+    """Wilson 1927: the proportions p0 for which a score test does not reject p = p0."""
+    p = successes / n
+    center = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half_width = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return max(0.0, center - half_width), min(1.0, center + half_width)
+
+
+def mcnemar_closed_form(k: int, n: int) -> float:
+    """Twice the tail of a binomial distribution with p = 0.5, at most 1."""
+    return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(min(k, n - k) + 1)) / 2**n)
+
+
+@pytest.mark.slow
+def test_interval_and_p_value_equal_their_closed_forms() -> None:
+    for n in range(1, 201):
+        for k in range(n + 1):
+            low, high = wilson_interval(k, n)
+            expected_low, expected_high = wilson_closed_form(k, n)
+            assert abs(low - expected_low) <= 1e-12, (k, n)
+            assert abs(high - expected_high) <= 1e-12, (k, n)
+            p_value, expected = PairedOutcomes(0, k, n - k, 0).p_value, mcnemar_closed_form(k, n)
+            assert abs(p_value - expected) <= 1e-12 * expected, (k, n)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "interval"),
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (45, 50, (0.7864, 0.9565)), (1, 1, (0.2065, 1.0))],
+)
+def test_wilson_interval(successes: int, n: int, interval: tuple[float, float]) -> None:
+    assert wilson_interval(successes, n) == pytest.approx(interval, abs=5e-4)
+
+
+def test_policies_are_compared_on_common_seeds() -> None:
+    """A worked example of McNemar's test; a policy does not differ from itself."""
+    first = {i: i < 15 for i in range(30)}
+    second = {i: i >= 13 for i in range(100)}  # seeds that only one has run are left out
+    outcomes = pair_outcomes(first, second)
+    assert (outcomes.both, outcomes.only_first, outcomes.only_second, outcomes.neither) == (2, 13, 15, 0)
+    assert outcomes.p_value == pytest.approx(0.8506, abs=1e-4)
+    one_sided = pair_outcomes(dict.fromkeys(range(12), True), {i: i < 4 for i in range(12)})
+    assert one_sided.p_value == pytest.approx(2 * 0.5**8)
+
+
+def test_p_value_is_1_without_discordant_pairs() -> None:
+    outcomes = {i: i < 15 for i in range(30)}
+    assert pair_outcomes(outcomes, outcomes).p_value == 1.0
+    assert pair_outcomes({}, {}).p_value == 1.0
+
+
+def test_workers_do_not_import_scipy_stats() -> None:
+    code = "import sys, ddp_cli.evaluation.evaluation; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

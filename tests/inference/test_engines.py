@@ -1,0 +1,99 @@
+"""All engines compute the same actions as `DiffusionPolicy.predict_action`."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from ddp_cli.config import PolicyConfig
+from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.inference.agent import make_predict_fn
+from ddp_cli.inference.onnx_encoder import add_encoder
+from ddp_cli.inference.onnx_graph import GraphBuilder
+from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph, n_noise_tensors, sample_noise
+
+TINY = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
+UNFOLDABLE = [{"n_cond_layers": 1}, {"obs_as_cond": False}, {"obs_as_cond": False, "time_as_cond": False}]
+
+
+def make_trained_policy(**settings: object) -> DiffusionPolicy:
+    """A policy whose biases and norms differ from their initial values, as after training."""
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(PolicyConfig(**TINY | settings)).eval()
+    for parameter in policy.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    return policy
+
+
+def random_low_dim(policy: DiffusionPolicy, batch_size: int) -> dict[str, Tensor]:
+    return {key: torch.randn(batch_size, policy.config.n_obs_steps, d) for key, d in policy.config.low_dim.items()}
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"causal_attn": False},
+        {"pred_action_steps_only": True},
+        {"n_obs_steps": 4, "horizon": 16, "n_head": 2, "sampler": "ddim"},
+        {"n_obs_steps": 1, "prediction_type": "sample", "sampler": "dpm"},
+        {"p_drop_attn": 0.3, "p_drop_emb": 0.1},
+        {"fusion": 16, "prediction_type": "sample"},
+    ],
+)
+def test_the_folded_denoiser_equals_the_network(engine: str, batch_size: int, settings: dict) -> None:
+    policy = make_trained_policy(**settings)
+    predict = make_predict_fn(policy, engine)
+    for seed in (0, 1):  # the second prediction uses another memory
+        obs = random_low_dim(policy, batch_size)
+        expected = policy.predict_action(obs, torch.Generator().manual_seed(seed))["action"]
+        torch.testing.assert_close(predict(obs, torch.Generator().manual_seed(seed)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"encoder": "small", "fusion": 16}, {"encoder": "small", "crop_shape": (83, 84)}, {"encoder": "resnet18"}],
+)
+def test_images_are_encoded_by_the_graph_as_by_torch(settings: dict) -> None:
+    policy = make_trained_policy(obs="image", **settings)
+    for name, buffer in policy.normalizer.named_buffers():
+        buffer.uniform_(0.5, 1.5) if name.endswith("scale") else buffer.uniform_(-0.3, 0.3)
+    shape = (2, policy.config.n_obs_steps, 3, 84, 84)
+    images = {key: torch.randint(0, 256, shape, dtype=torch.uint8) for key in policy.config.image_keys}
+    obs = random_low_dim(policy, 2) | images
+    expected, actual = (
+        make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0)) for engine in ("torch", "onnx")
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_the_compiled_denoiser_equals_the_network() -> None:
+    policy = make_trained_policy()
+    obs = random_low_dim(policy, 1)
+    expected = policy.predict_action(obs, torch.Generator().manual_seed(0))["action"]
+    actual = make_predict_fn(policy, "compile")(obs, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_obs_steps": 3, "n_action_steps": 4, "sampler": "ddim"}])
+def test_the_graph_inpaints_as_torch_does(settings: dict) -> None:
+    """With a denoiser that is the same simple function in both: each of its outputs depends on the whole trajectory."""
+    policy = make_trained_policy(obs_as_cond=False, n_layer=1, **settings)
+    policy.denoiser.forward = lambda x, _timestep, _cond: torch.tanh(x.mean(dim=(1, 2), keepdim=True) + x)
+
+    def build_denoiser(g: GraphBuilder, x: str) -> str:
+        return g("Tanh", g("Add", g("ReduceMean", x, g.int64(1, 2), keepdims=1), x))
+
+    main = GraphBuilder("main/")
+    model = compose_policy_graph(policy, main, add_encoder(main, policy), build_denoiser, DEFAULT_OPSET)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    obs = random_low_dim(policy, 2)
+    shape = (2, *policy.trajectory_shape)
+    noise = sample_noise(n_noise_tensors(policy), shape, torch.Generator().manual_seed(1))
+    (actual,) = session.run(["action"], {key: x.numpy() for key, x in obs.items()} | {"noise": noise.numpy()})
+    expected = policy.predict_action(obs, torch.Generator().manual_seed(1))["action"]
+    torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-5, rtol=0)
