@@ -28,11 +28,14 @@ demo: setup
 	@time $(BIN)/ddp rollout --runs $(DEMO)/runs --video $(DEMO)/lift.mp4 --attempts 20 --overwrite
 	@echo "Watch $(DEMO)/lift.mp4"
 
+# Each of the processes needs about 3 GB of memory.
+TEST_PROCESSES := 2
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .

@@ -116,8 +116,7 @@ def _project_rotations(rotations_6d: Array, previous: Array) -> Array:
     """Orthonormalize rotation-6d (n, 6); degenerate ones are replaced by the one before, the first by `previous`."""
     is_rotation = _is_rotation(rotations_6d)
     projected = np.empty_like(rotations_6d)
-    for i in range(len(rotations_6d)):
-        if is_rotation[i]:
-            previous = matrix_to_6d(matrix_from_6d(rotations_6d[i]))
-        projected[i] = previous
+    projected[is_rotation] = matrix_to_6d(matrix_from_6d(rotations_6d[is_rotation]))
+    for i in np.flatnonzero(~is_rotation):
+        projected[i] = projected[i - 1] if i > 0 else previous
     return projected

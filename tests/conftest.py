@@ -1,14 +1,19 @@
-"""Small real things that many tests share: two demos of lift, their store, an untrained policy; two
-recordings of a task that a file describes.
+"""Small real fixtures that many tests share: two demonstrations of lift, their store, an untrained policy, its export;
+two recordings of a task described by a file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores: threads that wait for each other would slow all of them down.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

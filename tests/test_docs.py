@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -195,13 +196,20 @@ def test_every_page_is_linked_from_the_readme(page: Path) -> None:
     assert f"docs/{page.name}" in targets
 
 
-def test_python_examples_are_valid() -> None:
-    """Examples may use names that they do not define, but everything that they import from ddp_cli exists."""
-    for page in PAGES:
-        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            for node in ast.walk(ast.parse(block.replace(", ...}", "}"))):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddp_cli"):
-                    exec(compile(ast.Module([node], []), str(page), "exec"), {})
+@page_parameter
+def test_python_examples_fit_the_code(page: Path) -> None:
+    """They may use names that they do not define; what they import exists, and takes the keywords that they give."""
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        nodes = list(ast.walk(ast.parse(block.replace(", ...}", "}"))))
+        names: dict[str, Any] = {}
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom) and "ddp_cli" in ast.unparse(node):
+                exec(compile(ast.Module([node], []), str(page), "exec"), names)
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            function = ast.unparse(call.func)
+            if function.partition(".")[0] in names:
+                parameters = inspect.signature(eval(function, names)).parameters
+                assert {keyword.arg for keyword in call.keywords} <= parameters.keys(), function
 
 
 def test_the_chart_shows_the_figures_of_the_benchmarks() -> None:

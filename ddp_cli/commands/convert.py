@@ -23,7 +23,7 @@ EXAMPLES = options.examples(
     "ddp convert sample_data/square.hdf5 --obs state --only :50",
 )
 
-FILE_OPTIONS = ("obs", "render", "rerender", "subset", "check", "skip_bad", "workers")
+FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "check", "skip_bad", "workers")
 """Options that apply to recordings with simulator states only."""
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
@@ -64,7 +64,7 @@ def convert(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     task: options.SourceTask = None,
-    subset: Annotated[
+    filter_key: Annotated[
         str | None,
         typer.Option(
             "--filter",
@@ -142,12 +142,12 @@ def convert(
         _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, overwrite, json))
         return
     _reject_options(ctx, source, "a file", ("to",))
-    with DemoFile(source, read_task(task) if task else None, subset) as demos:
+    with DemoFile(source, read_task(task) if task else None, filter_key) as demos:
         source_task = demos.task
     out = out or options.default_store(source_task.name, obs)
     options.check_output(out, overwrite, STORE_MARKERS)
     convert_options = ConvertOptions(
-        obs, actions or "delta", render, rerender, subset, only, check, skip_bad, zarr_format
+        obs, actions or "delta", render, rerender, filter_key, only, check, skip_bad, zarr_format
     )
     started = time.perf_counter()
     result = run_conversion(source, out, convert_options, workers, source_task)

@@ -82,7 +82,7 @@ def _check_compatible(demos: DemoFile, options: ConvertOptions) -> None:
     if incompatibilities:
         raise DataError(
             f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
-            "A policy would run with another controller than its demos. Record with `ddp collect`, or with OSC_POSE.",
+            "A policy would act differently from these demos. Record with `ddp collect`, or with a Panda and OSC_POSE.",
         )
     if demos.info.actions == "absolute" and options.actions == "delta":
         raise DataError(

@@ -183,6 +183,6 @@ class _ArrayWriter:
         """Replaces a chunk atomically: it may hold rows of episodes that are already counted."""
         index = (chunk_start // len(chunk), *(0 for _ in chunk.shape[1:]))
         path = self._folder / self._array.metadata.encode_chunk_key(index)
-        partial = path.with_name(path.name + ".partial")  # a killed process leaves it behind; the next write replaces it
+        partial = path.with_name(path.name + ".partial")  # left behind by a killed process, replaced later
         partial.write_bytes(CODEC.encode(np.ascontiguousarray(chunk)))
         partial.replace(path)

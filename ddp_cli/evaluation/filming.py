@@ -1,4 +1,4 @@
-"""Recorded episodes: camera images with the predicted path of the policy drawn over them."""
+"""Recorded episodes: camera images with an overlay of the predicted path."""
 
 from __future__ import annotations
 

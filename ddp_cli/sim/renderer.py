@@ -30,7 +30,7 @@ HIDDEN_GROUP = 0  # geom group of robosuite's collision geometry, not rendered
 def choose_gl_backend() -> str:
     """Set MUJOCO_GL to a backend that this machine can load (egl, then osmesa), and return it.
 
-    Call before mujoco is imported. A value set by the user is kept.
+    Call before mujoco is imported. A value that the user has set is not changed.
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         if ctypes.util.find_library("EGL"):

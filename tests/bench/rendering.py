@@ -20,7 +20,7 @@ os.environ["LP_NUM_THREADS"] = "0"  # Mesa renders in the calling thread, as in 
 from ddp_cli.choices import RenderProfile
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
-from ddp_cli.sim.environment import env_args
+from ddp_cli.sim.environment import env_args, import_robosuite
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
@@ -31,10 +31,8 @@ class RobosuiteRenderer:
     """robosuite's own camera observations. Its model is never replaced, so in Lift the cube keeps its size."""
 
     def __init__(self, task: Task) -> None:
-        import robosuite
-
         kwargs = env_args(task)["env_kwargs"] | {"has_offscreen_renderer": True}
-        self.task, self._sim = task, robosuite.make(task.env_name, **kwargs, hard_reset=False).sim
+        self.task, self._sim = task, import_robosuite().make(task.env_name, **kwargs, hard_reset=False).sim
 
     def load_xml(self, _xml: str) -> None:
         """Keep the model."""

@@ -122,6 +122,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_stays_within_the_budget_for_a_store_ten_times_as_large(lift_store: Store, tmp_path: Path) -> None:
     steps, budget_mb = 10_000, 42

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_cli.commands.options import sample_data
+from ddp_cli.commands.options import sample_demos
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.store import Store
@@ -84,7 +84,7 @@ def test_a_copy_that_is_killed_ten_times_writes_the_same_store(source: Path, tmp
 
 def test_a_conversion_that_is_killed_while_rendering_writes_the_same_store(tmp_path: Path) -> None:
     """Only two kills: every start loads the simulator."""
-    demos = sample_data() / "lift.hdf5"
+    demos = sample_demos("lift")
     convert(demos, tmp_path / "uninterrupted.zarr", 1, lambda *_: None, ConvertOptions(only=":20", check=0))
     chunk_counts = convert_with_kills(demos, tmp_path / "killed.zarr", 2, 0.5, "--only", ":20", "--check", "0")
     assert len(chunk_counts) == 2

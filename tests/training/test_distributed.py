@@ -42,6 +42,7 @@ with init_processes() as processes:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(lift_store: Store, lift_zarr: Path, tmp_path: Path) -> None:
     """The same losses for the same global batch, and a run may be resumed by another number of processes."""
     settings = {"steps": 16, "batch_size": 7, "precision": "fp32", "lr": 1e-3, "object_loss": 1.0, "accumulate": 2}
