@@ -28,8 +28,8 @@ demo: setup
 	@time $(BIN)/ddp rollout --runs $(DEMO)/runs --video $(DEMO)/lift.mp4 --attempts 20 --overwrite
 	@echo "Watch $(DEMO)/lift.mp4"
 
-# Each of the processes needs about 3 GB of memory.
-TEST_PROCESSES := 2
+# Each test process needs about 4 GB of memory; many tests wait for processes of their own, so three keep two cores busy.
+TEST_PROCESSES := 3
 
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal

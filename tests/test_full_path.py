@@ -15,6 +15,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.tasks import TASKS
 from ddp_cli.video.video import read_video
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
 
@@ -72,7 +74,7 @@ def test_train_without_data_converts_the_sample_demos(
     Path("sample_data").mkdir()
     shutil.copy(lift_demos, "sample_data/lift.hdf5")
     again = ["train", "--task", "lift", "--steps", 1, "--obs", "state", *SETTINGS]
-    assert "converting the sample demos sample_data/lift.hdf5 first" in ok(run(*again)).stderr
+    assert "converting sample_data/lift.hdf5 first" in ok(run(*again)).stderr
     assert Store(Path("data/lift-state.zarr")).task.name == "lift"  # nothing was drawn for it
     assert "converting" not in ok(run(*again, "--name", "b")).stderr
     ok(run("train", "--task", "lift", "--steps", 1, "--name", "c", *SETTINGS))

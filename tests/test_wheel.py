@@ -49,14 +49,14 @@ def test_the_wheel_holds_the_package_and_no_sample_data(installed: Path) -> None
 def test_train_collects_demonstrations_first(installed: Path, tmp_path: Path) -> None:
     settings = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
     trained = run(
-        installed, tmp_path, "train", "--task", "square", "--obs", "state", "--steps", 2, "--name", "x", *settings
+        installed, tmp_path, "train", "--task", "lift", "--obs", "state", "--steps", 2, "--name", "x", *settings
     )
     assert trained.returncode == 0, trained.stderr
-    assert "collecting 100 demonstrations of square in 'data/square.hdf5' with `ddp collect`" in trained.stderr
-    assert (tmp_path / "runs/square/x/checkpoints/last/model.safetensors").is_file()
-    assert (tmp_path / "data/square-state.zarr").is_dir()
+    assert "collecting 100 demonstrations of lift in 'data/lift.hdf5' with `ddp collect`" in trained.stderr
+    assert (tmp_path / "runs/lift/x/checkpoints/last/model.safetensors").is_file()
+    assert (tmp_path / "data/lift-state.zarr").is_dir()
     again = run(
-        installed, tmp_path, "train", "--task", "square", "--obs", "state", "--steps", 1, "--name", "y", *settings
+        installed, tmp_path, "train", "--task", "lift", "--obs", "state", "--steps", 1, "--name", "y", *settings
     )
     assert again.returncode == 0, again.stderr
     assert "collecting" not in again.stderr

@@ -1,4 +1,7 @@
-"""The folded denoiser (inference/folded_denoiser.py, same shapes) as nodes of ONNX graphs."""
+"""The folded denoiser (inference/folded_denoiser.py, same shapes) as nodes of ONNX graphs.
+
+Built by hand because torch's exporter starts seconds later, see inference/onnx_graph.py.
+"""
 
 from __future__ import annotations
 

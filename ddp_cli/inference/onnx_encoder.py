@@ -1,4 +1,7 @@
-"""`DiffusionPolicy.encode_obs` (core/policy.py, core/vision.py) as nodes of an ONNX graph."""
+"""`DiffusionPolicy.encode_obs` (core/policy.py, core/vision.py) as nodes of an ONNX graph.
+
+Built by hand because torch's exporter starts seconds later, see inference/onnx_graph.py.
+"""
 
 from __future__ import annotations
 

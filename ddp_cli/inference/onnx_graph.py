@@ -1,4 +1,8 @@
-"""Builds ONNX graphs node by node: tracing a policy takes seconds, this does not."""
+"""Builds ONNX graphs node by node.
+
+`torch.onnx.export` of the same folded network predicts chunks as fast (paper policy 292 against 300 ms, laptop policy
+2.8 against 2.9 ms, one CPU thread) but starts 14.7 s later (laptop policy 6.4 s) than a graph built by hand.
+"""
 
 from __future__ import annotations
 

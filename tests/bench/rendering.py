@@ -38,6 +38,7 @@ class RobosuiteRenderer:
         """Keep the model."""
 
     def set_kinematic_state(self, state: Any) -> None:
+        self._sim._render_context_offscreen.gl_ctx.make_current()  # robosuite assumes that it is the only renderer
         self._sim.set_state_from_flattened(state)
         self._sim.forward()
 

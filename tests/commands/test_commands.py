@@ -116,9 +116,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(args: list[str], words: list
 
 def test_a_described_task_has_no_scripted_policy_samples_or_run(tmp_path: Path) -> None:
     Path("door.json").write_text(json.dumps(DOOR))
-    assert "no scripted policy for 'door', only for lift, can, square" in refused(
-        ddp("collect", "--task", "door.json")
-    )
+    assert "no scripted policy for 'door', only for lift, can, square" in refused(ddp("collect", "--task", "door.json"))
     assert "no store 'data/door.zarr'" in refused(ddp("train", "--task", "door.json"))
     assert "no trained run of the task 'door'" in refused(ddp("eval", "--task", "door.json"))
     assert "no run of the task 'door'" in refused(ddp("train", "--task", "door.json", "--resume"))

@@ -10,6 +10,8 @@ from conftest import ddp, ok_json
 BROKEN = 'raise ImportError("libEGL.so.1 is missing")'
 RENDERS_WITH_OSMESA_ONLY = """
 import os
+
+pytestmark = pytest.mark.slow
 class MjModel:
     from_xml_string = staticmethod(lambda xml: None)
 class MjData:

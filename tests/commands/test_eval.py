@@ -11,6 +11,8 @@ from conftest import ddp, ok, ok_json, refused
 from ddp_cli.commands.eval import compare
 from ddp_cli.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from conftest import TINY, ddp, ok_json
 from ddp_cli.core.checkpoint import file_hash
 from ddp_cli.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}")]
 
 

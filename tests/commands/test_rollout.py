@@ -17,6 +17,8 @@ from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.tasks import TASKS
 from ddp_cli.video.video import read_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ok_json
 
+pytestmark = pytest.mark.slow
+
 
 def torchrun(*args: object, cwd: Path) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -21,7 +23,6 @@ def torchrun(*args: object, cwd: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
 def test_two_processes_train_one_run_and_share_the_episodes_of_an_evaluation(lift_zarr: Path, tmp_path: Path) -> None:
     tiny = {"n_layer": 1, "n_emb": 16, "n_head": 2, "num_inference_steps": 1}
     settings = [x for key, value in tiny.items() for x in ("--set", f"{key}={value}")]

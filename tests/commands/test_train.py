@@ -14,6 +14,8 @@ from ddp_cli.errors import SimulatorError
 from ddp_cli.tasks import TASKS
 from ddp_cli.video.video import read_video
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [x for key, value in {**TINY, "num_inference_steps": 1}.items() for x in ("--set", f"{key}={value}")]
 
 

@@ -14,6 +14,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
 
+pytestmark = pytest.mark.slow
+
 IMAGE_OPTIONS, STATE_OPTIONS = ConvertOptions(check=0), ConvertOptions("state", check=0)
 
 

@@ -20,6 +20,8 @@ from ddp_cli.data.store_copy import copy_store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.tasks import get_task
 
+pytestmark = pytest.mark.slow
+
 TASK = get_task("lift")
 LENGTHS = [37, 120, 64, 5, 90] * 20
 

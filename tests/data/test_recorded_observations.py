@@ -21,6 +21,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 from ddp_cli.sim.simulator import Simulator
 
+pytestmark = pytest.mark.slow
+
 CHECK_ONE = ConvertOptions(check=1)
 
 

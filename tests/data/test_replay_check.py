@@ -18,6 +18,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sim() -> Simulator:

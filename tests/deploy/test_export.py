@@ -21,6 +21,8 @@ from ddp_cli.deploy.export import observations_from_simulator, observations_from
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.onnx_policy import obs_keys
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_onnx_folder_is_self_contained(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
     result = export_checkpoint(checkpoint, lift_store, tmp_path / "policy")

@@ -16,6 +16,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.deploy.exported_policy import load_exported_agent
 from ddp_cli.deploy.runtime import Policy
 
+pytestmark = pytest.mark.slow
+
 
 def test_export_compares_episodes(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
     """The same initial states with the same noise, run by `ddp export` itself."""

@@ -20,6 +20,8 @@ from ddp_cli.errors import DdpError
 from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.inference.onnx_policy import obs_keys
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "settings",

@@ -16,6 +16,8 @@ from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CONTROL_HZ, DELTA_METRES, get_task
 
+pytestmark = pytest.mark.slow
+
 PERIOD = 1.0 / CONTROL_HZ
 SEEDS = range(40, 44)
 REPLAN_EVERY = 4  # [periods], half a chunk: the largest latency budget

@@ -20,6 +20,8 @@ from ddp_cli.inference.agent import load_agent
 from ddp_cli.safety import ActionLimits
 from ddp_cli.tasks import get_task
 
+pytestmark = pytest.mark.slow
+
 
 class RandomAgent:
     """Random actions, determined by the seed of the episode."""

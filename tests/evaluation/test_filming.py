@@ -20,6 +20,8 @@ from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED, draw_text
 from ddp_cli.video.video import read_video
 
+pytestmark = pytest.mark.slow
+
 SHORT_TASK = get_task("lift").model_copy(update={"horizon": 11})
 
 

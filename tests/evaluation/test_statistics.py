@@ -27,9 +27,8 @@ def mcnemar_closed_form(k: int, n: int) -> float:
     return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(min(k, n - k) + 1)) / 2**n)
 
 
-@pytest.mark.slow
 def test_interval_and_p_value_equal_their_closed_forms() -> None:
-    for n in range(1, 201):
+    for n in (*range(1, 41), 100, 200):
         for k in range(n + 1):
             low, high = wilson_interval(k, n)
             expected_low, expected_high = wilson_closed_form(k, n)

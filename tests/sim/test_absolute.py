@@ -17,6 +17,8 @@ from ddp_cli.sim import simulator
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
 

@@ -12,6 +12,8 @@ from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CAMERAS, TASKS
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from ddp_cli.sim.environment import env_args
 from ddp_cli.sim.meshes import CELL_SIZE, coarse_meshes
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import CAMERAS, TASKS
+
+pytestmark = pytest.mark.slow
 
 
 def test_full_profile_renders_robosuites_own_pixels() -> None:

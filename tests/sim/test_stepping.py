@@ -10,6 +10,8 @@ from ddp_cli.sim.simulator import Simulator
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 
 def supports_fast_stepping(sim: Simulator) -> bool:
     from ddp_cli.sim import stepping  # imports mujoco, so only after a Simulator has chosen the GL backend

@@ -25,6 +25,8 @@ from ddp_cli.training.distributed import init_processes
 from ddp_cli.training.run import create_run, resume_run, run_training
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.data.store import Store
+
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ignore_message = lambda _: None
 with init_processes() as processes:
@@ -42,7 +44,6 @@ with init_processes() as processes:
 """
 
 
-@pytest.mark.slow
 def test_two_processes_train_like_one(lift_store: Store, lift_zarr: Path, tmp_path: Path) -> None:
     """The same losses for the same global batch, and a run may be resumed by another number of processes."""
     settings = {"steps": 16, "batch_size": 7, "precision": "fp32", "lr": 1e-3, "object_loss": 1.0, "accumulate": 2}

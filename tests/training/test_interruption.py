@@ -31,6 +31,8 @@ KILL_ITSELF = """
 import os, signal, sys
 import ddp_cli.training.trainer as trainer
 from ddp_cli.cli import app
+
+pytestmark = pytest.mark.slow
 place, name, number = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
 calls = 0
 def killing(function, path_of):
@@ -51,7 +53,6 @@ app()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from Linux's /proc")
 @pytest.mark.parametrize(
     ("place", "name", "number", "steps"),
