@@ -35,7 +35,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 test-fast: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .

@@ -21,9 +21,10 @@ FIRST_SEED, EPISODES, MIN_SUCCESSES = 100_000, 40, 24
 at this rate fewer than 24 of 40 have a probability of 0.8%, and a policy that succeeds in half of its episodes passes
 with a probability of 13%."""
 
-MAX_ACTION_ERROR = 4.0
-"""[mm], mean distance between predicted and demonstrated translations. Rounding does not matter here, so a mistake in
-the images, the normalisation or the sampler shows at once."""
+MAX_MEAN_ERROR, MAX_MEDIAN_ERROR = 9.0, 3.3
+"""[mm], distance between predicted and demonstrated translations: measured are 7.9 and 3.0. Rounding does not matter
+here, so mistakes in the data path show at once: repeated observations give 11.7 and 3.7, a reversed order 13.8 and 4.0,
+swapped colours 42 and 39, positions that are 1 cm off 10.4 and 4.3."""
 
 
 @pytest.mark.slow
@@ -32,6 +33,7 @@ def test_success_rate_is_the_recorded_one() -> None:
     assert report["successes"] >= MIN_SUCCESSES
 
 
+@pytest.mark.slow
 def test_predicted_actions_are_close_to_the_demonstrations(tmp_path: Path) -> None:
     ok(ddp("convert", SAMPLES / "square.hdf5", "--only", ":2", "--out", tmp_path / "s.zarr", "--workers", 1))
     store, policy = ddp_cli.open_store(tmp_path / "s.zarr"), ddp_cli.load_policy(POLICY)
@@ -43,7 +45,9 @@ def test_predicted_actions_are_close_to_the_demonstrations(tmp_path: Path) -> No
             predicted.append(policy.act({key: arrays[key][step - 1 : step + 1] for key in policy.obs_shapes}))
             demonstrated.append(arrays["action"][step : step + 8])
     difference = np.stack(predicted)[..., :3] - np.stack(demonstrated)[..., :3]
-    assert np.linalg.norm(difference, axis=-1).mean() * DELTA_METRES * 1000 < MAX_ACTION_ERROR
+    errors = np.linalg.norm(difference, axis=-1) * DELTA_METRES * 1000
+    assert errors.mean() < MAX_MEAN_ERROR
+    assert np.median(errors) < MAX_MEDIAN_ERROR
 
 
 @pytest.mark.slow

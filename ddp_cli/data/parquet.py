@@ -1,4 +1,4 @@
-"""Reads and writes parquet files; the only user of pyarrow, which is an extra (`pip install 'ddp-cli[lerobot]'`)."""
+"""Reads and writes parquet files; the only user of pyarrow, which is an extra (`pip install 'pyarrow>=17,<26'`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _import_pyarrow() -> ModuleType:
         import pyarrow as pa
         import pyarrow.parquet as _parquet  # noqa: F401
     except ImportError:
-        raise DdpError("LeRobot datasets need pyarrow.", "pip install 'ddp-cli[lerobot]'") from None
+        raise DdpError("LeRobot datasets need pyarrow.", "pip install 'pyarrow>=17,<26'") from None
     return pa
 
 

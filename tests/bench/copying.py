@@ -1,13 +1,13 @@
-"""Pictures per second from an HDF5 file that holds them to a store: `python tests/bench/copying.py DEMOS.hdf5 STORE`.
+"""Images per second from an HDF5 file with images to a store: `python tests/bench/copying.py DEMOS.hdf5 STORE`.
 
-STORE was converted from DEMOS.hdf5; of both, the first episodes make an image file as robomimic writes it. The baseline
-is what the field's best-known converter does: every frame is encoded by itself as JPEG 2000 (level 50), written to a
-file, and decoded again to see that it can be, by as many threads as there are processors (`pip install imagecodecs`).
-Memory: how much higher the peak of this process is than what it had before. Then what was written is read again: all of
-it, and windows at random places, straight from the store (training reads from memory, see training.py).
+STORE was converted from DEMOS.hdf5. The first episodes of both are written to an image file in robomimic's layout. The
+baseline does what the field's best-known converter does: it encodes each frame as JPEG 2000 (level 50), writes it to a
+file and decodes it again to verify it, in as many threads as there are processors (`pip install imagecodecs`).
+`ddp` is `ddp_cli.data.conversion.convert`, timed from the end of the check of a demo until the store has its final
+name. The check takes equally long for any file and is timed separately.
 
-Ours is `ddp_cli.data.conversion.convert`, from the end of the check of a demo, which takes as long for any file and is
-timed by itself, to the store's final name.
+Memory is the peak of this process less its memory before the conversion. Finally, images are read back from the store
+(training reads from memory, see training.py): all of them, and windows at random positions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.store import Store
 
 
-def write_file(demos: Path, store: Store, path: Path, episodes: int) -> int:
-    """The first episodes with what was seen; returns how many pictures that is."""
-    ends = [0, *store.episode_ends[:episodes].tolist()]
+def write_image_file(demos: Path, store: Store, path: Path, n_episodes: int) -> int:
+    """Write the first episodes, with their observations, to `path`; returns the number of images."""
+    ends = [0, *store.episode_ends[:n_episodes].tolist()]
     with h5py.File(demos) as source, h5py.File(path, "w") as f:
         f.create_group("data").attrs.update(source["data"].attrs)
         source.copy("models", f)
@@ -42,44 +42,44 @@ def write_file(demos: Path, store: Store, path: Path, episodes: int) -> int:
     return len(store.task.cameras) * ends[-1]
 
 
-def plain(source: Path, out: Path, keys: list[str]) -> int:
-    """Frame by frame; returns the bytes written."""
+def convert_frame_by_frame(source: Path, out: Path, image_keys: list[str]) -> int:
+    """Write one JPEG 2000 file per frame; returns the number of bytes."""
 
-    def one(path: Path, frame: np.ndarray) -> int:
+    def write_frame(path: Path, frame: np.ndarray) -> int:
         path.write_bytes(imagecodecs.jpeg2k_encode(frame, level=50))
         imagecodecs.jpeg2k_decode(path.read_bytes())
         return path.stat().st_size
 
     sizes = []
     with h5py.File(source) as f, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for key in keys:
+        for key in image_keys:
             folder, row = out / key, 0
             folder.mkdir(parents=True)
             for name in sorted(f["data"], key=lambda n: int(n[5:])):
                 frames = f[f"data/{name}/obs/{key}"][:]
                 paths = [folder / f"{row + i}.0.0.0" for i in range(len(frames))]
-                sizes += list(pool.map(one, paths, frames))
+                sizes += list(pool.map(write_frame, paths, frames))
                 row += len(frames)
     return sum(sizes)
 
 
-def megabytes(name: str) -> float:
-    """Memory of this process, by Linux: VmRSS, now, or VmHWM, its peak."""
+def process_memory(field: str) -> float:
+    """Memory of this process [MB], on Linux: VmRSS (current) or VmHWM (peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def read_again(store: Store, keys: list[str]) -> tuple[float, float]:
-    """Pictures per second when all are read, and windows of 2 steps per second."""
-    begun = time.perf_counter()
-    count = sum(len(store.read(key)) for key in keys)
-    whole = count / (time.perf_counter() - begun)
-    rows = np.random.default_rng(0).integers(0, count // len(keys) - 2, 300)
-    begun = time.perf_counter()
+def measure_reads(store: Store, image_keys: list[str]) -> tuple[float, float]:
+    """Images per second when reading everything, and windows of 2 steps per second at random positions."""
+    start = time.perf_counter()
+    n_images = sum(len(store.read(key)) for key in image_keys)
+    images_per_s = n_images / (time.perf_counter() - start)
+    rows = np.random.default_rng(0).integers(0, n_images // len(image_keys) - 2, 300)
+    start = time.perf_counter()
     for row in rows:
-        for key in keys:
+        for key in image_keys:
             store.read(key, rows=slice(row, row + 2))
-    return whole, len(rows) / (time.perf_counter() - begun)
+    return images_per_s, len(rows) / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -90,37 +90,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     store = Store(args.store)
-    keys = list(store.task.cameras)
+    image_keys = list(store.task.cameras)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures = write_file(args.demos, store, folder / "image.hdf5", args.episodes)
-        rates: dict[str, list[float]] = {"plain": [], "ddp": []}
+        n_images = write_image_file(args.demos, store, folder / "image.hdf5", args.episodes)
+        rates: dict[str, list[float]] = {"baseline": [], "ddp": []}
         for i in range(args.rounds):
-            begun = time.perf_counter()
-            plain_bytes = plain(folder / "image.hdf5", folder / f"plain{i}", keys)
-            rates["plain"].append(pictures / (time.perf_counter() - begun))
-            out, heard = folder / f"ours{i}.zarr", {}
+            start = time.perf_counter()
+            baseline_bytes = convert_frame_by_frame(folder / "image.hdf5", folder / f"baseline{i}", image_keys)
+            rates["baseline"].append(n_images / (time.perf_counter() - start))
+            out, timestamps = folder / f"ddp{i}.zarr", {}
 
-            def progress(what: str, done: int, _total: int, heard: dict[tuple[str, int], float] = heard) -> None:
-                heard[what, done] = time.perf_counter()
+            def progress(
+                stage: str, done: int, _total: int, timestamps: dict[tuple[str, int], float] = timestamps
+            ) -> None:
+                timestamps[stage, done] = time.perf_counter()
 
-            before = megabytes("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            done = convert(folder / "image.hdf5", out, os.cpu_count() or 1, progress, ConvertOptions(check=1))
-            assert set(keys) <= set(done.observations)
-            rates["ddp"].append(pictures / (time.perf_counter() - heard["check", 1]))
-            memory = megabytes("VmHWM") - before
-            checking = heard["check", 1] - heard["check", 0]
-            ours = sum(p.stat().st_size for key in keys for p in (out / "data" / key).rglob("*") if p.is_file())
-        whole, windows = read_again(Store(out), keys)
-        assert all(np.array_equal(Store(out).read(key), store.read(key)[: pictures // len(keys)]) for key in keys)
-    one, other = (float(np.median(found)) for found in rates.values())
-    print(f"{pictures} images, {args.rounds} rounds, medians")
-    print(f"plain, JPEG 2000 frame by frame, lossy: {one:.0f} images/s, {plain_bytes / pictures:.0f} bytes an image")
-    print(f"ddp, lossless (compared):               {other:.0f} images/s, {ours / pictures:.0f} bytes an image")
-    print(f"and {checking:.0f} s for the check of one demo; at most {memory:.0f} MB more memory, the check included")
-    print(f"read again: {whole:.0f} images/s, {windows:.0f} windows/s at random places")
-    print(f"{other / one:.1f} times as fast, {ours / plain_bytes:.2f} times the size")
+            memory_before = process_memory("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            result = convert(folder / "image.hdf5", out, os.cpu_count() or 1, progress, ConvertOptions(check=1))
+            assert set(image_keys) <= set(result.observations)
+            rates["ddp"].append(n_images / (time.perf_counter() - timestamps["check", 1]))
+            peak_memory = process_memory("VmHWM") - memory_before
+            check_s = timestamps["check", 1] - timestamps["check", 0]
+            files = (path for key in image_keys for path in (out / "data" / key).rglob("*") if path.is_file())
+            ddp_bytes = sum(path.stat().st_size for path in files)
+        images_per_s, windows_per_s = measure_reads(Store(out), image_keys)
+        n_steps = n_images // len(image_keys)
+        assert all(np.array_equal(Store(out).read(key), store.read(key)[:n_steps]) for key in image_keys)
+    baseline, ddp = (float(np.median(rounds)) for rounds in rates.values())
+    print(f"{n_images} images, {args.rounds} rounds, medians")
+    print(f"baseline, JPEG 2000 per frame, lossy: {baseline:.0f} images/s, {baseline_bytes / n_images:.0f} bytes/image")
+    print(f"ddp, lossless (compared):             {ddp:.0f} images/s, {ddp_bytes / n_images:.0f} bytes/image")
+    print(f"check of one demo: {check_s:.0f} s; additional peak memory, including the check: {peak_memory:.0f} MB")
+    print(f"reading back: {images_per_s:.0f} images/s, {windows_per_s:.0f} windows/s at random positions")
+    print(f"{ddp / baseline:.1f} times as fast, {ddp_bytes / baseline_bytes:.2f} times the size")
 
 
 if __name__ == "__main__":

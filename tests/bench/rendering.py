@@ -1,8 +1,8 @@
 """Images per second of each render profile: `python tests/bench/rendering.py DEMOS.hdf5`.
 
 States spread over the demos are rendered by both cameras at 84x84, by robosuite's own observations (the baseline) and
-by each profile. All run in one process and one thread, in turns; setting states is not timed. The difference between
-the images of a profile and of the next better one is reported as PSNR.
+by each profile. All run in alternation in one process and one thread; setting states is not timed. The difference
+between the images of a profile and those of the next better one is reported as PSNR.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ddp_cli.sim.environment import env_args, import_robosuite
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
-REFERENCE = {"fast": "full", "coarse": "fast"}  # a test shows that full has robosuite's own pixels
+REFERENCE = {"fast": "full", "coarse": "fast"}  # full has the pixels of robosuite (tested)
 
 
 class RobosuiteRenderer:

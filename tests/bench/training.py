@@ -1,7 +1,7 @@
-"""Training speed against the plain code: `python tests/bench/training.py STORE [--preset paper laptop]`.
+"""Training speed against plain code: `python tests/bench/training.py STORE [--preset paper laptop]`.
 
-Windows/s of the loaders alone, steps/s of the policies alone (one batch, again and again) and of both
-together, baseline (plain.py) and ours by turns, each in a process of its own, medians over the rounds.
+Measures the data loader alone [windows/s], the policy alone, on one repeated batch [s/step], and both together, for
+the baseline (plain.py) and `ddp` in alternation. Each measurement runs in a new process; medians over the rounds.
 """
 
 from __future__ import annotations
@@ -26,71 +26,74 @@ from ddp_cli.presets import train_config
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.trainer import Trainer, keep_freed_memory
 
-WORKERS = 2  # of the baseline's DataLoader, besides none
+N_WORKERS = 2  # of the baseline's DataLoader, which is measured without workers as well
 
 
-def timed(step: Callable[[], Any], count: int, warm_up: int, device: torch.device) -> float:
-    """Seconds per call."""
+def time_per_call(fn: Callable[[], Any], n_calls: int, n_warm_up: int, device: torch.device) -> float:
+    """Mean time per call of `fn` [s]."""
 
-    def wait() -> None:
+    def synchronize() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(warm_up):
-        step()
-    wait()
-    started = time.perf_counter()
-    for _ in range(count):
-        step()
-    wait()
-    return (time.perf_counter() - started) / count
+    for _ in range(n_warm_up):
+        fn()
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(n_calls):
+        fn()
+    synchronize()
+    return (time.perf_counter() - start) / n_calls
 
 
-def plain_batches(config: TrainConfig, store: Store, workers: int) -> Iterator[dict[str, torch.Tensor]]:
+def plain_batches(config: TrainConfig, store: Store, n_workers: int) -> Iterator[dict[str, torch.Tensor]]:
     loader = torch.utils.data.DataLoader(
-        PlainDataset(config, store), config.batch_size, shuffle=True, num_workers=workers, drop_last=True,
-        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+        PlainDataset(config, store), config.batch_size, shuffle=True, num_workers=n_workers, drop_last=True,
+        persistent_workers=n_workers > 0, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     while True:
         yield from loader
 
 
-def plain(what: str, config: TrainConfig, store: Store, device: torch.device, steps: int) -> float:
-    """Seconds per batch of the baseline."""
-    workers = 0 if what == "loader, no worker" else WORKERS
-    batches = plain_batches(config, store, workers)
-    if what.startswith("loader"):
-        return timed(lambda: next(batches), 20, 5, device)
+def time_baseline(part: str, config: TrainConfig, store: Store, device: torch.device, n_steps: int) -> float:
+    """Time per batch of the baseline [s]."""
+    n_workers = 0 if part == "loader, no worker" else N_WORKERS
+    batches = plain_batches(config, store, n_workers)
+    if part.startswith("loader"):
+        return time_per_call(lambda: next(batches), 20, 5, device)
     trainer = PlainTrainer(config, device)
-    if what == "policy":
+    if part == "policy":
         batches = itertools.repeat(next(plain_batches(config, store, 0)))
-    return timed(lambda: trainer.step(next(batches)), steps, 2, device)
+    return time_per_call(lambda: trainer.step(next(batches)), n_steps, 2, device)
 
 
-def ours(what: str, config: TrainConfig, store: Store, device: torch.device, steps: int) -> float:
-    """Seconds per batch of `ddp train`."""
+def time_ddp(part: str, config: TrainConfig, store: Store, device: torch.device, n_steps: int) -> float:
+    """Time per batch of `ddp train` [s]."""
     keep_freed_memory()
     data = load_training_data(config, store, device, print)
     trainer = Trainer(config, data, device, total=100_000)
-    if what.startswith("loader"):
-        count = itertools.count()
-        return timed(lambda: to_device(trainer.loader.batch(next(count)), device), 200, 20, device)
-    if what == "policy":
+    if part.startswith("loader"):
+        step_numbers = itertools.count()
+        return time_per_call(lambda: to_device(trainer.loader.batch(next(step_numbers)), device), 200, 20, device)
+    if part == "policy":
         batch = trainer.loader.batch(0)
         trainer.loader.batch = lambda _step: batch
-    return timed(trainer.step, steps, 2, device)
+    return time_per_call(trainer.step, n_steps, 2, device)
 
 
-def measure(which: str, what: str, preset: str, path: Path, device: str, steps: int, queue: Any) -> None:
-    store = Store(path)
-    # the auxiliary losses and the object's pose are ours alone: left out, both do the same work
+def measure(
+    implementation: str, part: str, preset: str, store_path: Path, device: str, n_steps: int, queue: Any
+) -> None:
+    """Put the time per batch of `implementation` ("plain" or "ours") on `queue`."""
+    store = Store(store_path)
+    # The baseline has no auxiliary losses and no object pose: without them both do the same work.
     config = train_config(store.task.name, "image", preset, None, {"action_loss": 0.0, "object_loss": 0.0})
-    function = plain if which == "plain" else ours
-    queue.put(function(what, config, store, torch.device(device), steps))
+    time_batches = time_baseline if implementation == "plain" else time_ddp
+    queue.put(time_batches(part, config, store, torch.device(device), n_steps))
 
 
-def apart(*args: Any) -> float:
-    """`measure` in a process of its own."""
+def measure_in_new_process(*args: Any) -> float:
+    """The result of `measure(*args)`."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=measure, args=(*args, queue))
@@ -104,25 +107,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--preset", nargs="+", default=["paper", "laptop"])
-    parser.add_argument("--what", nargs="+", default=["loader, no worker", "loader", "policy", "both"])
+    parser.add_argument("--what", dest="parts", nargs="+", default=["loader, no worker", "loader", "policy", "both"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=0, help="timed in a round; 5 of paper, 30 of laptop on a CPU")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="timed steps per round (default: 100 on a GPU; on a CPU, 5 for paper and 30 for laptop)",
+    )
     args = parser.parse_args()
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds"
     )
     for preset in args.preset:
-        steps = args.steps or (100 if args.device == "cuda" else {"paper": 5, "laptop": 30}[preset])
-        for what in args.what:
-            seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+        n_steps = args.steps or (100 if args.device == "cuda" else {"paper": 5, "laptop": 30}[preset])
+        for part in args.parts:
+            times: dict[str, list[float]] = {"plain": [], "ours": []}
             for _ in range(args.rounds):
-                for which, found in seconds.items():
-                    found.append(apart(which, what, preset, args.store, args.device, steps))
-            a, b = (statistics.median(found) for found in seconds.values())
-            row = {"preset": preset, "what": what, "plain_s": a, "ours_s": b, "ratio": a / b, "rounds": seconds}
-            rate = f"{64 / a:.0f} and {64 / b:.0f} windows/s" if "loader" in what else f"{a:.3f} and {b:.3f} s a step"
-            print(f"{preset}, {what}: {rate}, {a / b:.2f} times as fast", flush=True)
+                for implementation, rounds in times.items():
+                    rounds.append(
+                        measure_in_new_process(implementation, part, preset, args.store, args.device, n_steps)
+                    )
+            plain_s, ddp_s = (statistics.median(rounds) for rounds in times.values())
+            ratio = plain_s / ddp_s
+            rates = (
+                f"{64 / plain_s:.0f} and {64 / ddp_s:.0f} windows/s"
+                if "loader" in part
+                else f"{plain_s:.3f} and {ddp_s:.3f} s per step"
+            )
+            print(f"{preset}, {part}: {rates}, {ratio:.2f} times as fast", flush=True)
+            row = {
+                "preset": preset, "what": part, "plain_s": plain_s, "ours_s": ddp_s, "ratio": ratio, "rounds": times
+            }  # fmt: skip
             print(json.dumps(row), flush=True)
 
 

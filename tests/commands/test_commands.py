@@ -35,6 +35,7 @@ def test_help_names_every_command() -> None:
     assert ddp("--version").stdout.startswith("ddp ")
 
 
+@pytest.mark.slow
 def test_rollout_replays_the_episode_of_an_evaluation_and_films_it(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     evaluated = ok_json("eval", run, "--episodes", 2, "--seed", 100002, "--workers", 1)["episodes"][1]
@@ -77,6 +78,7 @@ def test_help_has_panels_and_two_examples(command: str) -> None:
     assert not {"Options", "None"} & {line.strip("─╭╮ ") for line in text.splitlines()} - {"Options"}
 
 
+@pytest.mark.slow
 def test_export_prints_the_largest_difference(trained: Path, lift_zarr: Path) -> None:
     text = ok(ddp("export", trained / "lift/tiny", "--out", "policy", "--data", lift_zarr, "--episodes", 0)).stdout
     assert "actions: largest difference from torch" in text

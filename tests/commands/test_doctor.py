@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import ddp, ok_json
 
+pytestmark = pytest.mark.slow
+
 BROKEN = 'raise ImportError("libEGL.so.1 is missing")'
 RENDERS_WITH_OSMESA_ONLY = """
 import os
-
-pytestmark = pytest.mark.slow
 class MjModel:
     from_xml_string = staticmethod(lambda xml: None)
 class MjData:

@@ -13,6 +13,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_inspect_describes_every_kind_of_source(
     lift_demos: Path, lift_zarr: Path, trained: Path, policy_folder: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_preview_writes_an_image_once(lift_zarr: Path) -> None:
     assert "no store 'none.zarr'" in refused(ddp("preview", "none.zarr", "--out", "p.png"))
 
 
+@pytest.mark.slow
 def test_plot_draws_runs_together(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     assert ok(ddp("plot", run, run, "--out", "both.png")).stdout.strip() == "both.png"

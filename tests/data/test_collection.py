@@ -27,6 +27,7 @@ def contents(path: Path) -> dict[str, object]:
     return entries
 
 
+@pytest.mark.slow
 def test_the_file_does_not_depend_on_the_number_of_workers(lift_demos: Path, tmp_path: Path) -> None:
     collect(get_task("lift"), 2, tmp_path / "two.hdf5", 1000, 2, lambda *_: None)
     expected, actual = contents(lift_demos), contents(tmp_path / "two.hdf5")
@@ -35,6 +36,7 @@ def test_the_file_does_not_depend_on_the_number_of_workers(lift_demos: Path, tmp
         assert np.array_equal(actual[key], value), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["lift", "can", "square"])
 def test_demos_succeed_and_replay_exactly(task: str, tmp_path: Path) -> None:
     """Open-loop replay from the first state gives every recorded state bit for bit, and succeeds."""

@@ -14,13 +14,13 @@ import pytest
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 
+pytestmark = pytest.mark.slow
+
 CONVERT = """
 import resource, sys
 from pathlib import Path
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
-
-pytestmark = pytest.mark.slow
 
 convert(Path(sys.argv[1]), Path(sys.argv[2]), 1, lambda *_: None, ConvertOptions(check=1, skip_bad=True))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB

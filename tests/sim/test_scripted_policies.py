@@ -36,6 +36,7 @@ def test_intended_action_is_a_function_of_the_state(task: str) -> None:
     sim.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["can", "square"])
 def test_policy_recovers_after_dropping_the_object(task: str) -> None:
     """Halfway to the target the gripper is forced open and the end effector is moved away."""

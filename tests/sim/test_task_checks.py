@@ -71,6 +71,7 @@ def test_example_in_the_documentation_fits() -> None:
     Simulator(task_from_json(json.loads(example[0]))).close()
 
 
+@pytest.mark.slow
 def test_built_in_environment_with_another_camera_and_fewer_observables() -> None:
     changes = {
         "name": "lift_side",

@@ -15,6 +15,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import run_training
 
+pytestmark = pytest.mark.slow
+
 TRAIN_IN_TWO_PROCESSES = """
 import sys, json, torch
 from pathlib import Path
@@ -25,8 +27,6 @@ from ddp_cli.training.distributed import init_processes
 from ddp_cli.training.run import create_run, resume_run, run_training
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.data.store import Store
-
-pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ignore_message = lambda _: None
 with init_processes() as processes:

@@ -27,12 +27,12 @@ from ddp_cli.errors import DdpError
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import run_training
 
+pytestmark = pytest.mark.slow
+
 KILL_ITSELF = """
 import os, signal, sys
 import ddp_cli.training.trainer as trainer
 from ddp_cli.cli import app
-
-pytestmark = pytest.mark.slow
 place, name, number = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
 calls = 0
 def killing(function, path_of):
