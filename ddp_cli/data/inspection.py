@@ -30,7 +30,7 @@ def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
     else:
         raise DataError(
             f"'{path}' is a folder, but not a store or a LeRobot dataset.",
-            "Name an HDF5 file of demonstrations, a store of `ddp convert`, or a LeRobot dataset.",
+            "Name an HDF5 file of demonstrations, store, LeRobot dataset, run, checkpoint or exported folder.",
         )
     if task is not None:
         raise DataError(f"--task does not apply to '{path}', which is {kind}.", "Leave it out.")
