@@ -100,7 +100,7 @@ def export(
             f"Import a checkpoint of the published code first: `ddp import {checkpoint} --out imported/`.",
         )
     # Only a checkpoint replaces a checkpoint: it may be all that is left of a training run.
-    options.check_output(out, overwrite, ("config.json",) if export_format == "ddp" else ("policy.json",))
+    options.check_output(out, overwrite, ("model.safetensors",) if export_format == "ddp" else ("policy.json",))
     folder = resolve_checkpoint(checkpoint, runs, task)
     policy, meta = load_policy(folder)
     if out.resolve() == folder.resolve():

@@ -38,7 +38,8 @@ def import_(
     if model.is_dir():
         raise DdpError(f"'{model}' is a folder.", "Name a .ckpt file; `ddp eval` takes checkpoint folders as they are.")
     out = out or Path(model.stem)
-    options.check_output(out, overwrite, ("config.json",))
+    # Only a checkpoint is replaced: a run folder holds config.json as well.
+    options.check_output(out, overwrite, ("model.safetensors",))
     policy = import_checkpoint(model, out)
     if json:
         console.print_json({"source": str(model), "out": str(out), "task": policy.config.task.name})

@@ -58,7 +58,8 @@ def copy_store(
             f"'{store.path}' holds the task '{store.task.name}', whose robot base pose is not known.",
             "Convert its demonstrations again with --actions.",
         )
-    bounds = [store.episode_bounds[i] for i in indices]
+    all_bounds = store.episode_bounds
+    bounds = [all_bounds[i] for i in indices]
     lengths = [end - begin for begin, end in bounds]
     keys = [*store.image_keys, *store.task.vectors("state"), "action"]
 

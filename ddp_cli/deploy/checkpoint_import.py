@@ -16,7 +16,7 @@ def import_checkpoint(path: Path, out: Path) -> DiffusionPolicy:
     The folder has the EMA weights, the normalizer and the configuration, but no training state. Nothing in the file is
     executed. CheckpointError if the file is damaged or holds another kind of policy.
     """
-    if path.resolve().is_relative_to(out.resolve()):
+    if path.is_file() and path.resolve().is_relative_to(out.resolve()):
         raise DdpError(f"'{out}' contains '{path}' and would be replaced.", "Choose another output.")
     policy, meta = load_published(path)
     save_checkpoint(out, policy.config, policy.state_dict(), meta, None)

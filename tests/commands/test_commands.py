@@ -160,6 +160,16 @@ def test_overwrite_replaces_only_its_own_kind(lift_demos: Path, trained: Path) -
     assert Path("precious/notes.txt").read_text() == Path("file").read_text() == "mine"
 
 
+def test_export_and_import_never_replace_a_run(trained: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "lift" / "tiny", tmp_path / "run", symlinks=True))
+    files = sorted(run.rglob("*"))
+    assert "did not write" in refused(ddp("export", checkpoint, "--format", "ddp", "--out", run, "--overwrite"))
+    (tmp_path / "m.ckpt").write_bytes(b"PK")
+    assert "did not write" in refused(ddp("import", tmp_path / "m.ckpt", "--out", run, "--overwrite"))
+    assert sorted(run.rglob("*")) == files
+    assert "no file 'missing'" in refused(ddp("import", "missing"))
+
+
 def test_missing_weights_are_named(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     for command in ("eval", "rollout", "export"):
