@@ -100,6 +100,10 @@ def evaluate(
     The result has `success_rate`, `interval` (95%) and `episodes`; it does not depend on `workers`. With more than one
     worker a script needs the usual `if __name__ == "__main__":` guard of multiprocessing.
     """
-    source = policy.source if isinstance(policy, LoadedPolicy) else load_policy(policy).source
+    source = (
+        policy.source
+        if isinstance(policy, LoadedPolicy)
+        else open_policy_source(resolve_policy(Path(policy), Path("runs"), None), "auto", None, None, "auto")
+    )
     seeds = range(seed, seed + episodes)
     return evaluate_agent(source.make_agent, source.task, source.render, seeds, workers, on_episode)

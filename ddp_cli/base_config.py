@@ -47,6 +47,8 @@ def _to_config_error(config: type[BaseConfig], error: ValidationError) -> Config
     message = message[0].lower() + message[1:]
     valid = config.model_fields[location[0]].description
     hint = f"Valid: {valid}." if valid else config.default_hint
+    if first["type"] == "missing" and len(location) > 1:  # a part of a value, such as the second of two numbers
+        return ConfigError(f"{location[0]} = {first['input']!r}: {message}.", hint)
     if first["type"] == "missing":
         return ConfigError(f"the {config.key_kind} '{location[0]}' is missing.", hint)
     if location[-1] == "[key]":

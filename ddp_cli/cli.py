@@ -68,6 +68,7 @@ class _Group(TyperGroup):
         message = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
         names = getattr(getattr(e, "param", None), "opts", ())
         values = [value for name, value in itertools.pairwise(self._arguments) if name in names]
+        values += [a.partition("=")[2] for a in self._arguments if a.startswith(tuple(f"{name}=" for name in names))]
         if values and f"'{values[-1]}'" not in message:
             message += f" (got '{values[-1]}')"
         command, context = "", e.ctx

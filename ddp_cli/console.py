@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -50,11 +51,11 @@ def result(text: str) -> None:
 
 def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
     """Prints the result as an aligned table."""
-    grid = Table(title=title, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
+    grid = Table(title=Text(title), title_justify="left", show_header=bool(header), box=None, pad_edge=False)
     for name in header or rows[0]:
         grid.add_column(name if header else "", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(cell) for cell in row))  # paths may hold what rich reads as markup
     _out.print(grid)
 
 

@@ -138,3 +138,8 @@ def test_a_contradicting_task_is_rejected() -> None:
         train_config(task_from_json(DOOR), "image", "laptop", other)
     with pytest.raises(ConfigError, match="task = 'door' contradicts 'lift'. Use --task"):
         train_config("lift", "image", "laptop", other)
+
+
+def test_a_value_that_is_too_short_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"betas = \[0.9\]"):
+        train_config("lift", "state", "laptop", None, {"betas": [0.9]})

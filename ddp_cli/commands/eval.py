@@ -119,11 +119,7 @@ def evaluate(
     """
     swept = parse_sweep(sweeps or [])
     paths = [*(checkpoints or []), *([policy] if policy else [])]
-    if len(paths) > (1 if last or swept else 2) or (last and swept):
-        raise DdpError(
-            "these arguments do not go together.",
-            "Give one checkpoint, two to compare, one with --sweep, or a run with --last.",
-        )
+    _check_paths(paths, swept, last)
     count = episodes or (MAX_EPISODES if until_ci else DEFAULT_EPISODES)
     image = _sweep_image(out, overwrite) if out and swept else None
     if out:
@@ -152,6 +148,18 @@ def evaluate(
         console.note(f"report: {out}")
     if json:
         console.print_json(report)
+
+
+def _check_paths(paths: list[Path], swept: dict[str, list[str]], last: int | None) -> None:
+    """DdpError unless the number of policies fits the mode: one, two to compare, a sweep, or the last of a run."""
+    settings = [path for path in paths if swept and "=" in str(path) and not path.exists()]
+    if settings:
+        raise DdpError(f"'{settings[0]}' is not a checkpoint.", f"Repeat the option: --sweep {settings[0]}.")
+    if len(paths) > (1 if last or swept else 2) or (last and swept):
+        raise DdpError(
+            "these arguments do not go together.",
+            "Give one checkpoint, two to compare, one with --sweep, or a run with --last.",
+        )
 
 
 def _sweep_image(out: Path, overwrite: bool) -> Path:

@@ -31,7 +31,13 @@ def inspect(
             f"'{source}' is a file of model weights.",
             f"Checkpoints of the published code can be imported: `ddp import {source}`.",
         )
+    if source.is_file() and source.suffix in (".safetensors", ".json", ".onnx"):
+        raise DataError(f"'{source}' is a file of a checkpoint or an exported policy.", "Name its folder.")
+    if (source / "config.json").is_file() and (source / "checkpoints").is_dir() and not is_policy(source):
+        raise DataError(f"the run '{source}' has no checkpoint yet.", "Resume it with `ddp train --resume`.")
     if is_policy(source):
+        if task is not None:
+            raise DataError(f"--task does not apply to '{source}', which is a policy.", "Leave it out.")
         contents = inspect_policy(source)
         rows = _policy_rows(contents)
     else:

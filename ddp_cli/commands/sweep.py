@@ -56,7 +56,9 @@ def sweep_options(checkpoint: Path, eval_options: EvalOptions, swept: dict[str, 
             try:
                 config = policy.with_sampler(sampler, count)
             except ConfigError as e:
-                raise DdpError(f"--sweep: {e.message}", EXAMPLE) from None
+                raise DdpError(
+                    f"--sweep: {e.message}", e.hint if isinstance(e, UnknownNameError) else EXAMPLE
+                ) from None
             combinations.append(
                 replace(eval_options, sampler=config.sampler, inference_steps=config.num_inference_steps)
             )

@@ -52,6 +52,11 @@ def save_checkpoint(
 def load_meta(folder: Path) -> Meta:
     """Read and check the content of `config.json`."""
     hint = "Name a checkpoint folder (runs/TASK/NAME/checkpoints/step-...), or train a policy with `ddp train`."
+    if folder.is_file():
+        raise CheckpointError(
+            f"'{folder}' is a file, not a checkpoint folder.",
+            f"Import a checkpoint of the published code: `ddp import {folder}`.",
+        )
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder '{folder}'.", hint)
     for name in (CONFIG, MODEL):

@@ -61,6 +61,7 @@ class StoreWriter:
         self._pool = ThreadPoolExecutor(default_workers())
         self._pending: deque[Future[None]] = deque()
         self._flushed_at = time.monotonic()
+        self._finished = False
 
     def _reopen(self, attributes: dict[str, Any], zarr_format: int) -> zarr.Group | None:
         """The partial store, None if there is none with these attributes."""
@@ -134,6 +135,7 @@ class StoreWriter:
         assert self.episodes == len(self._ends) - 1
         self._pool.shutdown()
         self._root.attrs.update({**attributes, "complete": True})
+        self._finished = True  # from here on, an interruption leaves a complete store under one of the two names
         replace(self.partial, self.path)
 
     def __enter__(self) -> StoreWriter:
@@ -143,7 +145,8 @@ class StoreWriter:
         """Keeps the partial store after an interruption; removes it after a data or disk error."""
         self._pool.shutdown()  # Ctrl-C may arrive between submitting a chunk and recording it as pending
         if kind is not None and issubclass(kind, WorkerError | KeyboardInterrupt):
-            self.flush()
+            if not self._finished:
+                self.flush()
         elif kind is not None and issubclass(kind, DdpError | OSError):
             shutil.rmtree(self.partial, ignore_errors=True)
 

@@ -83,6 +83,8 @@ def test_a_sweep_evaluates_every_combination_and_plots_it(trained: Path, policy_
         ("inference-steps=1,x", "'x' is not"), ("inference-steps=1,101", "101"), ("sampler=ddmi", "ddmi"),
     ):  # fmt: skip
         assert word in refused(ddp("eval", run, "--sweep", sweep))
+    positional = ("eval", run, "--sweep", "inference-steps=1", "sampler=ddim")
+    assert "--sweep sampler=ddim" in refused(ddp(*positional))
     assert "contradicts --sweep sampler=" in refused(ddp("eval", run, "--sweep", "sampler=dpm", "--sampler", "ddim"))
     assert "whose sampler is fixed" in refused(ddp("eval", policy_folder, "--sweep", "sampler=ddim"))
     assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))

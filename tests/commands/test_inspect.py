@@ -44,6 +44,15 @@ def test_inspect_refuses_what_it_does_not_know(name: str, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
 
 
+def test_inspect_explains_parts_of_policies_and_runs_without_checkpoints(trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    assert "Name its folder" in refused(ddp("inspect", run / "config.json"))
+    assert "--task does not apply" in refused(ddp("inspect", run, "--task", "lift"))
+    Path("new/checkpoints").mkdir(parents=True)
+    Path("new/config.json").write_text("{}")
+    assert "has no checkpoint yet" in refused(ddp("inspect", "new"))
+
+
 def test_inspect_of_a_published_checkpoint_names_import() -> None:
     Path("model.ckpt").write_bytes(b"PK")
     assert "ddp import model.ckpt" in refused(ddp("inspect", "model.ckpt"))

@@ -98,6 +98,24 @@ def test_complete_store_that_was_not_renamed_is_not_written_again(tmp_path: Path
     assert Store(path).read("action").shape == (75, 7)
 
 
+def test_ctrl_c_while_an_older_store_is_replaced_leaves_a_complete_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_store(tmp_path / "s.zarr", [7])
+    replace = store_writer.replace
+
+    def interrupted(*args: Path) -> None:
+        replace(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_writer, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, TASK, [70], ATTRIBUTES, 3) as writer:
+        writer.append(random_episode(70, 0))
+        writer.finish({})
+    assert Store(path).episode_ends.tolist() == [70]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_other_attributes_start_over(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_partial_store(path)
