@@ -79,7 +79,7 @@ class _Group(TyperGroup):
 
 
 def _os_error_message(e: OSError) -> str:
-    # h5py wraps the system's error in a long text of its own.
+    # h5py wraps the operating system's error in a longer message.
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(e) or "File too large" in str(e):
         return "the disk is full. Free some space, or choose an output on another disk, and run the same command again."
     path = f"'{e.filename}': " if e.filename else ""

@@ -99,7 +99,11 @@ def _print_table(report: dict[str, Any], result: Evaluation) -> None:
             f"{result.successes} of {count} episodes, 95% interval {low:.1%} to {high:.1%}",
         ),
         ("held for 10 steps", f"{result.held_rate:.1%}", ""),
-        ("steps to success", f"{result.mean_steps:.1f}", "mean over successful episodes"),
+        (
+            "steps to success",
+            f"{result.mean_steps:.1f}" if result.successes else "none",
+            "mean over successful episodes",
+        ),
         (
             "time per action chunk",
             f"{result.chunk_ms:.0f} ms",

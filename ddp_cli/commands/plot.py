@@ -9,6 +9,7 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import options
+from ddp_cli.errors import DdpError
 
 EXAMPLES = options.examples(
     "ddp train --task lift --minutes 1 --name short && ddp plot runs/lift/short",
@@ -34,6 +35,9 @@ def plot(
     """Plot loss, success rate and action error of training runs."""
     from ddp_cli.training.plots import plot_metrics
 
+    if out is not None and out.suffix.lower() != ".png":
+        raise DdpError(f"cannot write a plot to '{out}'.", "Name a file that ends in .png.")
+    runs = [run for run in runs if not run.is_file()] or runs  # runs/TASK/* holds earlier plots as well
     if out is not None:
         options.check_output(out, overwrite)
     else:  # the default output only ever holds these curves

@@ -29,7 +29,7 @@ def preview(
 ) -> None:
     """Write a few episodes of a store as an image or video.
 
-    Upside-down images, swapped cameras and wrong colours show at a glance.
+    Use it to check for upside-down images, swapped cameras and wrong colors.
     """
     from ddp_cli.data.preview import check_preview, write_preview
     from ddp_cli.data.store import Store

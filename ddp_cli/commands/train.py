@@ -84,14 +84,14 @@ def train(
         typer.Option(
             "--seed",
             min=0,
-            help="Seed of initialisation, batches and noise; 42 by default.",
+            help="Seed of initialization, batches and noise; 42 by default.",
             show_default=False,
             rich_help_panel=SETTINGS,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Length in optimiser steps.", show_default=False, rich_help_panel=LENGTH),
+        typer.Option("--steps", min=1, help="Length in optimizer steps.", show_default=False, rich_help_panel=LENGTH),
     ] = None,
     epochs: Annotated[
         float | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddp_cli import console
 from ddp_cli.choices import Obs, Preset
 from ddp_cli.commands import options
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import ConfigError, DdpError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,9 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     from ddp_cli.presets import parse_settings, train_config
     from ddp_cli.training.run import create_run
 
+    name = train_options.name
+    if name is not None and (Path(name).name != name or name in ("", "..")):
+        raise ConfigError(f"--name '{name}' is not a folder name.", "Leave out '/' and '..'.")
     obs, data, runs = train_options.obs, train_options.data, train_options.runs
     values = parse_settings(train_options.settings) | train_options.overrides
     preset = train_options.preset or ("paper" if device.type == "cuda" else "laptop")
@@ -61,7 +64,7 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     _check_verified(store, train_options.allow_unverified)
     values.setdefault("actions", store.attrs["action"]["convention"])
     config = train_config(task, obs, preset, file_values, values)
-    name = train_options.name or time.strftime("%Y-%m-%d_%H-%M-%S")
+    name = name or time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = processes.run_on_main(lambda: runs / task.name / name)
     run = create_run(folder, config, store, device, console.note, processes, initial_weights)
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.store import IMAGES_PER_CHUNK, Store
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import IMAGES_PER_CHUNK
 from ddp_cli.disk import acquire_lock, atomic_folder
 from ddp_cli.errors import DataError
 
@@ -116,6 +117,11 @@ def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
                 for start in range(0, len(array), IMAGES_PER_CHUNK):
                     file.write(store.read(key, rows=slice(start, start + IMAGES_PER_CHUNK)).tobytes())
         (partial / "identity").write_text(_identity(store))
+
+
+def memory_budget(memory_gb: float) -> float:
+    """Memory that decoded images may take [bytes]: `memory_gb`, or half of what is available if it is 0."""
+    return memory_gb * 1e9 or available_memory() / 2
 
 
 def available_memory() -> int:

@@ -26,7 +26,6 @@ from ddp_cli.task_file import read_task, task_file_path, task_from_json
 from ddp_cli.tasks import TASKS, Task, describe_difference
 
 STORE_FORMAT = 1
-IMAGES_PER_CHUNK = 64
 STORE_MARKERS = ("zarr.json", ".zgroup")
 """Every store, of either zarr format, holds one of these files."""
 REQUIRED_ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")

@@ -22,12 +22,13 @@ from numcodecs import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from ddp_cli.data.store import IMAGES_PER_CHUNK, STORE_FORMAT
+from ddp_cli.data.store import STORE_FORMAT
 from ddp_cli.disk import replace
 from ddp_cli.errors import DdpError, WorkerError
 from ddp_cli.parallel import default_workers
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
+IMAGES_PER_CHUNK = 64
 ROWS_PER_CHUNK = 1024  # of arrays without images
 MAX_PENDING_CHUNKS = 16  # waiting for compression: 22 MB of images
 FLUSH_INTERVAL_S = 1.0  # the work that a killed process may lose

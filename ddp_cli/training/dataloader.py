@@ -11,7 +11,7 @@ import torch
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.windows import Batch, Windows, batch_indices, validation_episodes, window_bounds, window_steps
-from ddp_cli.data.image_cache import DecodedArrays, available_memory, decode_arrays
+from ddp_cli.data.image_cache import DecodedArrays, decode_arrays, memory_budget
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.parallel import default_workers
@@ -25,11 +25,6 @@ class TrainingData:
 
     train: Windows
     val: Windows
-
-
-def memory_budget(config: TrainConfig) -> float:
-    """Memory that decoded images may take on this machine [bytes]."""
-    return config.memory_gb * 1e9 or available_memory() / 2
 
 
 def load_training_data(
@@ -57,7 +52,7 @@ def load_training_data(
                 f"'{store.path}': data/{key} has {store.shape(key)[0]} steps, expected {steps}.",
                 "Convert the demonstrations again.",
             )
-    budget = memory_budget(config) if budget is None else budget
+    budget = memory_budget(config.memory_gb) if budget is None else budget
     arrays = decode_arrays(store, [*keys, *extra, "action"], budget, info, write)
     held_out = validation_episodes(len(store.episode_ends), config.val_ratio, config.seed)
     data_device = _choose_device(arrays, device)

@@ -17,6 +17,7 @@ from ddp_cli.disk import replace_link
 from ddp_cli.errors import DdpError
 from ddp_cli.training.dataloader import TrainingData
 from ddp_cli.training.distributed import Processes
+from ddp_cli.training.run_folder import link_best_checkpoint
 from ddp_cli.training.trainer import Trainer
 from ddp_cli.training.validation import validate
 
@@ -166,7 +167,7 @@ def train(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks) -> Path
             replace_link(last, checkpoint_path(run, step))
             if config.eval_every and not interrupted and (step % config.eval_every == 0 or stop):
                 _evaluate(run, step, callbacks)
-            best = _update_best(run, step, callbacks.success_rates)
+            best = link_best_checkpoint(run, step, callbacks.success_rates)
             prune_checkpoints(run, interval, config.keep, {step, best})
             saved_at = time.monotonic()
             metrics.exclude_since(started)
@@ -201,13 +202,3 @@ def _evaluate(run: Path, step: int, callbacks: Callbacks) -> None:
     if success_rate is not None:
         callbacks.success_rates[step] = success_rate
         callbacks.on_metrics({"step": step, "success_rate": success_rate})
-
-
-def _update_best(run: Path, step: int, success_rates: dict[int, float]) -> int:
-    """Link `best` to the checkpoint with the highest success rate, by default that of `step`; returns its step."""
-    best = step
-    available = {s: rate for s, rate in success_rates.items() if checkpoint_path(run, s).is_dir()}
-    if available:
-        best = max(available, key=lambda s: (available[s], s))  # the later of equals
-    replace_link(run / "checkpoints" / "best", checkpoint_path(run, best))
-    return best

@@ -11,9 +11,10 @@ import torch
 
 from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.core.checkpoint import Meta, list_checkpoints, load_meta, load_train_state, load_weights
+from ddp_cli.data.image_cache import memory_budget
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.training.dataloader import load_training_data, memory_budget
+from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.loop import Callbacks, plan_steps, train
 from ddp_cli.training.metrics import Metrics
@@ -117,7 +118,7 @@ def _build_trainer(
     _check_store(config, store)
     keep_freed_memory()
     # One process of each machine decodes what does not fit in memory; all use the budget of the main process.
-    budget = processes.run_on_main(lambda: memory_budget(config)) / processes.local_world_size
+    budget = processes.run_on_main(lambda: memory_budget(config.memory_gb)) / processes.local_world_size
     decodes = processes.local_rank == 0
     data = load_training_data(config, store, device, info, budget) if decodes else None
     processes.gather(None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.data.store import Store
-from ddp_cli.disk import acquire_lock, atomic_file, remove_leftovers
+from ddp_cli.disk import acquire_lock, atomic_file, remove_leftovers, replace_link
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.training.trainer import Trainer
 
@@ -146,3 +146,13 @@ def find_training_store(checkpoint: Path) -> Path | None:
     except (ConfigError, KeyError, TypeError, IndexError):
         return None
     return path if path.exists() else None
+
+
+def link_best_checkpoint(run: Path, step: int, success_rates: dict[int, float]) -> int:
+    """Link `best` to the checkpoint with the highest success rate, by default that of `step`; returns its step."""
+    best = step
+    available = {s: rate for s, rate in success_rates.items() if checkpoint_path(run, s).is_dir()}
+    if available:
+        best = max(available, key=lambda s: (available[s], s))  # the later of equals
+    replace_link(run / "checkpoints" / "best", checkpoint_path(run, best))
+    return best

@@ -74,3 +74,4 @@ def test_plot_draws_runs_together(trained: Path) -> None:
     assert "--overwrite" in refused(ddp("plot", run, "--out", "both.png"))
     assert ok(ddp("plot", run)).stdout.strip() == str(run / "curves.png")
     assert "'nowhere'" in refused(ddp("plot", "nowhere"))
+    assert "p.jpg" in refused(ddp("plot", run, "--out", "p.jpg"))

@@ -123,6 +123,8 @@ def test_seed_is_recorded_and_changes_the_weights(lift_zarr: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--name", "../x"], ["--name '../x'", "not a folder name"]),
+        (["--name", ""], ["not a folder name"]),
         (["--resume", "--keep", "3"], ["--keep", "--resume"]),
         (["--resume", "--seed", "0"], ["--seed", "--resume"]),
         (["--seed", "1", "--set", "seed=20000000000", "--seed", "20000000000"], ["seed", "20000000000"]),
