@@ -18,7 +18,7 @@ from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resol
 from ddp_cli.errors import ConfigError
 from ddp_cli.evaluation.evaluation import Evaluation
 from ddp_cli.evaluation.evaluation import evaluate as evaluate_agent
-from ddp_cli.evaluation.rollout import EpisodeResult
+from ddp_cli.evaluation.rollout import EpisodeResult, clamp_chunk
 from ddp_cli.tasks import IMAGE_SIZE
 
 __all__ = ["LoadedPolicy", "evaluate", "load_policy", "open_store"]
@@ -52,11 +52,13 @@ class LoadedPolicy:
     def reset(self, seed: int = 0) -> None:
         """Starts an episode: `seed` determines the noise that the following chunks are sampled from."""
         self._agent.reset(seed)
+        self._previous_action: NDArray[np.float64] | None = None
 
     def act(self, obs: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
-        """The next actions (Ta, Da) after the last To observations {key: (To, ...)}, oldest first.
+        """The next actions (Ta, Da) after the last To observations {key: (To, ...)}, oldest first, limited as in an
+        evaluation. The last action counts as the previous one of the next call.
 
-        ConfigError if a key is missing or has another shape.
+        ConfigError if a key is missing or has another shape, DdpError if the actions cannot be executed.
         """
         for key, shape in self.obs_shapes.items():
             expected = (self.n_obs_steps, *shape)
@@ -65,7 +67,10 @@ class LoadedPolicy:
             if np.shape(obs[key]) != expected:
                 raise ConfigError(f"'{key}' has shape {np.shape(obs[key])}, expected {expected}.")
         steps = range(self.n_obs_steps)
-        return self._agent.act([{key: self._as_observed(key, obs[key][i]) for key in self.obs_shapes} for i in steps])
+        history = [{key: self._as_observed(key, obs[key][i]) for key in self.obs_shapes} for i in steps]
+        chunk = clamp_chunk(self._agent.action_limits, self._agent.act(history), self._previous_action)
+        self._previous_action = chunk[-1]
+        return chunk.astype(np.float32)
 
     def _as_observed(self, key: str, value: Any) -> NDArray[Any]:
         return np.asarray(value, np.uint8 if len(self.obs_shapes[key]) == 3 else np.float32)

@@ -1,13 +1,19 @@
 """The Typer app: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 success, 1 a user's error, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 an error (or nobody reads the output), 2 wrong usage, 130 interrupted. The traceback of an
+unexpected error is written to a file; with DDP_DEBUG=1 the traceback of every error is printed instead.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Sequence
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -31,6 +37,7 @@ from ddp_cli.commands import (
 from ddp_cli.errors import DdpError
 
 UsageError: Any = typer.BadParameter.__base__
+MAX_MESSAGE = 300  # characters of an unexpected error; the traceback has all of them
 
 
 class _Group(TyperGroup):
@@ -40,26 +47,25 @@ class _Group(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         self._arguments = tuple(args)
-        try:
-            return super().make_context(info_name, args, *more, **extra)
-        except UsageError as e:
-            raise self._usage_exit(e) from None
+        with _errors_reported():
+            try:
+                return super().make_context(info_name, args, *more, **extra)
+            except UsageError as e:
+                raise self._usage_exit(e) from None
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UsageError as e:
-            raise self._usage_exit(e) from None
-        except DdpError as e:
-            if str(e):  # empty in processes that leave the message to another one
-                console.error(" ".join(str(e).split()))
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            console.note("interrupted")
-            raise typer.Exit(130) from None
-        except OSError as e:
-            console.error(_os_error_message(e))
-            raise typer.Exit(1) from None
+        with _errors_reported():
+            try:
+                result = super().invoke(ctx)
+            except UsageError as e:
+                raise self._usage_exit(e) from None
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return result
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with _errors_reported():  # a second Ctrl-C, or the completion of a shell
+            return super().main(*args, **extra)
 
     def _usage_exit(self, e: Any) -> Exception:
         """Prints what is wrong with the arguments, and returns the exit to raise."""
@@ -78,9 +84,86 @@ class _Group(TyperGroup):
         return typer.Exit(2)
 
 
-def _os_error_message(e: OSError) -> str:
+@contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Turns every exception into one line and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, UsageError):
+        raise
+    except KeyboardInterrupt as e:
+        raise _interrupted(e) from None
+    except Exception as e:  # noqa: BLE001 - every error ends as one line
+        if _was_interrupted(e):
+            raise _interrupted(e) from None
+        if isinstance(e, OSError):
+            _discard_output()
+        if not isinstance(e, BrokenPipeError):
+            _print_error(e)
+        raise SystemExit(1) from None
+
+
+def _discard_output() -> None:
+    """Drops what stdout still holds if it cannot be written: Python would try it again at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupted(e: BaseException) -> SystemExit:
+    console.note(" ".join(["interrupted", *(f"({note.rstrip('.')})" for note in getattr(e, "__notes__", []))]))
+    return SystemExit(130)
+
+
+def _was_interrupted(e: Exception) -> bool:
+    """Whether Ctrl-C caused the exception: some libraries replace a KeyboardInterrupt while they are imported."""
+    return isinstance(e, ImportError | SystemError) and isinstance(e.__cause__ or e.__context__, KeyboardInterrupt)
+
+
+def _print_error(e: Exception) -> None:
+    debug = bool(os.environ.get("DDP_DEBUG"))
+    if debug:
+        traceback.print_exc()
+    message = " ".join([_error_message(e, debug), *getattr(e, "__notes__", [])])
+    if message:  # empty in processes that leave the message to another one
+        console.error(" ".join(message.split()))
+
+
+def _error_message(e: Exception, debug: bool) -> str:
+    if isinstance(e, DdpError):
+        return str(e)
+    if isinstance(e, OSError) and (e.errno or _is_disk_full(e)):
+        return _os_error_message(e)
+    if isinstance(e, ModuleNotFoundError) and e.name and e.name.partition(".")[0] != "ddp_cli":
+        return f"the package '{e.name}' is not installed. Run `ddp doctor`."
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e):
+        return "out of memory. Use fewer --workers, a smaller batch_size or a smaller model." + _traceback_hint(debug)
+    text = " ".join(str(e).split())
+    name = type(e).__name__ + (f": {text[:MAX_MESSAGE]}" if text else "")
+    return f"unexpected {name.rstrip('.')}. Run `ddp doctor`.{_traceback_hint(debug)}"
+
+
+def _traceback_hint(debug: bool) -> str:
+    """A sentence that names the file to which the traceback of the current exception is written."""
+    if debug:
+        return ""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="ddp-traceback-", suffix=".txt", delete=False) as file:
+            file.write(f"ddp {__version__}: {' '.join(sys.argv)}\n{traceback.format_exc()}")
+    except OSError:
+        return " DDP_DEBUG=1 prints the traceback."
+    return f" The traceback is in '{file.name}'; DDP_DEBUG=1 prints it."
+
+
+def _is_disk_full(e: OSError) -> bool:
     # h5py wraps the operating system's error in a longer message.
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(e) or "File too large" in str(e):
+    is_full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return is_full or "No space left" in str(e) or "File too large" in str(e)
+
+
+def _os_error_message(e: OSError) -> str:
+    if _is_disk_full(e):
         return "the disk is full. Free some space, or choose an output on another disk, and run the same command again."
     path = f"'{e.filename}': " if e.filename else ""
     return f"{path}{e.strerror or ' '.join(str(e).split())}."

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
 from ddp_cli.base_config import BaseConfig
 from ddp_cli.choices import (
@@ -231,6 +231,11 @@ class TrainConfig(BaseConfig):
     """torch.compile the encoders and the denoiser. No faster on 2 CPU cores."""
     memory_gb: float = Field(0.0, ge=0)
     """Memory limit for decoded images [GB]; images beyond it stay on disk. 0: half of the available memory."""
+    cache_dir: str = ""
+    """Folder for images that are decoded to disk. Empty: beside the store."""
+    pad_short: bool = False
+    """Pad episodes that are shorter than a window at their end, by repetition of their last step. False, as published:
+    episodes that are too short for any window are not used."""
 
     steps: int = Field(0, ge=0)
     epochs: float = Field(0.0, ge=0)
@@ -245,6 +250,11 @@ class TrainConfig(BaseConfig):
     """Steps between evaluations in the simulator; there is one at the end, too. 0: none. `best` is chosen by them."""
     eval_episodes: int = Field(20, ge=1)
     """Episodes per evaluation."""
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _make_absolute(cls, path: str) -> str:
+        return str(Path(path).expanduser().absolute()) if path else ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

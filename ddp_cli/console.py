@@ -71,7 +71,7 @@ def results_silenced(silent: bool) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """Prints the result as one JSON document."""
-    if not _out.quiet:
+    if not _out.quiet and sys.stdout is not None:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 

@@ -1,7 +1,8 @@
-"""Files and folders that appear under their final name only when they are complete, and locks.
+"""Files and folders that appear under their final name only when they are complete.
 
 Everything is written under a temporary name beside its final one (`.NAME.partial`), synced and renamed: after an
 error nothing is left of it, and after a SIGKILL or a power loss the final name holds the old content or the new.
+An output is written by one process at a time, see locks.py.
 """
 
 from __future__ import annotations
@@ -13,37 +14,39 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from ddp_cli.locks import lock_output
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file to; it replaces `path` on success and is removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _hidden(path, "partial")
-    try:
-        yield partial
-        replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yield a temporary path to write a file to; it replaces `path` on success and is removed after an error.
+
+    DdpError if another process is writing `path`; the same for `atomic_folder`.
+    """
+    with lock_output(path):
+        partial = _hidden(path, "partial")
+        try:
+            yield partial
+            replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to write to; it replaces `path` on success and is removed after an error."""
-    partial = _hidden(path, "partial")
-    remove(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        replace(partial, path)
-    finally:
+    with lock_output(path):
+        partial = _hidden(path, "partial")
         remove(partial)
+        partial.mkdir()
+        try:
+            yield partial
+            replace(partial, path)
+        finally:
+            remove(partial)
 
 
 def replace(partial: Path, path: Path) -> None:
@@ -107,8 +110,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writes and removals left in `folder`."""
-    for suffix in ("partial", "removed"):
+    """Remove what interrupted writes and removals left in `folder`, which no other process writes to."""
+    for suffix in ("partial", "removed", "lock"):
         for path in folder.glob(f".*.{suffix}"):
             remove(path)
 
@@ -131,25 +134,6 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def acquire_lock(path: Path, blocking: bool = True) -> BaseFileLock:
-    """Lock the file `path` until `release()` or the end of this process, however it ends.
-
-    Without `blocking`, `BlockingIOError` if another process holds the lock. On file systems that cannot lock,
-    nothing is locked.
-    """
-    from filelock import FileLock, Timeout
-
-    path.touch()  # an error here is a folder that cannot be written, and is raised
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
-    try:
-        lock.acquire(blocking=blocking)
-    except Timeout as e:
-        raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process", str(path)) from e
-    except OSError:
-        pass
-    return lock
 
 
 def _hidden(path: Path, suffix: str) -> Path:

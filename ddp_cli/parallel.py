@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -189,7 +190,20 @@ def _exit_with_parent() -> None:
 def _call(item: Any) -> Any:
     # Created here and not in _init_worker: an exception there would break the pool and hide its cause.
     global _function  # noqa: PLW0603 - set once per process
-    if _function is None:
-        assert _make_function is not None
-        _function = _make_function()
-    return _function(item)
+    try:
+        if _function is None:
+            assert _make_function is not None
+            _function = _make_function()
+        return _function(item)
+    except BaseException as e:
+        if _is_sendable(e):
+            raise
+        raise RuntimeError(f"{type(e).__name__}: {e}") from e
+
+
+def _is_sendable(e: BaseException) -> bool:
+    """Whether an exception arrives in the parent process as it is; others would break the pool and hide their cause."""
+    try:
+        return isinstance(e, Exception) and type(pickle.loads(pickle.dumps(e))) is type(e)  # noqa: S301 - its own bytes
+    except Exception:  # noqa: BLE001 - the classes of libraries can fail in any way
+        return False

@@ -43,6 +43,11 @@ STATE_PRESETS: dict[str, dict[str, Any]] = {
 LENGTHS = ("steps", "epochs", "minutes")
 
 
+def default_preset(device_type: str) -> str:
+    """The preset where none is named: `paper` on a GPU (`device_type` cuda), otherwise `laptop`."""
+    return "paper" if device_type == "cuda" else "laptop"
+
+
 def train_config(
     task: str | Task, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
 ) -> TrainConfig:

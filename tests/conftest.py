@@ -27,6 +27,7 @@ from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
+from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.export import ExportOptions, export_policy, observations_from_store
 from ddp_cli.deploy.runtime import Policy
@@ -93,6 +94,19 @@ def lift_zarr(lift_demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def lift_store(lift_zarr: Path) -> Store:
     return Store(lift_zarr)
+
+
+@pytest.fixture(scope="session")
+def written_lerobot(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lerobot") / "lift"
+    write_lerobot(lift_store, path, lambda *_: None)
+    return path
+
+
+@pytest.fixture
+def lerobot(written_lerobot: Path, tmp_path: Path) -> Path:
+    """A copy of the LeRobot dataset of `lift_store` that tests may change."""
+    return Path(shutil.copytree(written_lerobot, tmp_path / "lift"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import DOOR
@@ -143,3 +144,12 @@ def test_a_contradicting_task_is_rejected() -> None:
 def test_a_value_that_is_too_short_is_named() -> None:
     with pytest.raises(ConfigError, match=r"betas = \[0.9\]"):
         train_config("lift", "state", "laptop", None, {"betas": [0.9]})
+
+
+def test_cache_dir_does_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be resumed from another folder, and shells leave `--set cache_dir=~/x` as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for value, expected in (("caches", f"{tmp_path}/caches"), ("~/x", "/home/me/x"), ("/tmp/x", "/tmp/x"), ("", "")):
+        settings = parse_settings([f"cache_dir={value}"])
+        assert train_config("lift", "image", "paper", None, settings).cache_dir == expected

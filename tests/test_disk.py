@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_cli.disk import acquire_lock, atomic_file, atomic_folder, remove_folder, remove_leftovers, replace_link
+from ddp_cli.disk import atomic_file, atomic_folder, remove_folder, remove_leftovers, replace_link
+from ddp_cli.locks import acquire_lock
 
 
 def write_folder(path: Path, content: str) -> None:
@@ -160,7 +161,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
 
 HOLD_LOCK = """
 import pathlib, sys, time
-from ddp_cli.disk import acquire_lock
+from ddp_cli.locks import acquire_lock
 lock = acquire_lock(pathlib.Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(600)

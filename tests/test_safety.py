@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
-from ddp_cli.safety import ActionLimits
+from ddp_cli.safety import WIDTHS, ActionError, ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import ACTIONS, get_task
 
 ROTATION = matrix_to_6d(rotvec_to_matrix(np.array([0.3, -1.2, 0.5])))
 PREVIOUS = np.array([0.1, 0.2, 0.9, *ROTATION, 1.0])
@@ -82,6 +83,15 @@ def test_degenerate_rotation_is_replaced_by_the_previous_one(rotation: list[floa
         assert np.linalg.det(matrix_from_6d(action[3:9])) == pytest.approx(1.0)
 
 
+def test_a_degenerate_rotation_without_a_previous_one_is_an_error() -> None:
+    degenerate, other = absolute_action(rotation=[1, 0, 0, 2, 0, 0]), absolute_action(rotation=2 * ROTATION)
+    message = r"degenerate rotation \[1.0, 0.0, 0.0, 2.0, 0.0, 0.0\] \(seed 12\), and there is no previous one to hold"
+    with pytest.raises(ActionError, match=message):
+        ABSOLUTE.clamp(np.concatenate([degenerate, other]), None, "seed 12")
+    clamped = ABSOLUTE.clamp(np.concatenate([other, degenerate]), None)
+    np.testing.assert_allclose(clamped[:, 3:9], [ROTATION, ROTATION], atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
 @pytest.mark.parametrize("column", [0, 5, -1])
 def test_actions_that_are_not_finite_raise_an_error(value: float, column: int) -> None:
@@ -90,13 +100,17 @@ def test_actions_that_are_not_finite_raise_an_error(value: float, column: int) -
         (ABSOLUTE, absolute_action().astype(float)),
     ):
         action[-1, column] = value
-        with pytest.raises(DdpError, match=r"not finite \(seed 12\)"):
+        with pytest.raises(ActionError, match=r"not finite \(seed 12\)"):
             action_limits.clamp(action, action[0], "seed 12")
 
 
 def test_actions_of_another_convention_raise_an_error() -> None:
-    with pytest.raises(DdpError, match=r"shape \(8, 7\) \(seed 3\), expected \(steps, 10\).*absolute"):
+    with pytest.raises(ActionError, match=r"shape \(8, 7\) \(seed 3\), expected \(steps, 10\).*absolute"):
         ABSOLUTE.clamp(np.zeros((8, 7)), PREVIOUS, "seed 3")
+
+
+def test_the_width_of_actions_is_that_of_stores() -> None:
+    assert {name: convention["dim"] for name, convention in ACTIONS.items()} == WIDTHS
 
 
 def test_box_is_the_range_of_the_training_positions_plus_a_margin() -> None:
@@ -105,10 +119,47 @@ def test_box_is_the_range_of_the_training_positions_plus_a_margin() -> None:
     normalizer = Normalizer({"action": 10})
     normalizer.fit({"action": actions})
     scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    action_limits = ActionLimits.from_normalizer("absolute", scale, offset, margin=0.04)
-    np.testing.assert_allclose(action_limits.low, actions[:, :3].numpy().min(0) - 0.04, atol=1e-5)
-    np.testing.assert_allclose(action_limits.high, actions[:, :3].numpy().max(0) + 0.04, atol=1e-5)
+    low, high = actions[:, :3].numpy().min(0), actions[:, :3].numpy().max(0)
+    for limits in (
+        ActionLimits.from_normalizer("absolute", scale, offset),
+        ActionLimits.from_range("absolute", low.tolist(), high.tolist()),
+    ):
+        np.testing.assert_allclose(limits.low, low - 0.05, atol=1e-5)
+        np.testing.assert_allclose(limits.high, high + 0.05, atol=1e-5)
     assert ActionLimits.from_normalizer("delta", [1.0] * 7, [0.0] * 7) == ActionLimits("delta")
+    assert ActionLimits.from_range("delta", [0.0] * 3, [1.0] * 3) == ActionLimits("delta")
+
+
+def test_scale_1_is_a_constant_only_with_an_offset() -> None:
+    """Identity normalizers, as in published checkpoints, do not fix the robot at the origin."""
+    identity = ActionLimits.from_normalizer("absolute", [1.0] * 10, [0.0] * 10)
+    assert (identity.low, identity.high) == ((-1.05,) * 3, (1.05,) * 3)
+    mixed = ActionLimits.from_normalizer("absolute", [1.0, 1.0, -4.0], [0.0, -0.7, 2.0])
+    np.testing.assert_allclose([mixed.low, mixed.high], [[-1.05, 0.65, 0.2], [1.05, 0.75, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [([0.0, 0.0, 1.0], [1.0, 1.0, 0.0]), ([0.0, np.nan, 0.0], [1.0] * 3), ([0.0], [1.0]), ([0.0] * 4, [1.0] * 4)],
+)
+def test_what_is_not_a_box_is_refused(low: list[float], high: list[float]) -> None:
+    with pytest.raises(ActionError, match="are not a box"):
+        ActionLimits.from_range("absolute", low, high)
+    with pytest.raises(ActionError, match="are not a box"):
+        ActionLimits.from_normalizer("absolute", [0.0, 1.0, 1.0], [0.0] * 3)
+
+
+def test_limits_are_written_to_json_and_read_back() -> None:
+    for limits, low in (
+        (ActionLimits("delta"), [-1.0] * 7),
+        (ABSOLUTE, [-0.3, -0.3, 0.8, *[None] * 6, -1.0]),
+        (ActionLimits("absolute"), [*[None] * 9, -1.0]),
+    ):
+        content = json.loads(json.dumps(limits.to_json()))
+        assert content["low"] == low
+        assert ActionLimits.from_json(content) == limits
+    with pytest.raises(ActionError, match="limits of 6 and 7 values are not those of an action"):
+        ActionLimits.from_json({"low": [0.0] * 6, "high": [0.0] * 7})
 
 
 def test_hold_action_stops_and_keeps_the_gripper() -> None:
@@ -122,7 +173,7 @@ def test_absolute_actions_need_an_initial_pose() -> None:
     assert ActionLimits("delta").initial_action(None).tolist() == [0] * 7
     assert ABSOLUTE.initial_action(PREVIOUS).tolist() == PREVIOUS.tolist()
     for start in (None, np.zeros(10), PREVIOUS[:7], PREVIOUS * np.nan):
-        with pytest.raises(ConfigError, match="absolute"):
+        with pytest.raises(ActionError, match="absolute"):
             ABSOLUTE.initial_action(start)
 
 

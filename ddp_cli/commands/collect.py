@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console
-from ddp_cli.choices import FIRST_SEED
+from ddp_cli.choices import FIRST_SEED, purposes_of_seeds
 from ddp_cli.commands import options
 
 if TYPE_CHECKING:
@@ -42,15 +42,17 @@ def collect(
 ) -> None:
     """Record demonstrations of a scripted policy.
 
-    The output is an HDF5 file in robomimic's layout. An interrupted recording is resumed by the same command.
+    The output is an HDF5 file in robomimic's layout. Finished demonstrations are kept after an interruption or an
+    error; the same command, or one with a larger -n, continues.
     """
     from dataclasses import asdict
 
     from ddp_cli.task_file import read_task
 
-    options.check_output(out, overwrite)
     started = time.perf_counter()
-    result = run_collection(read_task(task), episodes, out, seed, workers)
+    with options.reserve_output(out, overwrite):
+        _warn_of_seeds(range(seed, seed + episodes))
+        result = run_collection(read_task(task), episodes, out, seed, workers)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
@@ -59,6 +61,14 @@ def collect(
         f"{out}: {result.demos} demonstrations of {task}, {result.steps} steps, "
         f"{result.failures} of {result.attempts} attempts failed, in {console.duration(seconds)}"
     )
+
+
+def _warn_of_seeds(seeds: range) -> None:
+    if set(purposes_of_seeds(seeds)) - {"collect"}:
+        console.warn(
+            f"the seeds {seeds.start} to {seeds.stop - 1} are also those of evaluations, from {FIRST_SEED['eval']} on: "
+            "a policy would be measured on the initial states of its demonstrations. Choose a smaller --seed."
+        )
 
 
 def run_collection(

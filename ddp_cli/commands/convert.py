@@ -97,7 +97,7 @@ def convert(
         choices.ActionConvention | None,
         typer.Option(
             "--actions",
-            help="Action convention to store; delta by default. absolute: the goal poses that delta actions set.",
+            help="Action convention to store; as recorded by default. absolute: the goal poses that delta actions set.",
             show_default=False,
             rich_help_panel=options.CONTENT,
         ),
@@ -145,12 +145,10 @@ def convert(
     with DemoFile(source, read_task(task) if task else None, filter_key) as demos:
         source_task = demos.task
     out = out or options.default_store(source_task.name, obs)
-    options.check_output(out, overwrite, STORE_MARKERS)
-    convert_options = ConvertOptions(
-        obs, actions or "delta", render, rerender, filter_key, only, check, skip_bad, zarr_format
-    )
+    convert_options = ConvertOptions(obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format)
     started = time.perf_counter()
-    result = run_conversion(source, out, convert_options, workers, source_task)
+    with options.reserve_output(out, overwrite, STORE_MARKERS):
+        result = run_conversion(source, out, convert_options, workers, source_task)
     _report(out, source_task, result, time.perf_counter() - started, json)
 
 
@@ -163,7 +161,9 @@ def _reject_options(ctx: typer.Context, source: Path, kind: str, names: tuple[st
 
 
 def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
-    from ddp_cli.data.lerobot_reader import LeRobotDataset, is_lerobot
+    from ddp_cli.data.hdf5 import reject_folder_of_files
+    from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
+    from ddp_cli.data.lerobot_reader import LeRobotDataset
     from ddp_cli.data.store import Store
     from ddp_cli.task_file import read_task
 
@@ -171,6 +171,8 @@ def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
         _reject_options(ctx, copy.source, "a LeRobot dataset", (*FILE_OPTIONS, "to"))
         convert_lerobot(LeRobotDataset(copy.source, read_task(copy.task) if copy.task else None, copy.actions), copy)
     else:
+        reject_collection(copy.source)
+        reject_folder_of_files(copy.source)
         irrelevant = (*FILE_OPTIONS, "task", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
         _reject_options(ctx, copy.source, "a store", irrelevant)
         convert_store(Store(copy.source), copy)
@@ -182,16 +184,30 @@ def _report(out: Path, task: Task, result: ConversionResult, seconds: float, jso
     if json:
         console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
         return
-    images = len(task.images(result.obs)) * result.frames / seconds
-    origin = "copied from the file" if result.observations else "rendered"
-    rate = f" ({images:.0f} images/s, {origin})" if images else ""
     console.result(
         f"{out}: {result.episodes} episodes, {result.frames} steps, {result.megabytes:.1f} MB, "
-        f"in {console.duration(seconds)}{rate}"
+        f"in {console.duration(seconds)}{_image_origin(task, result, seconds)}"
     )
+    for note in result.notes:
+        console.result(f"note: {note}")
+    for key, reason in result.computed.items():
+        console.result(f"not copied: {key} ({reason})")
     for name, reason in result.left_out.items():
         console.result(f"skipped {name}: {reason}")
     _report_check(result)
+
+
+def _image_origin(task: Task, result: ConversionResult, seconds: float) -> str:
+    """How many images per second were written, and where they are from; empty for stores without images."""
+    keys = list(task.images(result.obs))
+    if not keys:
+        return ""
+    copied = [key for key in keys if key in result.observations]
+    if len(copied) == len(keys):
+        origin = "copied from the file"
+    else:
+        origin = f"{', '.join(copied)} copied from the file, the others rendered" if copied else "rendered"
+    return f" ({len(keys) * result.frames / seconds:.0f} images/s, {origin})"
 
 
 def _report_check(result: ConversionResult) -> None:
@@ -221,6 +237,7 @@ def run_conversion(
         def progress(stage: str, done: int, total: int) -> None:
             since, first = started.setdefault(stage, (time.perf_counter(), done))
             rate = (done - first) / max(time.perf_counter() - since, 1e-9)
-            update(done, total, f"steps, {rate:.0f}/s" if stage == "convert" else "demonstrations replayed")
+            units = {"compare": "demonstrations compared", "check": "demonstrations replayed"}
+            update(done, total, units.get(stage, f"steps, {rate:.0f}/s"))
 
         return convert_demos(source, out, workers or default_workers(), progress, convert_options, task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +31,22 @@ class CopyOptions:
     overwrite: bool
     json: bool
 
-    def run(self, write: Callable[[Any], int], unit: str = "steps") -> int:
-        """Calls `write` with a progress callback."""
-        with console.progress(f"convert {self.source.name}") as update:
+    def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], int], unit: str = "steps") -> int:
+        """Calls `write` with a progress callback while `out` is reserved, see `options.reserve_output`."""
+        with (
+            options.reserve_output(out, self.overwrite, markers),
+            console.progress(f"convert {self.source.name}") as update,
+        ):
             return write(lambda done, total: update(done, total, unit))
 
-    def report(self, out: Path, episodes: int, steps: int) -> None:
-        """Prints what was written."""
+    def report(self, out: Path, episodes: int, steps: int, notes: Sequence[str] = ()) -> None:
+        """Prints what was written, and `notes` on what differs from the source."""
         if self.json:
-            console.print_json({"out": str(out), "episodes": episodes, "frames": steps})
-        else:
-            console.result(f"{out}: {episodes} episodes, {steps} steps, from {self.source}")
+            console.print_json({"out": str(out), "episodes": episodes, "frames": steps, "notes": list(notes)})
+            return
+        console.result(f"{out}: {episodes} episodes, {steps} steps, from {self.source}")
+        for note in notes:
+            console.result(f"note: {note}")
 
 
 def convert_store(store: Store, copy: CopyOptions) -> None:
@@ -58,13 +63,16 @@ def convert_store(store: Store, copy: CopyOptions) -> None:
             f"'{copy.source}' is a store already.",
             "Copy it with --out STORE.zarr, convert it with --to lerobot, or look at it with `ddp preview`.",
         )
-    options.check_output(out, copy.overwrite, STORE_MARKERS)
-    steps = copy.run(lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress))
+    steps = copy.run(
+        out,
+        STORE_MARKERS,
+        lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress),
+    )
     copy.report(out, len(Store(out).episode_ends), steps)
 
 
 def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
-    from ddp_cli.data.lerobot_reader import INFO_PATH
+    from ddp_cli.data.lerobot_layout import INFO_PATH
     from ddp_cli.data.lerobot_writer import write_lerobot
     from ddp_cli.data.robomimic_writer import write_robomimic
 
@@ -72,11 +80,9 @@ def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
     if out is None:
         raise DdpError(f"--to {to} needs an output.", f"Add --out NAME{'.hdf5' if to == 'robomimic' else ''}.")
     if to == "robomimic":
-        options.check_output(out, copy.overwrite)
-        steps = copy.run(lambda progress: write_robomimic(store, out, progress))
+        steps = copy.run(out, (), lambda progress: write_robomimic(store, out, progress))
     else:
-        options.check_output(out, copy.overwrite, (INFO_PATH,))
-        steps = copy.run(lambda progress: write_lerobot(store, out, progress), "images")
+        steps = copy.run(out, (INFO_PATH,), lambda progress: write_lerobot(store, out, progress), "images")
     copy.report(out, len(store.episode_ends), steps)
 
 
@@ -87,9 +93,10 @@ def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
     from ddp_cli.data.store import STORE_MARKERS, Store
 
     out = copy.out or options.default_store(dataset.task.name, dataset.obs)
-    options.check_output(out, copy.overwrite, STORE_MARKERS)
-    steps = copy.run(lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress))
+    steps = copy.run(
+        out, STORE_MARKERS, lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress)
+    )
     store = Store(out)
-    copy.report(out, len(store.episode_ends), steps)
+    copy.report(out, len(store.episode_ends), steps, dataset.notes)
     if not copy.json:
         console.result(f"check {check_summary(store.check)}")

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddp_cli import __version__
 from ddp_cli.parallel import default_workers
-from ddp_cli.sim.renderer import choose_gl_backend
+from ddp_cli.sim.gl_backend import INSTALL_LIBRARIES, OFFSCREEN_BACKENDS, VARIABLES
 
-PACKAGES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "diffusers": "diffusers",
-    "robosuite": "robosuite==1.5.2",
-    "mujoco": '"mujoco>=3.3,<3.10"',
-    "zarr": '"zarr>=3"',
-    "h5py": "h5py",
-    "imageio-ffmpeg": "imageio-ffmpeg",
-    "onnxruntime": "onnxruntime",
-}
-"""Package -> argument of `pip install` that gives a working version."""
+if TYPE_CHECKING:
+    from packaging.markers import Marker
+    from packaging.requirements import Requirement
 
-APT = "sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6"
+EXTRAS = ("lerobot", "serve", "wandb")
 
 RENDER_SPHERE = """
 import os
@@ -55,6 +49,23 @@ Simulator(get_task("lift")).reset(0)
 os._exit(0)
 """
 
+RENDER_LIFT = """
+import json, os
+from ddp_cli.errors import SimulatorError
+from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import get_task
+try:
+    sim = Simulator(get_task("lift"))
+    sim.reset(0)
+    sim.image("agentview_image")
+    message, hint = "", ""
+except SimulatorError as e:
+    message, hint = e.message, e.hint
+print(json.dumps({"message": message, "hint": hint, "backend": os.environ.get("MUJOCO_GL", "")}), flush=True)
+os._exit(0)
+"""
+"""As the commands render: with the environment variables of the user."""
+
 NAME_GPU = """
 import torch
 available = torch.cuda.is_available()
@@ -78,7 +89,7 @@ def diagnose() -> list[CheckResult]:
     return [
         CheckResult("ddp", True, __version__),
         CheckResult("python", python_ok, platform.python_version(), "install Python 3.11 or newer"),
-        *(_package(name, requirement) for name, requirement in PACKAGES.items()),
+        *_packages(),
         *_rendering(),
         _simulator(),
         _gpu(),
@@ -87,35 +98,72 @@ def diagnose() -> list[CheckResult]:
     ]
 
 
-def _package(name: str, requirement: str) -> CheckResult:
-    fix = f"pip install {requirement}"
+def _packages() -> list[CheckResult]:
+    """The packages that ddp requires, and those of its extras that are installed."""
     try:
-        version = importlib.metadata.version(name)
+        requirements = importlib.metadata.requires("ddp-cli") or []
     except importlib.metadata.PackageNotFoundError:
-        return CheckResult(name, False, "not installed", fix)
-    if name == "mujoco":
-        ok = (3, 3) <= tuple(int(x) for x in version.split(".")[:2]) < (3, 10)
-        return CheckResult(name, ok, version, f"robosuite 1.5.2 does not work with it: {fix}")
-    return CheckResult(name, True, version)
+        return [CheckResult("packages", False, "not checked: ddp-cli is not installed", "pip install ddp-cli")]
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return [CheckResult("packaging", False, "not installed", "pip install packaging")]
+    required = [requirement for requirement in map(Requirement, requirements) if _applies(requirement.marker)]
+    return [_package(requirement) for requirement in sorted(required, key=lambda r: r.name)]
+
+
+def _applies(marker: Marker | None) -> bool:
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *EXTRAS))
+
+
+def _package(requirement: Requirement) -> CheckResult:
+    argument = f"{requirement.name}{requirement.specifier}"
+    fix = f"pip install {shlex.quote(argument)}"
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        is_optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        return CheckResult(requirement.name, is_optional, "not installed" + (", optional" if is_optional else ""), fix)
+    ok = requirement.specifier.contains(version, prereleases=True)
+    return CheckResult(requirement.name, ok, version if ok else f"{version}, but {argument} is required", fix)
 
 
 def _rendering() -> list[CheckResult]:
-    """EGL and OSMesa, each in its own process. One working back end is enough."""
-    results = {b: _run_python(RENDER_SPHERE.format(backend=b)) for b in ("egl", "osmesa")}
+    """EGL and OSMesa, each in its own process and without the user's variables. One working back end is enough."""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    results = {b: _run_python(RENDER_SPHERE.format(backend=b), clean) for b in OFFSCREEN_BACKENDS}
     usable = [b for b, (ok, _) in results.items() if ok]
     findings = [
-        CheckResult(f"rendering with {b}", ok or bool(usable), "works" if ok else f"does not work: {reason}", APT)
+        CheckResult(
+            f"rendering with {b}", ok or bool(usable), "works" if ok else f"does not work: {reason}", INSTALL_LIBRARIES
+        )
         for b, (ok, reason) in results.items()
     ]
+    return [*findings, *_variables(usable)]
+
+
+def _variables(usable: list[str]) -> list[CheckResult]:
+    """The environment variables that rendering depends on, judged by an image that is rendered with them."""
+    ok, output = _run_python(RENDER_LIFT)
+    outcome = json.loads(output.splitlines()[-1]) if ok and output else {"message": "", "hint": "", "backend": ""}
+    message, backend = outcome["message"], outcome["backend"]
     requested = os.environ.get("MUJOCO_GL", "")
-    if requested in results and requested not in usable:
-        fix = f"unset MUJOCO_GL, or set it to {usable[0]}" if usable else APT
-        return [*findings, CheckResult("MUJOCO_GL", False, requested, fix)]
-    chosen = choose_gl_backend()
-    detail = requested or f"not set; ddp uses {chosen or 'none'}"
-    if chosen in results and usable and chosen not in usable:
-        return [*findings, CheckResult("MUJOCO_GL", False, detail, f"export MUJOCO_GL={usable[0]}")]
-    return [*findings, CheckResult("MUJOCO_GL", bool(chosen), detail, APT)]
+    findings = []
+    for name in VARIABLES:
+        value = os.environ.get(name)
+        if value is not None and f"{name}={value} " in f"{message} ":
+            findings.append(CheckResult(name, False, message, f"unset {name}"))
+        elif value is not None and name == "PYOPENGL_PLATFORM" and backend and value != backend:
+            findings.append(CheckResult(name, True, f"{value}: ddp uses {backend} instead"))
+        elif value is not None or name == "MUJOCO_GL":
+            findings.append(CheckResult(name, True, value or f"not set; ddp uses {backend or 'none'}"))
+    is_unusable = requested in OFFSCREEN_BACKENDS and usable and requested not in usable
+    if is_unusable or (message and all(finding.ok for finding in findings)):
+        fix = f"export MUJOCO_GL={usable[0]}" if usable else outcome["hint"] or INSTALL_LIBRARIES
+        findings[0] = CheckResult("MUJOCO_GL", False, message or requested, fix)
+    if requested and usable and not findings[0].ok:
+        findings[0] = replace(findings[0], fix=f"unset MUJOCO_GL, or set it to {usable[0]}")
+    return findings
 
 
 def _simulator() -> CheckResult:
@@ -142,13 +190,14 @@ def _disk() -> CheckResult:
     )
 
 
-def _run_python(code: str) -> tuple[bool, str]:
+def _run_python(code: str, environment: dict[str, str] | None = None) -> tuple[bool, str]:
     """Runs `code` in a new process: (success, its output or the last line of the error)."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             process = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, cwd=folder, check=False
-            )
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, cwd=folder, check=False,
+                env=environment,
+            )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False, "no answer in 3 minutes"
     if process.returncode == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddp_cli import console
-from ddp_cli.choices import FIRST_SEED
+from ddp_cli.choices import FIRST_SEED, purposes_of_seeds, unused_seed
 from ddp_cli.commands import options
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.sweep import parse_sweep, sweep
@@ -68,7 +69,7 @@ def evaluate(
             "--until-ci",
             min=0.005,
             max=0.5,
-            help="Run until the 95% interval is this narrow on each side.",
+            help="Run until the 95% interval is this narrow on each side; it is approximate then.",
             show_default=False,
             rich_help_panel=options.EPISODES,
         ),
@@ -130,9 +131,11 @@ def evaluate(
     from ddp_cli.training.distributed import init_processes
 
     eval_options = EvalOptions(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
-    with init_processes() as processes, console.results_silenced(json):
+    with init_processes() as processes, console.results_silenced(json), ExitStack() as reserved:
         if not processes.is_main:
             console.silence()
+        _warn_of_seeds(range(seed, seed + count))
+        processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
         if last:
             report = _evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
         else:
@@ -143,11 +146,29 @@ def evaluate(
                 report = _evaluate(folders, eval_options, processes)
         if not processes.is_main:
             return
-    if out:
-        write_report(out, report)
-        console.note(f"report: {out}")
+        if out:
+            write_report(out, report)
+            console.note(f"report: {out}")
     if json:
         console.print_json(report)
+
+
+def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], overwrite: bool) -> None:
+    for path in outputs:
+        if path:
+            reserved.enter_context(options.reserve_output(path, overwrite))
+
+
+def _warn_of_seeds(seeds: range) -> None:
+    for purpose, use in (
+        ("collect", "are those of `ddp collect`: a policy that was trained on them knows these initial states"),
+        ("training", "are those of `ddp train --eval-every`, by which the best checkpoint of a run may be chosen"),
+    ):
+        if purpose in purposes_of_seeds(seeds):
+            console.warn(
+                f"the seeds {seeds.start} to {seeds.stop - 1} {use}. Measure it on others: --seed "
+                f"{FIRST_SEED['report']}."
+            )
 
 
 def _check_paths(paths: list[Path], swept: dict[str, list[str]], last: int | None) -> None:
@@ -184,17 +205,17 @@ def _evaluate_last(
 
     The best of several is partly luck, so it is evaluated again on seeds that did not select it.
     """
-    from ddp_cli.core.checkpoint import list_checkpoints, newest_run
+    from ddp_cli.core.checkpoint import list_checkpoints
+    from ddp_cli.core.checkpoint_selection import newest_run
 
     folders = list_checkpoints(run or newest_run(runs, task, require_checkpoint=True))[-count:]
     if not folders:
         raise DdpError(f"no checkpoints in '{run}'.", "--last expects a run folder, runs/TASK/NAME.")
     reports = [measure(eval_options.open(folder, processes), eval_options, processes) for folder in folders]
     best = max(reports, key=lambda report: (report["success_rate"], report["step"]))
+    fresh_seed = unused_seed(range(eval_options.seed, eval_options.seed + eval_options.episodes))
     fresh = measure(
-        eval_options.open(Path(best["checkpoint"]), processes),
-        replace(eval_options, seed=FIRST_SEED["report"]),
-        processes,
+        eval_options.open(Path(best["checkpoint"]), processes), replace(eval_options, seed=fresh_seed), processes
     )
     mean = sum(report["success_rate"] for report in reports) / len(reports)
     low, high = fresh["interval_95"]
@@ -207,7 +228,9 @@ def _evaluate_last(
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two reports on the same seeds, with an exact paired test and the seeds with different outcomes."""
+    """Two reports on the same seeds: the difference of their success rates with its interval, an exact paired test, and
+    the seeds with different outcomes.
+    """
     from ddp_cli.evaluation.statistics import pair_outcomes
 
     def outcomes(report: dict[str, Any]) -> dict[int, bool]:
@@ -217,15 +240,21 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     test = pair_outcomes(first_outcomes, second_outcomes)
     common = first_outcomes.keys() & second_outcomes.keys()
     differing = sorted(seed for seed in common if first_outcomes[seed] != second_outcomes[seed])
-    conclusion = "the difference is significant" if test.p_value < 0.05 else "the difference may be due to chance"
+    low, high = test.interval
+    is_approximate = any(report.get("until_ci") for report in (first, second))
     console.result(
         f"of {len(common)} episodes both succeed in {test.both}, only the first in {test.only_first}, only the second "
-        f"in {test.only_second}: p = {test.p_value:.3g} (exact McNemar test), {conclusion}"
+        f"in {test.only_second}: first minus second {test.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}"
+        f"{', approximate because of --until-ci' if is_approximate else ''}), "
+        f"p = {test.p_value:.3g} (exact McNemar test)"
     )
     if differing:
         console.result(f"seeds with different outcomes: {', '.join(map(str, differing))}")
-    table = {"both": test.both, "only_first": test.only_first, "only_second": test.only_second}
     return {
         "first": first, "second": second,
-        "paired": {**table, "neither": test.neither, "p": test.p_value, "differing": differing},
+        "paired": {
+            "both": test.both, "only_first": test.only_first, "only_second": test.only_second, "neither": test.neither,
+            "difference": test.difference if common else None, "interval_95": [low, high],
+            "interval_is_approximate": is_approximate, "p": test.p_value, "differing": differing,
+        },
     }  # fmt: skip

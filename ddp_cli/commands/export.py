@@ -91,23 +91,25 @@ def export(
     """
     from dataclasses import asdict
 
-    from ddp_cli.core.checkpoint import load_policy, resolve_checkpoint
+    from ddp_cli.core.checkpoint import check_not_file, load_policy
+    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
     from ddp_cli.deploy.export import ExportOptions, export_policy
 
-    if checkpoint is not None and checkpoint.is_file():
-        raise DdpError(
-            f"'{checkpoint}' is a file, not a checkpoint folder.",
-            f"Import a checkpoint of the published code first: `ddp import {checkpoint} --out imported/`.",
-        )
+    if checkpoint is not None:
+        check_not_file(checkpoint)
     # Only a checkpoint replaces a checkpoint: it may be all that is left of a training run.
-    options.check_output(out, overwrite, ("model.safetensors",) if export_format == "ddp" else ("policy.json",))
+    markers = ("model.safetensors",) if export_format == "ddp" else ("policy.json",)
+    options.check_output(out, overwrite, markers)
     folder = resolve_checkpoint(checkpoint, runs, task)
     policy, meta = load_policy(folder)
     if out.resolve() == folder.resolve():
         raise DdpError(f"'{out}' is the checkpoint itself.", "Choose another output with --out.")
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
-    with console.progress(f"export {policy.config.task.name}") as update:
+    with (
+        options.reserve_output(out, overwrite, markers),
+        console.progress(f"export {policy.config.task.name}") as update,
+    ):
         result = export_policy(
             policy, meta, ExportOptions(export_format, precision, opset, seeds), out,
             lambda: _example_observations(policy, folder, data, str(meta.get("render", "fast"))),

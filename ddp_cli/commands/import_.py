@@ -33,16 +33,24 @@ def import_(
 
     Reads .ckpt files of the published diffusion policy implementation. Nothing in the file is executed.
     """
+    from ddp_cli.core.checkpoint import MODEL, load_meta
     from ddp_cli.deploy.checkpoint_import import import_checkpoint
 
     if model.is_dir():
         raise DdpError(f"'{model}' is a folder.", "Name a .ckpt file; `ddp eval` takes checkpoint folders as they are.")
+    if model.is_file() and (model.parent / MODEL).is_file() and model.suffix != ".ckpt":
+        folder = model.parent
+        raise DdpError(f"'{model}' belongs to the checkpoint '{folder}'.", f"Use it as it is: `ddp eval {folder}`.")
     out = out or Path(model.stem)
     # Only a checkpoint is replaced: a run folder holds config.json as well.
-    options.check_output(out, overwrite, ("model.safetensors",))
-    policy = import_checkpoint(model, out)
+    with options.reserve_output(out, overwrite, ("model.safetensors",)):
+        policy = import_checkpoint(model, out)
+    assumed = load_meta(out).get("assumed", [])
+    if isinstance(assumed, list) and assumed:
+        console.warn(f"'{model}' is incomplete. Assumed: {'; '.join(map(str, assumed))}")
     if json:
-        console.print_json({"source": str(model), "out": str(out), "task": policy.config.task.name})
+        task = policy.config.task.name
+        console.print_json({"source": str(model), "out": str(out), "task": task, "assumed": assumed})
         return
     console.result(f"{out}: {policy.config.task.name} policy from {policy.config.obs} observations, from {model}")
     console.note(f"Next: `ddp eval {out}`.")

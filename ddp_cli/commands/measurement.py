@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.choices import Engine, Sampler
+from ddp_cli.choices import Engine, Sampler, purposes_of_seeds
 from ddp_cli.deploy.policy_source import PolicySource, is_exported, open_policy_source
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation
     from ddp_cli.training.distributed import Processes
+
+
+OTHER_PURPOSES = ("collect", "training")
+"""Seeds of these purposes have shaped a policy: its demonstrations, or the choice of its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ def measure(
         "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
         "first_seed": seed, "seconds": time.perf_counter() - started,
     }  # fmt: skip
+    count = len(result.episodes) + len(result.crashed_seeds)
     report |= result.to_json()
+    report["until_ci"] = eval_options.max_half_width or None
+    report["interval_is_approximate"] = bool(eval_options.max_half_width)
+    report["seeds_also_used_for"] = [p for p in purposes_of_seeds(range(seed, seed + count)) if p in OTHER_PURPOSES]
     if processes.is_main:
         if not quiet:
             _print_table(report, result)
@@ -115,6 +123,8 @@ def _print_table(report: dict[str, Any], result: Evaluation) -> None:
             f"seeds {first} to {first + count + len(result.crashed_seeds) - 1}, in {console.duration(seconds)}",
         ),
     ]
+    if report["until_ci"]:
+        rows.insert(1, ("", "", "approximate: when --until-ci stops depends on the results"))
     if result.crashed_seeds:
         crashed = result.crashed_seeds
         rows.append(("not run", str(len(crashed)), f"their worker process crashed each time: seeds {crashed}"))

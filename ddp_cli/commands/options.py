@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from ddp_cli import choices
 from ddp_cli.errors import DdpError
+from ddp_cli.locks import lock_output
 
 RUNS = Path("runs")
 DATA = Path("data")
@@ -141,6 +144,15 @@ def check_output(path: Path, overwrite: bool, markers: tuple[str, ...] = ()) -> 
         parent = parent.parent
     if not parent.is_dir():
         raise DdpError(f"'{parent}' is not a folder.", f"'{path}' cannot be created there.")
+
+
+@contextmanager
+def reserve_output(path: Path, overwrite: bool, markers: tuple[str, ...] = ()) -> Iterator[None]:
+    """`check_output`, and a lock on `path` inside the `with` block; DdpError if another process is writing `path`."""
+    check_output(path, overwrite, markers)
+    with lock_output(path):
+        check_output(path, overwrite, markers)  # another process may have written it before it was locked
+        yield
 
 
 def sample_demos(task: str) -> Path | None:

@@ -38,11 +38,10 @@ def plot(
     if out is not None and out.suffix.lower() != ".png":
         raise DdpError(f"cannot write a plot to '{out}'.", "Name a file that ends in .png.")
     runs = [run for run in runs if not run.is_file()] or runs  # runs/TASK/* holds earlier plots as well
-    if out is not None:
-        options.check_output(out, overwrite)
-    else:  # the default output only ever holds these curves
-        out = (runs[0] if len(runs) == 1 else runs[0].parent) / "curves.png"
-    plot_metrics(runs, out)
+    if out is None:  # the default output only ever holds these curves
+        out, overwrite = (runs[0] if len(runs) == 1 else runs[0].parent) / "curves.png", True
+    with options.reserve_output(out, overwrite):
+        plot_metrics(runs, out)
     if json:
         console.print_json({"runs": [str(run) for run in runs], "out": str(out)})
     else:

@@ -35,8 +35,8 @@ def preview(
     from ddp_cli.data.store import Store
 
     check_preview(out)
-    options.check_output(out, overwrite)
-    write_preview(Store(store), out)
+    with options.reserve_output(out, overwrite):
+        write_preview(Store(store), out)
     if json:
         console.print_json({"store": str(store), "out": str(out)})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -112,11 +112,12 @@ def rollout(
     one_each = video and report and not layout
     outputs = {s: video.with_stem(f"{video.stem}-{s}") if video and one_each else video for s in seeds}
     videos = [path for path in dict.fromkeys(outputs.values()) if path]
-    for path in videos:
-        options.check_output(path, overwrite)
     results: list[EpisodeResult] = []
     if outputs:
-        with _simulation(folder, device, sampler, inference_steps, engine) as (sim, agent):
+        with ExitStack() as reserved:
+            for path in videos:
+                reserved.enter_context(options.reserve_output(path, overwrite))
+            sim, agent = reserved.enter_context(_simulation(folder, device, sampler, inference_steps, engine))
             results = _run_episodes(sim, agent, outputs, layout, until_success=report is None)
     if not json:
         _print_results(results, videos, failures)

@@ -56,12 +56,14 @@ def serve(
         raise DdpError(f"serving needs {e.name}.", "Install it: pip install websockets msgpack") from e
     import asyncio
 
-    from ddp_cli.deploy.runtime import Policy, PolicyError
+    from ddp_cli.deploy.exported_folder import open_exported_policy
 
-    try:
-        loaded = Policy.load(policy)
-    except PolicyError as e:
-        raise DdpError(str(e), "Make one: `ddp export CHECKPOINT --out policy/`.") from e
+    if policy.is_file():
+        raise DdpError(
+            f"'{policy}' is a file, not an exported folder.",
+            "Export a checkpoint: `ddp export CHECKPOINT --out policy/`. `ddp import` reads published .ckpt files.",
+        )
+    loaded = open_exported_policy(policy)
     if not is_loopback(host) and not token:
         token = generate_token()
         console.result(f"token {token}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
+from ddp_cli.choices import unused_seed
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
@@ -89,6 +90,8 @@ def sweep(
         image = image or _default_image(checkpoint, eval_options, reports)
         plot_sweep(reports, image)
         console.note(f"plot: {image}")
+        used = range(eval_options.seed, eval_options.seed + eval_options.episodes)
+        console.note(f"the best of several is partly luck: measure it again with --seed {unused_seed(used)}")
     return {"sweep": reports}
 
 

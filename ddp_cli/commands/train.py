@@ -14,7 +14,7 @@ import typer
 
 from ddp_cli import choices, console
 from ddp_cli.commands import options
-from ddp_cli.commands.train_setup import TrainOptions, new_run
+from ddp_cli.commands.train_setup import TrainOptions, new_run, report_data
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def train(
         typer.Option(
             "--data",
             "-d",
-            help="Store to train on; data/TASK.zarr by default.",
+            help="Store to train on; data/TASK.zarr by default. With --resume: the store of the run, if it was moved.",
             show_default=False,
             rich_help_panel=options.SOURCE,
         ),
@@ -162,12 +162,12 @@ def train(
     Ctrl-C saves a checkpoint, --resume continues from it. Without a store, the sample demonstrations are converted
     first.
     """
-    from ddp_cli.core.checkpoint import newest_run
+    from ddp_cli.core.checkpoint_selection import newest_run
     from ddp_cli.inference.device import choose_device
     from ddp_cli.task_file import check_same_task, task_name
     from ddp_cli.training.distributed import init_processes
     from ddp_cli.training.metrics import check_wandb
-    from ddp_cli.training.run import resume_run
+    from ddp_cli.training.resume import resume_run
 
     started = time.perf_counter()
     if wandb:
@@ -180,11 +180,9 @@ def train(
             console.silence()
         torch_device = choose_device(processes.local_device(device))
         if resume:
-            _reject_with_resume(
-                **overrides, data=data, preset=preset, config=config, set=settings, init_from=init_from, obs=obs
-            )
+            _reject_with_resume(**overrides, preset=preset, config=config, set=settings, init_from=init_from, obs=obs)
             folder = processes.run_on_main(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
-            run = resume_run(folder, torch_device, console.warn, console.note, processes)
+            run = resume_run(folder, torch_device, console.warn, console.note, processes, data)
             check_same_task(run.trainer.config.policy.task, task, folder)
             console.note(f"resuming {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
         else:
@@ -194,6 +192,7 @@ def train(
                 init_from,
             )  # fmt: skip
             run = new_run(train_options, torch_device, processes)
+        report_data(run)
         checkpoint = _run_training(run, task, str(torch_device), wandb)
     _report(run, checkpoint, task, runs, time.perf_counter() - started, json)
 
@@ -232,7 +231,8 @@ def _report(run: Run, checkpoint: Path | None, task: str, runs: Path, seconds: f
         console.print_json(
             {
                 "run": str(run.folder), "checkpoint": str(checkpoint), "steps": run.trainer.total,
-                "skipped_steps": skipped, "seconds": seconds,
+                "skipped_steps": skipped, "seconds": seconds, "demonstrations": run.trainer.data.n_episodes,
+                "demonstrations_used": run.trainer.data.n_used, "windows": len(run.trainer.data.train),
             }
         )  # fmt: skip
         return

@@ -11,6 +11,7 @@ from ddp_cli import console
 from ddp_cli.choices import Obs, Preset
 from ddp_cli.commands import options
 from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.locks import lock_output
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,9 @@ class TrainOptions:
 def new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> Run:
     """Creates the run folder, after all settings were validated and the store was found or made."""
     from ddp_cli.config import read_json
-    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
     from ddp_cli.data.store import Store, resolve_task
-    from ddp_cli.presets import parse_settings, train_config
+    from ddp_cli.presets import default_preset, parse_settings, train_config
     from ddp_cli.training.run import create_run
 
     name = train_options.name
@@ -55,7 +56,7 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
         raise ConfigError(f"--name '{name}' is not a folder name.", "Leave out '/' and '..'.")
     obs, data, runs = train_options.obs, train_options.data, train_options.runs
     values = parse_settings(train_options.settings) | train_options.overrides
-    preset = train_options.preset or ("paper" if device.type == "cuda" else "laptop")
+    preset = train_options.preset or default_preset(device.type)
     file_values = read_json(train_options.config) if train_options.config else None
     task = resolve_task(train_options.task, data or options.existing_store(train_options.task, obs))
     train_config(task, obs, preset, file_values, values)  # reject invalid settings before a store is made
@@ -64,16 +65,28 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     _check_verified(store, train_options.allow_unverified)
     values.setdefault("actions", store.attrs["action"]["convention"])
     config = train_config(task, obs, preset, file_values, values)
-    name = name or time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = processes.run_on_main(lambda: runs / task.name / name)
-    run = create_run(folder, config, store, device, console.note, processes, initial_weights)
+    folder = runs / task.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    run = create_run(folder, config, store, device, console.note, processes, initial_weights, numbered=name is None)
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     shared = f", {processes.world_size} processes" if processes.world_size > 1 else ""
     console.note(
-        f"{folder}: preset {preset}, {obs} observations, {len(store.episode_ends)} episodes, "
+        f"{run.folder}: preset {preset}, {obs} observations, "
         f"{run.trainer.total} steps of batch size {config.batch_size}{rate}, on {device}{shared}"
     )
     return run
+
+
+def report_data(run: Run) -> None:
+    """Print how many demonstrations and windows are trained on; a warning if some demonstrations are not used."""
+    data = run.trainer.data
+    console.note(f"data: {data.describe()}")
+    unused = data.n_episodes - data.n_used
+    if unused:
+        console.warn(
+            f"{unused} of {data.n_episodes} demonstrations are not used: they have fewer than {data.min_steps} steps, "
+            f"which a window of horizon {run.trainer.config.policy.horizon} needs. Train with a shorter horizon, or "
+            "with --set pad_short=true."
+        )
 
 
 def _check_verified(store: Store, allow_unverified: bool) -> None:
@@ -96,11 +109,14 @@ def find_or_make_store(task: Task, obs: str) -> Path:
     from ddp_cli.data.conversion_plan import ConvertOptions
 
     store = options.existing_store(task.name, obs)
-    if not store.exists():
-        demos = options.sample_demos(task.name) or _collect_demos(task, store)
-        console.note(f"no store '{store}': converting {demos} first")
-        result = run_conversion(demos, store, ConvertOptions(obs), task=task)
-        console.note(f"{store}: {result.episodes} episodes, {result.frames} steps")
+    if store.exists():
+        return store
+    with lock_output(store, wait=console.note):
+        if not store.exists():  # another `ddp train` may have made it
+            demos = options.sample_demos(task.name) or _collect_demos(task, store)
+            console.note(f"no store '{store}': converting {demos} first")
+            result = run_conversion(demos, store, ConvertOptions(obs), task=task)
+            console.note(f"{store}: {result.episodes} episodes, {result.frames} steps")
     return store
 
 
@@ -121,5 +137,7 @@ def _collect_demos(task: Task, store: Path) -> Path:
         f"no store and no sample demonstrations here: collecting {COLLECTED_EPISODES} demonstrations of {task.name} "
         f"in '{demos}' with `ddp collect` (about a minute)"
     )
-    run_collection(task, COLLECTED_EPISODES, demos)
+    with lock_output(demos, wait=console.note):
+        if not demos.exists():
+            run_collection(task, COLLECTED_EPISODES, demos)
     return demos

@@ -25,10 +25,11 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import atomic_folder, remove_folder
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.task_file import check_same_task, task_from_json, task_name
 
 FORMAT = 1
 CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
+PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
+"""Of files that may be checkpoints of the published code."""
 
 Meta = dict[str, JsonValue]
 
@@ -52,11 +53,7 @@ def save_checkpoint(
 def load_meta(folder: Path) -> Meta:
     """Read and check the content of `config.json`."""
     hint = "Name a checkpoint folder (runs/TASK/NAME/checkpoints/step-...), or train a policy with `ddp train`."
-    if folder.is_file():
-        raise CheckpointError(
-            f"'{folder}' is a file, not a checkpoint folder.",
-            f"Import a checkpoint of the published code: `ddp import {folder}`.",
-        )
+    check_not_file(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder '{folder}'.", hint)
     for name in (CONFIG, MODEL):
@@ -76,13 +73,39 @@ def load_meta(folder: Path) -> Meta:
     return dict(meta)
 
 
+def check_not_file(path: Path) -> None:
+    """CheckpointError if `path` is a file; the hint says how to use it, if it belongs to a policy."""
+    if not path.is_file():
+        return
+    if any((path.parent / name).is_file() for name in (MODEL, "policy.json")):
+        hint = f"It belongs to a policy: name its folder, '{path.parent}'."
+    elif path.suffix in PUBLISHED_SUFFIXES:
+        hint = f"Import it, if it is a checkpoint of the published code: `ddp import {path} --out imported/`."
+    else:
+        hint = "Name a checkpoint folder, or train a policy with `ddp train`."
+    raise CheckpointError(f"'{path}' is a file, not a checkpoint folder.", hint)
+
+
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the EMA weights and the normalizer."""
+    """Read the EMA weights and the normalizer, after checking their hash."""
+    check_weights(folder, load_meta(folder))
     try:
         return load_file(folder / MODEL)
     except (SafetensorError, OSError) as e:
         cause = str(e).splitlines()[0]
         raise CheckpointError(f"'{folder / MODEL}' is damaged: {cause}", "Use another checkpoint.") from e
+
+
+def check_weights(folder: Path, meta: Meta) -> None:
+    """CheckpointError if the weights are not those whose hash is in `meta`, the content of `config.json`."""
+    hashes = meta.get("sha256")
+    expected = hashes.get(MODEL) if isinstance(hashes, dict) else None
+    if expected is not None and file_hash(folder / MODEL) != expected:
+        raise CheckpointError(
+            f"'{folder / MODEL}' is damaged, or belongs to another checkpoint: its hash differs from the one in "
+            f"{CONFIG}.",
+            "Copy the whole folder again, or use another checkpoint.",
+        )
 
 
 def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[DiffusionPolicy, Meta]:
@@ -143,42 +166,6 @@ def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> Non
     for path in checkpoints:
         if checkpoint_step(path) not in steps_to_keep:
             remove_folder(path)
-
-
-def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = False) -> Path:
-    """The run that was started, resumed or checkpointed last.
-
-    `task` (a name, or the file of a task) restricts the search to its runs; with `require_checkpoint` only runs that
-    have a checkpoint count. CheckpointError if there is none.
-    """
-    name = task_name(task) if task else "*"
-    required = "checkpoints/last" if require_checkpoint else "config.json"
-    candidates = [run for run in runs.glob(f"{name}/*") if (run / required).exists()]
-    if not candidates:
-        kind = "trained run" if require_checkpoint else "run"
-        of_task = f" of the task '{name}'" if task else ""
-        raise CheckpointError(f"no {kind}{of_task} in '{runs}/'.", f"Start one: `ddp train --task {task or 'square'}`.")
-
-    def last_change(run: Path) -> float:
-        paths = [run / name for name in ("config.json", "metrics.jsonl", "checkpoints/last")]
-        return max(path.stat().st_mtime for path in paths if path.exists())
-
-    return max(candidates, key=last_change)
-
-
-def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -> Path:
-    """The checkpoint folder that `path` names: a checkpoint, a run (its best), or None (the best of the newest run).
-
-    ConfigError if `task` is a file that describes another task than the checkpoint's.
-    """
-    if path is None:
-        path = newest_run(runs, task, require_checkpoint=True)
-    if (path / "checkpoints" / "best").exists():
-        path = (path / "checkpoints" / "best").resolve()
-    meta: dict[str, Any] = load_meta(path)
-    if task:
-        check_same_task(task_from_json(meta["policy"]["task"], f"'{path}'"), task, path)
-    return path
 
 
 def file_hash(path: Path) -> str:

@@ -6,7 +6,7 @@ Its state dicts contain `obs_encoder.obs_nets.<camera>` (the robomimic encoder),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,46 @@ from torch import Tensor
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.safe_unpickle import read_torch_zip, to_plain_containers
+from ddp_cli.core.published_config import describe_assumptions, feature_order, published_config
+from ddp_cli.core.safe_unpickle import FILE_HINT, InertObject, read_torch_file, to_plain_containers
+from ddp_cli.core.vision import IMAGE_FEATURE_DIM
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE, TASKS
+from ddp_cli.tasks import ACTIONS
 
 IGNORED_SUFFIXES = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of the names of buffers that are not weights."""
 
 CONFIG_HINT = "Give the configuration that it was trained with."
-FILE_HINT = "Give a .ckpt saved by the published code."
-
-POLICY_CLASSES = {
-    "DiffusionTransformerHybridImagePolicy": "image",
-    "DiffusionTransformerLowdimPolicy": "state",
-}
-"""Published classes that can be imported -> their kind of observations."""
 
 
-def import_published(state_dict: Mapping[str, Tensor], config: PolicyConfig) -> DiffusionPolicy:
+def import_published(
+    state_dict: Mapping[str, Tensor], config: PolicyConfig, order: Sequence[str] | None = None
+) -> DiffusionPolicy:
     """The policy of `config` with the weights of a published state dict, in eval mode.
 
+    `order`: keys of the observations in the order in which the published policy concatenates their features, if it
+    differs from that of `config`. The columns of the layers that see the features are permuted accordingly.
     CheckpointError if weights are missing, unused or of other shapes than those of `config`.
     """
     published = _PublishedWeights(state_dict)
+    order = order or [*config.image_keys, *config.low_dim]
+    _check_size(published, config)
     policy = DiffusionPolicy(config)
     weights: dict[str, Tensor] = {}
     for key in policy.encoders:
         weights |= _image_encoder_weights(published, policy, key)
-    weights |= _normalizer_weights(published, policy)
+    weights |= _normalizer_weights(published, policy, order)
     for name in policy.denoiser.state_dict():
         weights[f"denoiser.{name}"] = _denoiser_weight(published, name, config)
     published.check_all_used()
     expected = {name: tuple(weight.shape) for name, weight in policy.state_dict().items()}
     mismatched = [name for name, shape in expected.items() if weights[name].shape != shape]
+    non_finite = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if non_finite:
+        raise CheckpointError(
+            f"{len(non_finite)} published weights are not finite, the first is {non_finite[0]}.",
+            "Use an earlier checkpoint: the training diverged.",
+        )
     if mismatched:
         name = mismatched[0]
         raise CheckpointError(
@@ -56,8 +63,36 @@ def import_published(state_dict: Mapping[str, Tensor], config: PolicyConfig) -> 
             f"{name} has shape {tuple(weights[name].shape)}, expected {expected[name]}.",
             CONFIG_HINT,
         )
-    policy.load_state_dict(weights)
+    policy.load_state_dict(_permute_features(weights, config, order))
     return policy.eval()
+
+
+def _permute_features(weights: dict[str, Tensor], config: PolicyConfig, order: Sequence[str]) -> dict[str, Tensor]:
+    """`weights` with the features in the order of `config` instead of `order`."""
+    widths = dict.fromkeys(config.image_keys, IMAGE_FEATURE_DIM) | config.low_dim
+    positions = dict(zip(order, torch.arange(sum(widths.values())).split([widths[key] for key in order]), strict=True))
+    columns = torch.cat([positions[key] for key in widths])  # published position of each of our features
+    if config.obs_as_cond:
+        name = "denoiser.cond_emb.weight"
+        return weights | {name: weights[name][:, columns]}
+    # Inpainting: the features follow the action in the trajectory that is denoised.
+    columns = torch.cat([torch.arange(config.action_dim), config.action_dim + columns])
+    changed = {f"denoiser.head.{kind}": weights[f"denoiser.head.{kind}"][columns] for kind in ("weight", "bias")}
+    return weights | changed | {"denoiser.input_emb.weight": weights["denoiser.input_emb.weight"][:, columns]}
+
+
+def _check_size(published: _PublishedWeights, config: PolicyConfig) -> None:
+    """CheckpointError unless the transformer has the layers and the width of `config`: before it is built, which may
+    take more memory than there is if `config` is wrong.
+    """
+    last_layer = f"layers.{config.n_layer - 1}.linear1.weight"
+    shape = tuple(published.get(f"model.{'decoder' if config.time_as_cond else 'encoder'}.{last_layer}").shape)
+    if shape != (4 * config.n_emb, config.n_emb):
+        raise CheckpointError(
+            f"the published weights do not fit the configuration: {last_layer} has shape {shape}, "
+            f"expected {(4 * config.n_emb, config.n_emb)}.",
+            CONFIG_HINT,
+        )
 
 
 class _PublishedWeights:
@@ -110,25 +145,29 @@ def _image_encoder_weights(published: _PublishedWeights, policy: DiffusionPolicy
     return weights
 
 
-def _normalizer_weights(published: _PublishedWeights, policy: DiffusionPolicy) -> dict[str, Tensor]:
+def _normalizer_weights(
+    published: _PublishedWeights, policy: DiffusionPolicy, order: Sequence[str]
+) -> dict[str, Tensor]:
     weights = {}
     config = policy.config
     for part in ("scale", "offset"):
         for key in config.image_keys:  # always 0..1 -> -1..1
             published.used.add(f"normalizer.params_dict.{key}.{part}")
         weights[f"normalizer.action_{part}"] = published.get(f"normalizer.params_dict.action.{part}")
+        keys = list(config.low_dim)
         if config.obs == "state":  # one vector for all keys
-            vector, widths = published.get(f"normalizer.params_dict.obs.{part}"), list(config.low_dim.values())
-            if len(vector) != sum(widths):
+            vector = published.get(f"normalizer.params_dict.obs.{part}")
+            if len(vector) != sum(config.low_dim.values()):
                 raise CheckpointError(
                     f"the published policy observes {len(vector)} values, "
-                    f"the task '{config.task.name}' has {sum(widths)}.",
+                    f"the task '{config.task.name}' has {sum(config.low_dim.values())}.",
                     CONFIG_HINT,
                 )
-            values = vector.split(widths)
+            keys = list(order)
+            values = vector.split([config.low_dim[key] for key in keys])
         else:
-            values = tuple(published.get(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim)
-        weights |= {f"normalizer.{key}_{part}": value for key, value in zip(config.low_dim, values, strict=True)}
+            values = tuple(published.get(f"normalizer.params_dict.{key}.{part}") for key in keys)
+        weights |= {f"normalizer.{key}_{part}": value for key, value in zip(keys, values, strict=True)}
     return weights
 
 
@@ -162,70 +201,78 @@ def _layer_weight(published: _PublishedWeights, prefix: str, parts: list[str], d
 
 def load_published(path: Path) -> tuple[DiffusionPolicy, Meta]:
     """The policy in a published `.ckpt` (EMA weights if it has any, normalizer, configuration) and the metadata of a
-    native checkpoint. No code from the file is executed.
+    native checkpoint. No code from the file is executed. `assumed` in the metadata lists what the file does not say.
+
+    CheckpointError if the file is damaged, or holds another kind of policy or a setting that is not supported.
     """
-    payload = read_torch_zip(path)
+    payload = read_torch_file(path)
     if not isinstance(payload, dict) or not isinstance(payload.get("state_dicts"), dict) or "cfg" not in payload:
-        raise CheckpointError(f"'{path}' has no cfg and state_dicts.", FILE_HINT)
+        raise CheckpointError(f"'{path}' has no cfg and state_dicts: it is {_describe(payload)}.", FILE_HINT)
     try:
-        config = published_config(to_plain_containers(payload["cfg"]), path)
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ConfigError) as e:
+        cfg = to_plain_containers(payload["cfg"])
+        saved_weights, assumed = _choose_weights(cfg, payload["state_dicts"])
+        weights = _strip_wrappers(saved_weights)
+        config = published_config(cfg, path, weights)
+        order = feature_order(cfg, config, path)
+        assumed += describe_assumptions(cfg, config)
+    except CheckpointError:
+        raise
+    except ConfigError as e:
+        raise CheckpointError(f"'{path}' cannot be imported: {e.message}", e.hint or "Use another checkpoint.") from e
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as e:
         raise CheckpointError(f"'{path}': its cfg cannot be read ({type(e).__name__}: {e}).", FILE_HINT) from e
-    weights = payload["state_dicts"].get("ema_model") or payload["state_dicts"].get("model")
-    if not isinstance(weights, dict):
+    if not weights:
         raise CheckpointError(f"'{path}' has no weights (state_dicts.ema_model or model).", "Use another checkpoint.")
-    policy = import_published({k: v for k, v in weights.items() if isinstance(v, Tensor)}, config)
+    _check_image_normalizers(weights, config, path)
+    policy = import_published(weights, config, order)
     # Published policies were trained on robosuite's own camera images: the render profile "full".
-    return policy, {"published": path.name, "render": "full", "action": {**ACTIONS[config.actions]}}
+    meta: Meta = {"published": path.name, "render": "full", "action": {**ACTIONS[config.actions]}}
+    return policy, meta | ({"assumed": [*assumed]} if assumed else {})
 
 
-def published_config(cfg: Any, path: Path) -> PolicyConfig:
-    """The PolicyConfig for a published configuration (a resolved dictionary)."""
-    policy = cfg["policy"]
-    class_name = str(policy["_target_"]).rsplit(".", 1)[-1]
-    task_name = str(cfg.get("task_name") or cfg["task"]["name"])
-    if class_name not in POLICY_CLASSES:
-        raise CheckpointError(
-            f"'{path}' is a {class_name}, which is not supported.", f"Valid: {', '.join(POLICY_CLASSES)}."
-        )
-    task = next((name for name in TASKS if task_name.startswith(name)), None)
-    if task is None:
-        raise CheckpointError(f"'{path}' is of the unknown task '{task_name}'.", f"Valid tasks: {', '.join(TASKS)}.")
-    model = policy.get("model") or {}
-    values: dict[str, Any] = {"task": task, "obs": POLICY_CLASSES[class_name]}
-    for source in (policy, model):
-        values |= {k: v for k, v in source.items() if k in PolicyConfig.model_fields and v is not None}
-    values |= _scheduler_settings(policy["noise_scheduler"]) | {"actions": _action_convention(cfg, path)}
-    # Published defaults: no crop, and as many inference steps as training steps.
-    values.setdefault("num_inference_steps", values["num_train_timesteps"])
-    values.setdefault("crop_shape", (IMAGE_SIZE, IMAGE_SIZE) if "crop_shape" in policy else (76, 76))
-    if values["obs"] == "state":
-        values["obs_as_cond"] = bool(policy.get("obs_as_cond", True))
-    return PolicyConfig(**values)
+def _choose_weights(cfg: Any, state_dicts: dict[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that the published evaluation uses, those of `ema_model` unless `training.use_ema` is False, and
+    what it assumes of them.
+    """
+    use_ema, assumed = (cfg.get("training") or {}).get("use_ema", True), []
+    weights = state_dicts.get("ema_model") if use_ema else None
+    if not weights:
+        weights = state_dicts.get("model")
+        assumed = ["model for the missing EMA weights (ema_model)"] if use_ema else []
+    items = weights.items() if isinstance(weights, dict) else ()
+    return {name: weight for name, weight in items if isinstance(weight, Tensor)}, assumed
 
 
-def _action_convention(cfg: dict[str, Any], path: Path) -> str:
-    policy = cfg["policy"]
-    shape_meta = policy.get("shape_meta") or cfg.get("shape_meta") or {}
-    width = shape_meta["action"]["shape"][0] if "action" in shape_meta else policy.get("action_dim", ACTION_DIM)
-    for name, convention in ACTIONS.items():
-        if convention["dim"] == width:
-            return name
-    valid = " and ".join(f"{convention['dim']} ({name})" for name, convention in ACTIONS.items())
-    raise CheckpointError(f"'{path}' has actions of {width} values.", f"Valid: {valid}.")
+def _strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` without the prefixes of DistributedDataParallel, DataParallel (`module.`) and torch.compile."""
+    stripped: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        short = ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+        if short in stripped:
+            raise CheckpointError(f"the published checkpoint has '{short}' twice.", "Use another checkpoint.")
+        stripped[short] = weight
+    return stripped
 
 
-def _scheduler_settings(scheduler: dict[str, Any]) -> dict[str, Any]:
-    class_name = str(scheduler.get("_target_", "")).rsplit(".", 1)[-1]
-    samplers = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}
-    if class_name not in samplers:
-        raise CheckpointError(f"unknown noise scheduler '{class_name}'.", f"Valid: {', '.join(samplers)}.")
-    for key, supported in (("variance_type", "fixed_small"), ("set_alpha_to_one", True), ("steps_offset", 0)):
-        if scheduler.get(key, supported) != supported:
-            raise CheckpointError(
-                f"the noise scheduler has {key} {scheduler[key]!r}.", f"Only {supported!r} is supported."
-            )
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "prediction_type")
-    values = {k: scheduler[k] for k in names if k in scheduler}
-    spacing = scheduler.get("timestep_spacing", "leading")
-    return values | {"sampler": samplers[class_name], "timestep_spacing": spacing}
+def _check_image_normalizers(weights: Mapping[str, Tensor], config: PolicyConfig, path: Path) -> None:
+    """Images are mapped from 0..1 to -1..1; another normalization is refused."""
+    for key in config.image_keys:
+        for part, expected in (("scale", 2.0), ("offset", -1.0)):
+            value = weights.get(f"normalizer.params_dict.{key}.{part}")
+            if value is not None and not torch.allclose(value, torch.full_like(value, expected)):
+                raise CheckpointError(
+                    f"'{path}' normalizes {key} with {part} {value.flatten()[0]:g}.",
+                    f"Only {expected:g}, from 0..1 to -1..1, is supported.",
+                )
+
+
+def _describe(payload: Any) -> str:
+    """What a torch file holds, for an error message."""
+    if isinstance(payload, InertObject):
+        return f"an object of {payload.name}"
+    if not isinstance(payload, dict):
+        return f"a {type(payload).__name__}"
+    if payload and all(isinstance(value, Tensor) for value in payload.values()):
+        return "a state dict, without a configuration"
+    keys = [str(key) for key in payload]
+    return f"a dictionary with the keys {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}"

@@ -2,7 +2,8 @@
 
 A window is `horizon` consecutive steps of one episode. It may begin up to `pad_before` steps before the episode and end
 up to `pad_after` steps after it; the missing steps repeat the first or last step of the episode. So the policy learns
-to start from a single observation, and to act until the end.
+to start from a single observation, and to act until the end. An episode that is too short even so has no window, unless
+it is padded: see `window_bounds`.
 
 Shapes: B batch, To n_obs_steps, T horizon, M windows, N steps in the store, E episodes, d width of a vector.
 """
@@ -22,27 +23,20 @@ Batch = dict[str, Any]
 CPU = torch.device("cpu")
 
 
-def validation_episodes(n_episodes: int, val_ratio: float, seed: int) -> NDArray[np.bool_]:
-    """Mask (E,) of the held-out episodes: round(E * val_ratio) of them, at least 1, leaving at least 1 for training."""
-    mask = np.zeros(n_episodes, dtype=bool)
-    if val_ratio <= 0 or n_episodes < 2:
-        return mask
-    count = min(max(1, round(n_episodes * val_ratio)), n_episodes - 1)
-    mask[np.random.default_rng(seed).choice(n_episodes, size=count, replace=False)] = True
-    return mask
-
-
 def window_bounds(
     episode_ends: NDArray[np.int64],
     horizon: int,
     pad_before: int,
     pad_after: int,
     episode_mask: NDArray[np.bool_] | None = None,
+    pad_short: bool = False,
 ) -> NDArray[np.int64]:
     """(M, 4) of (buffer_start, buffer_end, sample_start, sample_end), as in the published replay buffer.
 
     Steps [buffer_start, buffer_end) of the store fill positions [sample_start, sample_end) of the window; positions
-    before and after repeat the nearest step. `episode_mask` (E,) selects episodes.
+    before and after repeat the nearest step. `episode_mask` (E,) selects episodes. With `pad_short`, episodes shorter
+    than `horizon` are first padded to that length by repetition of their last step; windows of nothing but that
+    repetition are left out.
     """
     pad_before, pad_after = min(pad_before, horizon - 1), min(pad_after, horizon - 1)
     bounds = []
@@ -50,10 +44,16 @@ def window_bounds(
     for i, (start, end) in enumerate(zip(episode_starts, episode_ends, strict=True)):
         if episode_mask is not None and not episode_mask[i]:
             continue
-        first = np.arange(start - pad_before, end - horizon + pad_after + 1)
+        padded_end = max(end, start + horizon) if pad_short else end
+        first = np.arange(start - pad_before, min(padded_end - horizon + pad_after + 1, end))
         low, high = np.maximum(first, start), np.minimum(first + horizon, end)
         bounds.append(np.stack([low, high, low - first, high - first], axis=1))
     return np.concatenate(bounds) if bounds else np.zeros((0, 4), np.int64)
+
+
+def count_windows(episode_ends: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(E,) number of the windows `bounds` in each episode."""
+    return np.bincount(np.searchsorted(episode_ends, bounds[:, 0], side="right"), minlength=len(episode_ends))
 
 
 def window_steps(bounds: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:

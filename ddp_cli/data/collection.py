@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ddp_cli.data.collection_folder import CollectionFolder, count_demos
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import DataError, DdpError
 from ddp_cli.evaluation.rollout import SUCCESS_HOLD_STEPS
+from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.environment import env_args, simulator_versions
 from ddp_cli.sim.scripted_policies import SCRIPT_VERSION, check_scripted_policy, scripted_actions
@@ -59,32 +63,73 @@ def collect(
 ) -> CollectionResult:
     """Writes `episodes` successful demos from the seeds `seed`, `seed` + 1, ... to the file `out`.
 
-    The content does not depend on `workers`. The same call resumes an interrupted collection.
-    `progress(demos, attempts, failures)` is called after every attempt.
+    The content does not depend on `workers`. Until it is complete, every demo is kept in a folder beside `out`, from
+    which the same call, or one for more episodes, continues after any interruption or error. DataError if that folder
+    holds more demos, or those of another collection. `progress(demos, attempts, failures)` is called after every
+    attempt.
     """
     check_scripted_policy(task)
     identity = {
-        "task": task.name, "episodes": episodes, "seed": seed, "demonstrator": SCRIPT_VERSION,
-        "versions": simulator_versions(),
+        "task": task.name, "seed": seed, "demonstrator": SCRIPT_VERSION, "versions": simulator_versions(),
     }  # fmt: skip
-    with DemoWriter(out, env_args(task), identity) as writer:
-        counts = writer.counts
-        progress(counts["demos"], counts["attempts"], counts["failures"])
-        seeds = itertools.count(seed + counts["attempts"])
+    with lock_output(out):
+        folder = CollectionFolder(out, identity)
+        if (least := folder.n_demos + folder.n_gaps) > episodes:
+            raise DataError(
+                f"'{folder.path}' already holds {count_demos(folder.n_demos)}, but -n is {episodes}.",
+                f"Ask for -n {least} or more, choose another --out, or move that folder away.",
+            )
+        try:
+            _record_missing(folder, task, episodes, seed, workers, progress)
+            result = _write_file(folder, task, out, identity | {"episodes": episodes})
+        except BaseException as e:
+            if folder.n_demos:
+                e.add_note(
+                    f"{count_demos(folder.n_demos)} {'is' if folder.n_demos == 1 else 'are'} kept in "
+                    f"'{folder.path}': the same command continues."
+                )
+            else:
+                with contextlib.suppress(OSError):
+                    folder.remove()
+            raise
+        folder.remove()
+    return result
+
+
+def _record_missing(
+    folder: CollectionFolder,
+    task: Task,
+    episodes: int,
+    seed: int,
+    workers: int,
+    progress: Callable[[int, int, int], None],
+) -> None:
+    """Adds demos to `folder` until it holds `episodes`."""
+    progress(*folder.counts.values())
+    if folder.n_demos < episodes:
+        numbers, seeds = itertools.tee(folder.missing_attempts())
+        recorder = functools.partial(_make_recorder, task)
         consecutive_failures = 0
-        with closing(ordered_map(functools.partial(_make_recorder, task), seeds, workers)) as attempts:
-            while counts["demos"] < episodes:
-                demo = next(attempts)
-                writer.append(demo)
-                counts = writer.counts
+        with closing(ordered_map(recorder, (seed + i for i in seeds), workers)) as demos:
+            while folder.n_demos < episodes:
+                demo = next(demos)
+                folder.add(next(numbers), demo)
                 consecutive_failures = 0 if demo else consecutive_failures + 1
                 if consecutive_failures == MAX_CONSECUTIVE_FAILURES:
                     raise DdpError(
                         f"{MAX_CONSECUTIVE_FAILURES} attempts at {task.name} failed in a row.", "Run `ddp doctor`."
                     )
-                progress(counts["demos"], counts["attempts"], counts["failures"])
-        writer.finish()
-    return CollectionResult(counts["demos"], counts["attempts"], counts["failures"], counts["total"])
+                progress(*folder.counts.values())
+
+
+def _write_file(folder: CollectionFolder, task: Task, out: Path, identity: dict[str, Any]) -> CollectionResult:
+    """Writes the demos of `folder` to the file `out`."""
+    counts = folder.counts
+    with DemoWriter(out, env_args(task), identity) as writer:
+        for demo in folder:
+            writer.append(demo)
+        writer.finish(counts["attempts"])
+    return CollectionResult(**counts, steps=writer.n_steps)
 
 
 def _make_recorder(task: Task) -> Callable[[int], Demo | None]:

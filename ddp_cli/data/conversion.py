@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ import numpy as np
 from ddp_cli.data.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, ConvertOptions, plan_conversion
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.frame_check import Frame, FrameResult, check_frame
 from ddp_cli.data.observations import Episode, RenderSpec, build_episode
+from ddp_cli.data.recorded_observations import read_observations, read_step
 from ddp_cli.data.replay_check import ReplayResult, check_demo, summarize_checks
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import ConfigError
+from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map, run_in_thread
 from ddp_cli.sim.environment import check_action_convention, simulator_versions
 from ddp_cli.sim.renderer import check_render_profile
@@ -26,7 +30,15 @@ from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task, check_obs
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ("check" or "convert"), how much of it is done, and its total: demos, or steps."""
+"""Called with the stage ("compare", "check" or "convert"), how much of it is done, and its total: demos, or steps."""
+
+MIN_COMPARED_STEPS = 9  # in all demos together; one of each demo at least
+DEMOS_PER_WORKER = 20  # that are worth starting a process, when one step of each is compared
+
+
+NO_STATES = {
+    "result": "not verified", "why": "the file holds no simulator states from which to replay", "demos": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,12 @@ class ConversionResult:
     obs: str
     observations: tuple[str, ...]
     """Keys that were copied from the file; all others were computed in the simulator."""
+    computed: dict[str, str]
+    """Keys that are in the file, but were computed in the simulator -> reason."""
     left_out: dict[str, str]
     """Names of the invalid demos -> fault."""
+    notes: list[str]
+    """What was assumed or found."""
     check: dict[str, Any]
 
 
@@ -58,46 +74,107 @@ def convert(
     The same call resumes an interrupted conversion; any error removes the partial store.
     """
     check_render_profile(options.render)
-    check_action_convention(options.actions)
+    if options.actions is not None:
+        check_action_convention(options.actions)
     check_obs(options.obs)
-    with DemoFile(source, task, options.filter_key) as demos:
+    with lock_output(out), DemoFile(source, task, options.filter_key) as demos:
         plan = plan_conversion(demos, options)
         sha256 = run_in_thread(demos.sha256)  # in the background: it takes a third as long as copying
-        checks = _check_demos(demos, plan, options.check, workers, progress)
-        plan = plan.with_recomputed({key for check in checks for key in check.differing})
+        if demos.has_states:
+            plan, check = _check_recording(demos, plan, options, workers, progress)
+        else:
+            check = NO_STATES
         attributes = {
             "render": plan.render_spec.render,
             "obs": options.obs,
             "env_args": demos.info.env_args(),
             "versions": simulator_versions(),
-            "action": ACTIONS[options.actions],
+            "action": ACTIONS[plan.render_spec.actions],
             "source": {
                 "file": source.name, "sha256": sha256.result(), "demos": plan.demo_names, "left_out": plan.skipped,
                 "observations": list(plan.recorded_keys),
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:
-            remaining = (demos.read(name, plan.recorded_keys) for name in plan.demo_names[writer.episodes :])
+            remaining = (_read_demo(demos, name, plan.recorded_keys) for name in plan.demo_names[writer.episodes :])
             episodes = _build_episodes(demos.task, plan.render_spec, remaining, workers)
             writer.extend(episodes, functools.partial(progress, "convert"))
-        check = summarize_checks(checks)
         writer.finish({"check": check})
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return ConversionResult(
-        len(plan.lengths), sum(plan.lengths), size / 1e6, options.obs, plan.recorded_keys, plan.skipped, check
+        len(plan.lengths), sum(plan.lengths), size / 1e6, options.obs, plan.recorded_keys, plan.computed, plan.skipped,
+        plan.notes, check,
+    )  # fmt: skip
+
+
+def _read_demo(demos: DemoFile, name: str, keys: tuple[str, ...]) -> Demo:
+    return dataclasses.replace(demos.read(name), obs=read_observations(demos, name, keys))
+
+
+def _check_recording(
+    demos: DemoFile, plan: ConversionPlan, options: ConvertOptions, workers: int, progress: Progress
+) -> tuple[ConversionPlan, dict[str, Any]]:
+    """Compares the recorded observations with the simulator's and replays some demos.
+
+    Returns the plan without the observations and demos that turned out to be wrong, and the attribute `check`.
+    """
+    frames = _compare_frames(demos, plan, workers, progress)
+    faults = {frame.demo: frame.image_faults for frame in frames if frame.image_faults}
+    if options.skip_bad and len(faults) < len(frames):
+        plan = plan.without_demos({demo: "; ".join(texts.values()) for demo, texts in faults.items()})
+        frames = [frame for frame in frames if frame.demo not in faults]
+    for key in plan.recorded_keys:
+        differing = [frame.demo for frame in frames if key in frame.differing]
+        if differing:
+            plan = plan.with_computed({key}, f"its values differ from the simulator's in {differing[0]}")
+    # Recorded observations are never copied without replaying a demo.
+    count = min(max(options.check, bool(plan.recorded_keys)), len(plan.demo_names))
+    return plan, summarize_checks(_replay_demos(demos, plan, count, workers, progress), frames)
+
+
+def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progress: Progress) -> list[FrameResult]:
+    """Compares the recorded observations of the middle step of every demo; in small files, of more steps."""
+    if not plan.recorded_keys:
+        return []
+    count = len(plan.demo_names)
+    n_steps = max(1, MIN_COMPARED_STEPS // count)
+    results = {name: FrameResult(name) for name in plan.demo_names}
+    frames = (
+        _read_frame(demos, name, plan.recorded_keys, int(step))
+        for name, length in zip(plan.demo_names, plan.lengths, strict=True)
+        for step in np.unique(np.linspace(0, length - 1, n_steps + 2)[1:-1].round())
     )
+    progress("compare", 0, count)
+    make_check = functools.partial(_make_frame_check, demos.task)
+    with closing(ordered_map(make_check, frames, min(workers, 1 + count // DEMOS_PER_WORKER))) as comparisons:
+        for i, result in enumerate(comparisons):
+            results[result.demo].add(result)
+            progress("compare", min(count, 1 + i // n_steps), count)
+    return list(results.values())
 
 
-def _check_demos(
+def _read_frame(demos: DemoFile, name: str, keys: tuple[str, ...], step: int) -> Frame:
+    demo, first = demos.read(name), max(0, step - 1)
+    around = slice(first, step + 2)
+    observations = read_step(demos, name, keys, step)
+    frame = dataclasses.replace(
+        demo, states=demo.states[around], actions=demo.actions[around], intended=None, obs=observations
+    )
+    return Frame(frame, step - first)
+
+
+def _make_frame_check(task: Task) -> Callable[[Frame], FrameResult]:
+    return functools.partial(check_frame, Simulator(task, "full"))
+
+
+def _replay_demos(
     demos: DemoFile, plan: ConversionPlan, count: int, workers: int, progress: Progress
 ) -> list[ReplayResult]:
     """Replays `count` demos, spread evenly over the file."""
-    # Recorded observations are never copied without comparing some of them with the simulator's.
-    count = min(max(count, bool(plan.recorded_keys)), len(plan.demo_names))
     if not count:
         return []
     indices = np.linspace(0, len(plan.demo_names) - 1, count).round().astype(int)
-    sample = (demos.read(plan.demo_names[i], plan.recorded_keys) for i in indices)
+    sample = (demos.read(plan.demo_names[i]) for i in indices)
     results: list[ReplayResult] = []
     progress("check", 0, count)
     make_check = functools.partial(_make_demo_check, demos.task, plan.render_spec, demos.info.lite_physics)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.invariants import looks_absolute, share_of_clipped_steps
 from ddp_cli.data.observations import RenderSpec
+from ddp_cli.data.recorded_observations import check_observations, reason_unusable
 from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.errors import DataError
 
@@ -17,8 +21,8 @@ class ConvertOptions:
     """Options of a conversion, named as those of `ddp convert`.
 
     obs          image, or state: no images are rendered
-    actions      delta or absolute. Delta actions are converted to absolute ones at the recorded states, not along a
-                 replay that drifts
+    actions      delta or absolute; None: as recorded. Delta actions are converted to absolute ones at the recorded
+                 states, not along a replay that drifts
     render       render profile of images that were not recorded
     rerender     render images even where they were recorded
     filter_key   use only the demos of this filter key
@@ -28,7 +32,7 @@ class ConvertOptions:
     """
 
     obs: str = "image"
-    actions: str = "delta"
+    actions: str | None = None
     render: str = "fast"
     rerender: bool = False
     filter_key: str | None = None
@@ -53,11 +57,26 @@ class ConversionPlan:
     """Names of the invalid demos -> fault."""
     recorded_keys: tuple[str, ...]
     """Observations that are copied from the file."""
+    computed: dict[str, str]
+    """Observations that are in the file but are computed in the simulator -> reason."""
+    notes: list[str]
+    """What was assumed or found."""
 
-    def with_recomputed(self, keys: set[str]) -> ConversionPlan:
+    def with_computed(self, keys: Collection[str], reason: str) -> ConversionPlan:
         """The plan with the observations `keys` computed in the simulator instead of copied."""
         recorded_keys = tuple(key for key in self.recorded_keys if key not in keys)
-        return dataclasses.replace(self, recorded_keys=recorded_keys)
+        computed = self.computed | {key: reason for key in self.recorded_keys if key in keys}
+        return dataclasses.replace(self, recorded_keys=recorded_keys, computed=computed)
+
+    def without_demos(self, faults: dict[str, str]) -> ConversionPlan:
+        """The plan without the demos in `faults`, name -> fault."""
+        remaining = [(n, length) for n, length in zip(self.demo_names, self.lengths, strict=True) if n not in faults]
+        return dataclasses.replace(
+            self,
+            demo_names=[name for name, _ in remaining],
+            lengths=[length for _, length in remaining],
+            skipped=self.skipped | faults,
+        )
 
 
 def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
@@ -66,48 +85,147 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     DataError for the first invalid demo, unless `options.skip_bad`, and for a recording whose actions would have
     another effect in the simulator.
     """
-    _check_compatible(demos, options)
-    lengths, skipped = _validate_demos(demos, options)
-    task = demos.task
-    keys = () if options.rerender else (*task.images(options.obs), *task.vectors("state"))
-    recorded_keys = tuple(key for key in keys if not demos.reason_unusable(key, list(lengths)))
-    # Recorded images have robosuite's own rendering, so rollouts must render the same way.
-    render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
-    render_spec = RenderSpec(options.obs, options.actions, demos.info.actions, render)
-    return ConversionPlan(render_spec, list(lengths), list(lengths.values()), skipped, recorded_keys)
-
-
-def _check_compatible(demos: DemoFile, options: ConvertOptions) -> None:
     incompatibilities = demos.info.incompatibilities()
     if incompatibilities:
         raise DataError(
             f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
             "A policy would act differently from these demos. Record with `ddp collect`, or with a Panda and OSC_POSE.",
         )
-    if demos.info.actions == "absolute" and options.actions == "delta":
+    names = [demos.names[i] for i in select_episodes(len(demos.names), options.only, f"'{demos.path}'")]
+    valid = _ValidDemos(demos, options)
+    valid.read(names)
+    task = demos.task
+    keys = (*task.images(options.obs), *task.vectors("state"))
+    unusable = {key: reason_unusable(demos, key, list(valid.lengths)) for key in keys}
+    if not demos.has_states:
+        _check_all_recorded(demos, unusable)
+    elif options.rerender:
+        unusable = dict.fromkeys(keys, "--rerender")
+    recorded_keys = tuple(key for key in keys if not unusable[key])
+    valid.check_observations(recorded_keys)
+    source_actions = valid.find_action_convention()
+    _check_actions(demos, options, source_actions)
+    # Recorded images have robosuite's own rendering, so rollouts must render the same way.
+    render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
+    render_spec = RenderSpec(options.obs, options.actions or source_actions, source_actions, render)
+    recorded_shapes = demos.observation_shapes(next(iter(valid.lengths)))
+    reasons = {} if options.rerender else unusable
+    computed = {key: reason for key, reason in reasons.items() if reason and key in recorded_shapes}
+    return ConversionPlan(
+        render_spec, list(valid.lengths), list(valid.lengths.values()), valid.skipped, recorded_keys, computed,
+        [*demos.notes, *valid.notes],
+    )  # fmt: skip
+
+
+def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:
+    """DataError if an observation would have to be computed: that needs simulator states."""
+    missing = [reason for reason in unusable.values() if reason]
+    if missing:
         raise DataError(
-            f"'{demos.path}' holds absolute actions (control_delta is off).", "Add --actions absolute to keep them."
+            f"'{demos.path}' holds no simulator states, so what is not recorded cannot be computed: {missing[0]}.",
+            "Record the missing observations, or train without images: --obs state."
+            if all(key in demos.task.cameras for key, reason in unusable.items() if reason)
+            else "Record with states (`ddp collect`), or name a task that observes less (--task FILE.json).",
         )
 
 
-def _validate_demos(demos: DemoFile, options: ConvertOptions) -> tuple[dict[str, int], dict[str, str]]:
-    """Name -> steps of the valid demos, and name -> fault of the invalid ones."""
-    lengths: dict[str, int] = {}
-    skipped: dict[str, str] = {}
-    name_by_hash: dict[str, str] = {}
-    for i in select_episodes(len(demos.names), options.only, f"'{demos.path}'"):
-        name = demos.names[i]
-        try:
-            demo = demos.read(name)
-            content_hash = hashlib.sha256(demo.states.tobytes() + demo.actions.tobytes()).hexdigest()
-            if content_hash in name_by_hash:
-                raise DataError(f"'{demos.path}' {name} repeats {name_by_hash[content_hash]}.", "Remove one of them.")
-            name_by_hash[content_hash] = name
-            lengths[name] = len(demo.actions)
-        except DataError as e:
-            if not options.skip_bad:
-                raise DataError(e.message, f"{e.hint} Or skip invalid demos with --skip-bad.".strip()) from e
-            skipped[name] = e.message
-    if not lengths:
-        raise DataError(f"'{demos.path}': none of {len(skipped)} demos is valid.", next(iter(skipped.values())))
-    return lengths, skipped
+def _check_actions(demos: DemoFile, options: ConvertOptions, source_actions: str) -> None:
+    wanted = options.actions or source_actions
+    if source_actions == "absolute" and wanted == "delta":
+        reason = "control_delta is off" if demos.info.actions == "absolute" else "their values are goal poses"
+        raise DataError(f"'{demos.path}' holds absolute actions ({reason}).", "Leave --actions out to keep them.")
+    if wanted != source_actions and not demos.has_states:
+        raise DataError(
+            f"'{demos.path}' holds no simulator states, from which {wanted} actions would be computed.",
+            f"Leave --actions out, then convert the store: `ddp convert STORE --actions {wanted} --out NEW`.",
+        )
+
+
+class _ValidDemos:
+    """Reads demos: `lengths` of the valid ones (name -> steps), `skipped` ones (name -> fault), and `notes`."""
+
+    def __init__(self, demos: DemoFile, options: ConvertOptions) -> None:
+        self.demos, self.options = demos, options
+        self.lengths: dict[str, int] = {}
+        self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._absolute_like: set[str] = set()
+        self._clipped_shares: dict[str, float] = {}
+        self._hashes: dict[str, str] = {}
+
+    def read(self, names: Iterable[str]) -> None:
+        """Reads the demos `names`."""
+        padded = 0
+        for name in names:
+            try:
+                demo = self.demos.read(name)
+                self._check_new(demo)
+            except DataError as e:
+                self._skip(name, e)
+                continue
+            self.lengths[name] = len(demo.actions)
+            padded += bool(self.demos.n_unused_rows(name))
+            self._clipped_shares[name] = share_of_clipped_steps(demo.actions)
+            if looks_absolute(demo.actions):
+                self._absolute_like.add(name)
+        if padded:
+            self.notes.append(f"the arrays of {padded} demos are longer than num_samples: the rows behind are left out")
+        self._check_any_valid()
+
+    def check_observations(self, keys: tuple[str, ...]) -> None:
+        """Reads the recorded observations `keys`; demos with invalid ones are invalid."""
+        for name in list(self.lengths):
+            try:
+                check_observations(self.demos, name, keys)
+            except DataError as e:
+                del self.lengths[name]
+                self._skip(name, e)
+        self._check_any_valid()
+
+    def find_action_convention(self) -> str:
+        """The action convention of the recording: as declared, or absolute if the values can be nothing else."""
+        declared = self.demos.info.actions
+        if declared == "absolute":
+            return declared
+        absolute_like = [name for name in self.lengths if name in self._absolute_like]
+        if len(absolute_like) == len(self.lengths):
+            self.notes.append("the file declares delta actions, but their values are absolute goal poses")
+            return "absolute"
+        for name in absolute_like:
+            del self.lengths[name]
+            self._skip(
+                name,
+                DataError(
+                    f"'{self.demos.path}' {name}: its actions are absolute goal poses, those of other demos are not.",
+                    "Keep them in files of their own.",
+                ),
+            )
+        clipped = [self._clipped_shares[name] for name in self.lengths]
+        if any(clipped):
+            steps = sum(share * n for share, n in zip(clipped, self.lengths.values(), strict=True))
+            self.notes.append(
+                f"{steps / sum(self.lengths.values()):.1%} of the steps have action values beyond [-1, 1]: they are "
+                "clipped, as the controller does"
+            )
+        return "delta"
+
+    def _check_new(self, demo: Demo) -> None:
+        if not self.demos.has_states:  # the same actions may have been replayed from other states
+            return
+        content_hash = hashlib.sha256(demo.states.tobytes() + demo.actions.tobytes()).hexdigest()
+        if content_hash in self._hashes:
+            raise DataError(
+                f"'{self.demos.path}' {demo.name} repeats {self._hashes[content_hash]}.", "Remove one of them."
+            )
+        self._hashes[content_hash] = demo.name
+
+    def _skip(self, name: str, error: DataError) -> None:
+        if not self.options.skip_bad:
+            raise DataError(error.message, f"{error.hint} Or skip invalid demos with --skip-bad.".strip()) from error
+        self.skipped[name] = error.message
+
+    def _check_any_valid(self) -> None:
+        if not self.lengths:
+            raise DataError(
+                f"'{self.demos.path}': none of {len(self.skipped)} demos is valid.", next(iter(self.skipped.values()))
+            )

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Demo:
-    """Simulator `states` (n, S) before each action and executed `actions` (n, 7), float64, n steps of width S.
+    """Simulator `states` (n, S) before each action and executed `actions` (n, 7), float64, n steps; S is 0 where no
+    states were recorded.
 
     `xml`: the recorded model, may be empty. `seed`: of the reset, -1 where it was not recorded.
     `intended` (n, 7): the demonstrator's actions before disturbances were added, which are the ones to imitate.
@@ -30,7 +31,7 @@ class Demo:
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """States and actions by their names in a file, (n, ...) each."""
         arrays = {"states": self.states, "actions": self.actions, "intended": self.intended}
-        return {name: array for name, array in arrays.items() if array is not None}
+        return {name: array for name, array in arrays.items() if array is not None and array.size}
 
     @property
     def target_actions(self) -> NDArray[np.float64]:

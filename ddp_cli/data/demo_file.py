@@ -1,15 +1,16 @@
 """Reads raw demonstrations (HDF5): files of `ddp collect`, of robosuite's collector and of robomimic.
 
 data                    attrs: env_args (JSON), or env, env_info and repository_version; see env_metadata.py
-data/demo_i/states      (n, S) float64  simulator state *before* action i: time, qpos, qvel
-data/demo_i/actions     (n, 7) float64  executed actions; replaying them from the first state reproduces the states
-data/demo_i/intended    (n, 7) float64  optional: the demonstrator's actions before disturbances were added
-data/demo_i/obs/<key>   (n, ...)        optional: observation before each action
-data/demo_i             attrs: num_samples, seed, and the model: its XML, or the name of a file in the folder `models`
+data/NAME/states        (n, S) float64  simulator state *before* action i: time, qpos, qvel; optional, see `has_states`
+data/NAME/actions       (n, 7) float64  executed actions; replaying them from the first state reproduces the states
+data/NAME/intended      (n, 7) float64  optional: the demonstrator's actions before disturbances were added
+data/NAME/obs/<key>     (n, ...)        optional: observation before each action; see recorded_observations.py
+data/NAME               attrs: num_samples, seed, and the model: its XML, or the name of a file in the folder `models`
                         beside this file (both model_file), or the name of an entry of the group `models` (model)
 models/<hash>           zlib-compressed XML of a model, shared by all demos that use it
 mask/<key>              a filter key: names of a subset of the demos
 
+NAME is demo_0, demo_1, ... in most files. Arrays may be longer than num_samples: the rows behind it do not count.
 Shapes: n steps of a demo, S width of the simulator state.
 """
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +27,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.demo import Demo
-from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info
-from ddp_cli.errors import ConfigError, DataError, close_match
-from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE, Task, task_of_env
-
-MAX_ARRAY_BYTES = 1 << 32  # the header of a damaged file may declare any shape
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error)
-"""Exceptions that reading a damaged file raises."""
-
-COPY_AGAIN = "Copy the file again."
+from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, select_by_filter
+from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
+from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
+from ddp_cli.data.invariants import check_time
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
 
 
 class DemoFile:
     """A file of raw demonstrations, validated as it is read. Every fault is a DataError that names its location.
 
-    `task` defaults to the built-in one of the recorded environment; another must use the same environment.
-    `filter_key` selects the demos listed in mask/<filter_key>. `allow_unknown_env` accepts environments without a task.
+    `task` defaults to the built-in one of the recorded environment; another must use the same environment, and is
+    enough where the file does not describe its environment. `filter_key` selects the demos listed in
+    mask/<filter_key>. `allow_unknown_env` accepts environments without a task. `notes` says what was assumed.
     """
 
     def __init__(
         self, path: Path, task: Task | None = None, filter_key: str | None = None, allow_unknown_env: bool = False
     ) -> None:
         self.path = path
-        if not path.is_file():
-            raise DataError(
-                f"no file '{path}'.", "Name an HDF5 file of raw demonstrations, or record one with `ddp collect`."
-            )
-        try:
-            self._file = h5py.File(path, "r")
-        except HDF5_ERRORS as e:
-            has_signature = path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n"
-            fault = "is a damaged or truncated HDF5 file" if has_signature else "is not an HDF5 file"
-            raise DataError(f"'{path}' {fault}.", "Copy or record it again (`ddp collect`).") from e
+        self.notes: list[str] = []
+        self._file = open_hdf5(path)
         try:
             self._open(task, filter_key, allow_unknown_env)
         except BaseException:
@@ -66,25 +56,34 @@ class DemoFile:
             raise
 
     def _open(self, task: Task | None, filter_key: str | None, allow_unknown_env: bool) -> None:
-        with self._report_damage("the group 'data'"):
+        with report_read_errors(self.path, "the group 'data'"):
             data = self._file.get("data")
+            if data is None:
+                check_links(self.path, self._file, "")
             if not isinstance(data, h5py.Group):
                 raise DataError(
                     f"'{self.path}' has no group 'data'.",
                     "Expected robomimic's raw layout: data/demo_0/{states,actions}.",
                 )
+            check_links(self.path, data, "data")
             self._data = data
-            self.names = _demo_names(data)
+            self.names = find_demo_names(data)
             self.attrs: dict[str, Any] = {
                 k: v.item() if isinstance(v, np.generic) else v for k, v in data.attrs.items()
             }
         if not self.names:
             raise DataError(
-                f"'{self.path}' has no demonstrations (data/demo_0, ...).", "Record some with `ddp collect`."
+                f"'{self.path}' has no demonstrations (data/demo_0/actions, ...).", "Record some with `ddp collect`."
             )
         if filter_key is not None:
-            self.names = self._filtered_names(filter_key)
-        self.info: RecordingInfo = read_recording_info(self.attrs, f"'{self.path}'")
+            self.names, missing = select_by_filter(self.path, self._file, self.names, filter_key)
+            if missing:  # robomimic copies all of `mask` with the first demos of a file
+                self.notes.append(
+                    f"the filter key '{filter_key}' lists {len(self.names) + len(missing)} demonstrations, of which "
+                    f"the file holds {len(self.names)} ({missing[0]}{', ...' if len(missing) > 1 else ''} missing)"
+                )
+        self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
+        self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
         if self.task.env_name != self.info.env_name:
             raise DataError(
@@ -93,48 +92,34 @@ class DemoFile:
                 "Name the task of this file with --task.",
             )
 
+    def _read_info(self, task: Task | None) -> RecordingInfo:
+        if task is not None and not {"env_args", "env", "env_info"} & self.attrs.keys():
+            self.notes.append(
+                "the file does not describe its environment: a Panda with OSC_POSE and delta actions at 20 Hz is "
+                "assumed"
+            )
+            return undescribed_recording(task.env_name)
+        return read_recording_info(self.attrs, f"'{self.path}'")
+
     def _find_task(self, allow_unknown_env: bool) -> Task:
         try:
             return task_of_env(self.info.env_name)
         except ConfigError as e:
             if allow_unknown_env:
                 return Task(name="none", env_name=self.info.env_name, model_varies=False)
+            if not self.info.is_robosuite:
+                raise DataError(
+                    f"'{self.path}' was recorded in '{self.info.env_name}', which is not an environment of robosuite.",
+                    "Recordings of robosuite environments can be converted.",
+                ) from e
             raise DataError(f"'{self.path}': {e.message}", e.hint) from e
-
-    @contextmanager
-    def _report_damage(self, location: str) -> Iterator[None]:
-        """Re-raises exceptions of reading damaged data as a DataError that names `location`."""
-        try:
-            yield
-        except DataError:
-            raise
-        except HDF5_ERRORS as e:
-            raise DataError(f"'{self.path}': {location} is damaged.", "Copy or record the file again.") from e
 
     # -- selecting demos ----------------------------------------------------------------------------
 
     @property
     def filter_keys(self) -> list[str]:
         """Filter keys of the file (for example robomimic's train and valid)."""
-        with self._report_damage("the group 'mask'"):
-            mask = self._file.get("mask")
-            return sorted(mask) if isinstance(mask, h5py.Group) else []
-
-    def _filtered_names(self, filter_key: str) -> list[str]:
-        if filter_key not in self.filter_keys:
-            raise DataError(
-                f"'{self.path}' has no filter key '{filter_key}'{close_match(filter_key, self.filter_keys)}",
-                f"Valid: {', '.join(self.filter_keys)}." if self.filter_keys else "It has none: leave --filter out.",
-            )
-        with self._report_damage(f"mask/{filter_key}"):
-            listed = {x.decode() if isinstance(x, bytes) else str(x) for x in self._file["mask"][filter_key][:]}
-        missing = sorted(listed - set(self.names))
-        if missing or not listed:
-            fault = f"lists {missing[0]}, which does not exist" if missing else "lists no demo"
-            raise DataError(
-                f"'{self.path}': the filter key '{filter_key}' {fault}.", "Choose another, or leave --filter out."
-            )
-        return [name for name in self.names if name in listed]
+        return list_filter_keys(self.path, self._file)
 
     def sha256(self) -> str:
         """Hash of the whole file, by which a store identifies its source."""
@@ -143,21 +128,24 @@ class DemoFile:
 
     # -- reading a demo -----------------------------------------------------------------------------
 
-    def read(self, name: str, obs_keys: tuple[str, ...] = ()) -> Demo:
-        """The demo `name` with the recorded observations `obs_keys`.
+    def read(self, name: str) -> Demo:
+        """The demo `name` without observations. Its states have width 0 if the file holds none.
 
-        DataError where shapes do not fit the task, values are not finite, or a model is missing that the task needs.
+        DataError where shapes do not fit the task, values are not finite, the recorded time jumps, or a model is
+        missing that the task needs.
         """
-        states, actions = self._read(name, "states"), self._read(name, "actions")
+        length = self.n_steps(name)
+        actions = self._read(name, "actions", length)
+        states = self._read(name, "states", length) if self.has_states else np.zeros((length, 0))
         self._check_shapes(name, states, actions)
         location = f"'{self.path}' {name}"
-        intended = self._read(name, "intended") if self._has(name, "intended") else None
+        intended = self._read(name, "intended", length) if self.has(name, "intended") else None
         if intended is not None and intended.shape != actions.shape:
             raise DataError(
                 f"{location}: intended has shape {intended.shape}, but actions {actions.shape}.",
                 "Record this demo again.",
             )
-        with self._report_damage(name):
+        with report_read_errors(self.path, name):
             seed = self._data[name].attrs.get("seed", -1)
             seed = int(seed) if isinstance(seed, int | np.integer) else -1
             demo = Demo(states, actions, self._read_xml(name), seed, intended, name)
@@ -169,91 +157,93 @@ class DemoFile:
                     f"{location}: {key}[{step}, {column}] is {array[step, column]}.",
                     "Remove this demo or record it again.",
                 )
+        if self.has_states:
+            check_time(states[:, 0], location)
         if self.task.model_varies and not self.task.is_built_in and not demo.xml:
             raise DataError(
                 f"{location} has no recorded model (model_file), but the model of '{self.task.name}' varies.",
                 'If episodes differ only in their states, set "model_varies": false in the task file.',
             )
-        for key in obs_keys:
-            demo.obs[key] = self._read_observation(name, key, len(actions))
         return demo
+
+    def n_steps(self, name: str) -> int:
+        """Steps of a demo: num_samples where it is recorded, otherwise the number of actions."""
+        rows = len(self.array(name, "actions"))
+        with report_read_errors(self.path, name):
+            value = self._data[name].attrs.get("num_samples", rows)
+            length = int(value) if np.ndim(value) == 0 and isinstance(value, int | float | np.number) else -1
+        if length != value or not 0 < length <= rows:
+            raise DataError(
+                f"'{self.path}' {name}: num_samples is {value}, but there are {rows} actions.",
+                "Remove this demo or record it again.",
+            )
+        return length
+
+    def n_unused_rows(self, name: str) -> int:
+        """Rows of the actions of a demo behind num_samples."""
+        return len(self.array(name, "actions")) - self.n_steps(name)
 
     def _check_shapes(self, name: str, states: NDArray[np.float64], actions: NDArray[np.float64]) -> None:
         location = f"'{self.path}' {name}"
-        if len(actions) == 0 or len(states) != len(actions):
+        if len(states) != len(actions):
             raise DataError(
                 f"{location}: {len(states)} states for {len(actions)} actions.",
                 "Each action needs the state before it.",
             )
-        state_dim, reference = self.task.state_dim, f"the task '{self.task.name}'"
-        if state_dim is None:  # the simulator will check the first demo itself
-            state_dim, reference = self._array(self.names[0], "states").shape[-1], self.names[0]
-        if states.ndim != 2 or states.shape[1] != state_dim:
-            raise DataError(
-                f"{location}: states have {states.shape[-1]} values, those of {reference} have {state_dim}.",
-                "The recording may be of another task than env_args says, or of another robosuite version.",
-            )
+        if self.has_states:
+            self._check_state_width(name, states)
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
             raise DataError(
                 f"{location}: actions have shape {actions.shape}, expected (n, {ACTION_DIM}).",
                 "Only actions of a single arm are supported: position, axis-angle, gripper.",
             )
 
+    def _check_state_width(self, name: str, states: NDArray[np.float64]) -> None:
+        state_dim, reference = self.task.state_dim, f"the task '{self.task.name}'"
+        if state_dim is None or self.info.incompatibilities():  # the simulator checks the first demo itself
+            state_dim, reference = self.array(self.names[0], "states").shape[-1], self.names[0]
+        if states.ndim != 2 or states.shape[1] != state_dim:
+            raise DataError(
+                f"'{self.path}' {name}: states have {states.shape[-1]} values, those of {reference} have {state_dim}.",
+                "The recording may be of another task than env_args says, or of another robosuite version.",
+            )
+
     def observation_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Recorded observations of a demo: key -> shape."""
-        if not self._has(name, "obs"):
+        if not self.has(name, "obs"):
             return {}
-        with self._report_damage(f"{name}/obs"):
+        with report_read_errors(self.path, f"{name}/obs"):
             group = self._data[name]["obs"]
             return {key: tuple(array.shape) for key, array in group.items() if isinstance(array, h5py.Dataset)}
 
-    def reason_unusable(self, key: str, names: list[str]) -> str:
-        """Why the recorded observation `key` of the demos `names` cannot be used; empty if it can."""
-        is_image = key in self.task.cameras
-        shape = (IMAGE_SIZE, IMAGE_SIZE, 3) if is_image else (self.task.vectors("state")[key],)
-        for name in names:
-            if not self._has(name, f"obs/{key}"):
-                return f"{name} has no obs/{key}"
-            array = self._array(name, f"obs/{key}")
-            if array.shape[1:] != shape or (is_image and array.dtype != np.uint8):
-                expected = f"{shape} uint8" if is_image else f"{shape}"
-                return f"obs/{key} of {name} is {array.shape[1:]} {array.dtype}, expected {expected}"
-        return ""
-
-    def _read_observation(self, name: str, key: str, length: int) -> NDArray[Any]:
-        location = f"'{self.path}' {name}: obs/{key}"
-        with self._report_damage(f"{name}/obs/{key}"):
-            dataset = self._array(name, f"obs/{key}")
-            if len(dataset) != length:
-                raise DataError(
-                    f"{location} has {len(dataset)} steps for {length} actions.",
-                    "Remove this demo, or render its observations again with --rerender.",
-                )
-            values = np.asarray(dataset[:])
-        if values.dtype != np.uint8:
-            values = values.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise DataError(f"{location} is not finite.", "Compute it again with --rerender.")
-        return values
-
-    def _has(self, name: str, key: str) -> bool:
-        with self._report_damage(name):
+    def has(self, name: str, key: str) -> bool:
+        """Whether the demo `name` has a member `key`."""
+        with report_read_errors(self.path, name):
             demo = self._data[name]
             return isinstance(demo, h5py.Group) and key in demo
 
-    def _array(self, name: str, key: str) -> h5py.Dataset:
-        with self._report_damage(f"{name}/{key}"):
+    def _has_array(self, name: str, key: str) -> bool:
+        with report_read_errors(self.path, name):
+            return self.has(name, key) and isinstance(self._data[name].get(key), h5py.Dataset)
+
+    def array(self, name: str, key: str) -> h5py.Dataset:
+        """The numeric array data/`name`/`key`; DataError if it is missing or parts of it were never written."""
+        with report_read_errors(self.path, f"{name}/{key}"):
             demo = self._data[name]
             array = demo.get(key) if isinstance(demo, h5py.Group) else None
+            if array is None and isinstance(demo, h5py.Group) and "/" not in key:
+                check_links(self.path, demo, f"data/{name}")
             if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
                 raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
-            if array.nbytes > MAX_ARRAY_BYTES:
-                raise DataError(f"'{self.path}' {name}: {key} declares a shape of {array.shape}.", COPY_AGAIN)
+            check_complete(self.path, array, f"{name}/{key}")
             return array
 
-    def _read(self, name: str, key: str) -> NDArray[np.float64]:
-        with self._report_damage(f"{name}/{key}"):
-            return np.asarray(self._array(name, key)[:], dtype=np.float64)
+    def _read(self, name: str, key: str, length: int) -> NDArray[np.float64]:
+        """The first `length` rows of an array; all rows, for the caller to refuse, if their number is unexpected."""
+        with report_read_errors(self.path, f"{name}/{key}"):
+            array = self.array(name, key)
+            rows = length if len(array) == len(self.array(name, "actions")) else len(array)
+            return np.asarray(array[:rows], dtype=np.float64)
 
     def _read_xml(self, name: str) -> str:
         attrs = self._data[name].attrs
@@ -284,8 +274,3 @@ class DemoFile:
 
     def __iter__(self) -> Iterator[Demo]:
         return (self.read(name) for name in self.names)
-
-
-def _demo_names(data: h5py.Group) -> list[str]:
-    """demo_0, demo_1, ..., demo_10: in numeric order; numbers may have gaps."""
-    return sorted((n for n in data if n.startswith("demo_") and n[5:].isdecimal()), key=lambda n: int(n[5:]))

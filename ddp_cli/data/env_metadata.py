@@ -19,6 +19,7 @@ from ddp_cli.tasks import CONTROL_HZ, DELTA_METRES, DELTA_RADIANS
 
 OUTPUT_MAX = [DELTA_METRES] * 3 + [DELTA_RADIANS] * 3
 """The controller's goal offset for a delta action of 1.0."""
+ROBOSUITE_TYPE = 1  # robomimic's EnvType; 2 is gym, 3 iGibson
 ENV_HINT = 'Expected JSON with "env_name".'
 
 
@@ -32,6 +33,7 @@ class RecordingInfo:
     kwargs: dict[str, Any]
     controller: dict[str, Any] | None
     """Configuration of the arm's controller, in the keys of robosuite <= 1.4 or 1.5."""
+    is_robosuite: bool = True
 
     @property
     def actions(self) -> str:
@@ -63,6 +65,11 @@ class RecordingInfo:
         return {"env_name": self.env_name, "env_version": self.version, "type": 1, "env_kwargs": self.kwargs}
 
 
+def undescribed_recording(env_name: str) -> RecordingInfo:
+    """A recording of the environment `env_name` that says nothing about itself."""
+    return RecordingInfo("an unknown tool", env_name, "", {}, None)
+
+
 def version_tuple(text: str) -> tuple[int, ...]:
     """'1.4.1' -> (1, 4, 1); stops at the first part that is not a number."""
     numbers = []
@@ -79,19 +86,25 @@ def read_recording_info(attrs: Mapping[str, Any], source: str) -> RecordingInfo:
         env_args = _parse_json(attrs["env_args"], source, "env_args")
         name, version = env_args.get("env_name"), env_args.get("env_version", "")
         kwargs = env_args.get("env_kwargs", {})
-        tool = "robomimic"
+        tool = "ddp collect" if "identity" in attrs else "robomimic"
+        is_robosuite = env_args.get("type", ROBOSUITE_TYPE) == ROBOSUITE_TYPE
     elif "env" in attrs or "env_info" in attrs:
+        is_robosuite = True
         env_info = _parse_json(attrs.get("env_info", "{}"), source, "env_info")
         name = _decode(attrs.get("env", env_info.get("env_name")))
         version = _decode(attrs.get("repository_version", ""))
         kwargs = {key: env_info[key] for key in ("robots", "controller_configs") if key in env_info}
         tool = "robosuite's collector"
     else:
-        raise DataError(f"{source} does not name its environment (attribute env_args or env of 'data').", ENV_HINT)
+        raise DataError(
+            f"{source} does not name its environment (attribute env_args or env of 'data').",
+            "Name its task, for example --task lift.",
+        )
     if not isinstance(name, str) or not name or not isinstance(kwargs, dict):
         raise DataError(f"{source} does not name its environment: env_name is {name!r}.", ENV_HINT)
     version = version if isinstance(version, str) else ""
-    return RecordingInfo(tool, name, version, kwargs, _arm_controller(kwargs.get("controller_configs"), source))
+    controller = _arm_controller(kwargs.get("controller_configs"), source)
+    return RecordingInfo(tool, name, version, kwargs, controller, is_robosuite)
 
 
 def _parse_json(text: Any, source: str, attribute: str) -> dict[str, Any]:

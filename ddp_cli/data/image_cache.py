@@ -1,19 +1,21 @@
 """Arrays of a store, decoded once: in memory if they fit a budget, otherwise memory-mapped from files beside the store.
 
     STORE.decoded/<key>.npy    an image array, uncompressed
-                  identity     the store that it was decoded from
+                  identity     JSON: the store that it was decoded from, and the checksums of the files
 
-The folder may be removed whenever no training uses it; it is written again when needed.
+The folder may be removed whenever no training uses it; it is written again when needed, or when a file is damaged.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import IMAGES_PER_CHUNK
-from ddp_cli.disk import acquire_lock, atomic_folder
+from ddp_cli.disk import atomic_folder
 from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
 
 
 @dataclass
@@ -41,27 +44,27 @@ class DecodedArrays:
 
 
 def decode_arrays(
-    store: Store, keys: Sequence[str], budget: float, info: Callable[[str], None], write: bool = True
+    store: Store,
+    keys: Sequence[str],
+    budget: float,
+    info: Callable[[str], None],
+    write: bool = True,
+    cache_dir: str = "",
 ) -> DecodedArrays:
     """Read the arrays `keys` of `store`; if all images exceed `budget` [bytes], they are memory-mapped from disk.
 
     `info` gets a message before anything is written, which says how to remove it. Without `write` the decoded folder
-    must exist.
+    must exist. `cache_dir`: see `cache_folder`. DataError if the decoded images cannot be written.
     """
     image_keys = [k for k in keys if store.is_image(k)]
     size = sum(store.nbytes(k) for k in image_keys)
     arrays = DecodedArrays({k: store.read(k) for k in keys if k not in image_keys or size <= budget})
     if size <= budget:
         return arrays
-    folder = cache_folder(store)
-    if write:
-        with _locked(folder):  # processes that start at the same time would write the same files
-            if not _is_decoded(folder, store, image_keys):
-                info(
-                    f"the images take {size / 1e9:.2f} GB, more than the memory limit of {budget / 1e9:.2f} GB: "
-                    f"decoding them once to '{folder}'. Remove that folder when you no longer train on this store."
-                )
-                _write_cache(folder, store, image_keys)
+    folder = cache_folder(store, cache_dir)
+    if write and not _is_decoded(folder, store, image_keys):  # no lock is needed to read: the folder may be read-only
+        reason = f"the images take {size / 1e9:.2f} GB, more than the memory limit of {budget / 1e9:.2f} GB"
+        _update_cache(folder, store, image_keys, reason, info)
     for key in image_keys:
         array = np.load(folder / f"{key}.npy", mmap_mode="c")  # torch wants writable arrays; nothing is written
         memory_map = array._mmap
@@ -71,33 +74,58 @@ def decode_arrays(
     return arrays
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = acquire_lock(folder.with_name(f".{folder.name}.lock"))
+def cache_folder(store: Store, cache_dir: str = "") -> Path:
+    """Where the decoded images of `store` are, if they have been written: beside it, or in the folder `cache_dir` under
+    a name of its own.
+    """
+    if not cache_dir:
+        return store.path.with_name(f"{store.path.name}.decoded")
+    path_hash = hashlib.sha256(str(store.path.resolve()).encode()).hexdigest()[:12]
+    return Path(cache_dir) / f"{store.path.name}-{path_hash}.decoded"
+
+
+def _update_cache(folder: Path, store: Store, keys: Sequence[str], reason: str, info: Callable[[str], None]) -> None:
     try:
-        yield
-    finally:
-        lock.release()
+        with lock_output(folder, wait=info):
+            if not _is_decoded(folder, store, keys):  # another process may have written it
+                info(
+                    f"{reason}: decoding them once to '{folder}'. Remove that folder when you no longer train on this "
+                    "store."
+                )
+                _write_cache(folder, store, keys)
+    except OSError as e:
+        if e.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise DataError(
+            f"{reason}, and they cannot be decoded to '{folder}': {e.strerror}.",
+            "Choose another folder with --set cache_dir=DIR, or raise the limit with --set memory_gb=...",
+        ) from e
 
 
-def cache_folder(store: Store) -> Path:
-    """Where the decoded images of `store` are, if they have been written."""
-    return store.path.with_name(f"{store.path.name}.decoded")
-
-
-def _identity(store: Store) -> str:
-    attributes = [store.attrs[k] for k in ("task", "render", "versions", "total")]
-    return json.dumps([store.attrs["source"]["sha256"], *attributes])
+def _identity(store: Store, keys: Sequence[str]) -> str:
+    """What the decoded images depend on."""
+    attributes = {key: store.attrs.get(key) for key in ("task", "render", "versions", "total", "source")}
+    encoded = {key: sum(file.stat().st_size for file in (store.path / "data" / key).rglob("*")) for key in keys}
+    return json.dumps([attributes, store.content_hash(), encoded], sort_keys=True)
 
 
 def _is_decoded(folder: Path, store: Store, keys: Sequence[str]) -> bool:
-    identity = folder / "identity"
-    if not identity.is_file() or identity.read_text(errors="replace") != _identity(store):
-        return False
+    """Whether the folder holds the images of `store`, with the checksums that were recorded when they were written."""
     try:
-        return all(np.load(folder / f"{key}.npy", mmap_mode="r").shape == store.shape(key) for key in keys)
-    except (OSError, ValueError, EOFError):  # truncated or missing
+        content = json.loads((folder / "identity").read_text())
+        if content["store"] != _identity(store, keys):
+            return False
+        return all(_checksum(folder / f"{key}.npy") == content["crc32"][key] for key in keys)
+    except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or written by an older version
         return False
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
@@ -106,17 +134,22 @@ def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
     if size > free:
         raise DataError(
             f"'{folder}' needs {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB.",
-            "Free some space, or raise the memory limit with --set memory_gb=...",
+            "Free some space, choose another disk with --set cache_dir=DIR, or raise the memory limit with "
+            "--set memory_gb=...",
         )
+    checksums = {}
     with atomic_folder(folder) as partial:
         for key in keys:
             path = partial / f"{key}.npy"
             array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=store.shape(key))
             with path.open("r+b") as file:  # not through the memory map: a full disk must raise OSError, not SIGBUS
-                file.seek(array.offset)
+                checksum = zlib.crc32(file.read(array.offset))
                 for start in range(0, len(array), IMAGES_PER_CHUNK):
-                    file.write(store.read(key, rows=slice(start, start + IMAGES_PER_CHUNK)).tobytes())
-        (partial / "identity").write_text(_identity(store))
+                    images = store.read(key, rows=slice(start, start + IMAGES_PER_CHUNK)).tobytes()
+                    checksum = zlib.crc32(images, checksum)
+                    file.write(images)
+            checksums[key] = checksum
+        (partial / "identity").write_text(json.dumps({"store": _identity(store, keys), "crc32": checksums}))
 
 
 def memory_budget(memory_gb: float) -> float:

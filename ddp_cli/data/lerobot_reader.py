@@ -3,7 +3,7 @@
 meta/info.json                            features, frame rate, paths of the files
 meta/episodes/chunk-000/file-000.parquet  per episode: length, its data file, its time span in each video [s]
 meta/ddp.json                             attributes of the store it was written from (of ddp, not of LeRobot)
-data/chunk-000/file-000.parquet           a row per step: observation.state, action, timestamp, ...
+data/chunk-000/file-000.parquet           a row per step: observation.state, action, timestamp, images without videos
 videos/<feature>/chunk-000/file-000.mp4   episodes one after another
 
 Such a dataset holds no simulator states, so its demonstrations cannot be replayed.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,100 +23,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d
-from ddp_cli.data.parquet import COPY_AGAIN, read_columns, read_rows
+from ddp_cli.data.lerobot_checks import ValueChecks, check_finite, check_indices
+from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
+from ddp_cli.data.lerobot_files import find_files, read_episodes, read_integer, table_of_episode, video_of_episode
+from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
+from ddp_cli.data.lerobot_layout import (
+    ACTION_FEATURE,
+    OBJECT_FEATURE,
+    STATE_FEATURE,
+    STORE_ATTRIBUTES_PATH,
+    feature_of,
+    open_folder,
+    read_json_object,
+)
+from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, shorten
+from ddp_cli.data.parquet import COPY_AGAIN, read_columns
 from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.errors import DataError, close_match
+from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, IMAGE_SIZE, Task
-from ddp_cli.video.video import iter_frames
+from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, Task
 
-VERSION = "v3.0"
-DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-INFO_PATH, STORE_ATTRIBUTES_PATH = "meta/info.json", "meta/ddp.json"
-STATE_FEATURE, OBJECT_FEATURE, ACTION_FEATURE = "observation.state", "observation.environment_state", "action"
+INDEX_COLUMNS = ("frame_index", "index", "timestamp")
+CONTENT_FOLDERS = ("meta", "data", "videos", "images")
 NOT_VERIFIED = {"result": "not verified", "why": "a LeRobot dataset holds no simulator states to replay", "demos": []}
 
-
-def is_lerobot(path: Path) -> bool:
-    """Whether `path` is a folder in LeRobot's layout."""
-    return (path / INFO_PATH).is_file()
-
-
-def feature_of(key: str) -> str:
-    """LeRobot's name of an image key: `agentview_image` -> `observation.images.agentview`."""
-    return f"observation.images.{key.removesuffix('_image')}"
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a dataset; DataError if the file is missing or holds anything else."""
-    try:
-        value = json.loads(path.read_text())
-        if isinstance(value, dict):
-            return value
-    except (OSError, ValueError, RecursionError):
-        pass
-    raise DataError(f"'{path}' is missing or not a JSON object.", COPY_AGAIN)
+Rows = dict[str, NDArray[np.float64]]
 
 
 class LeRobotDataset:
-    """A dataset of one task. Every fault is a DataError that names it.
+    """A dataset of one task. Every fault is a DataError that names it; `check` finds the faults of its values.
 
-    A dataset written by ddp states its `task` and its action `convention`; for others both are required.
+    A dataset written by ddp states its `task` and its action `convention`; for others both are required. `notes` say
+    what differs from the dataset in the store.
     """
 
     def __init__(self, path: Path, task: Task | None = None, convention: str | None = None) -> None:
         self.path = path
-        self.info = read_json_object(path / INFO_PATH)
-        if self.info.get("codebase_version") != VERSION:
-            raise DataError(
-                f"'{path}' has LeRobot format {self.info.get('codebase_version')!r}, expected '{VERSION}'.",
-                "Upgrade older datasets with LeRobot's convert_dataset_v21_to_v30.",
-            )
+        self._folder = open_folder(path)
         self.attrs = read_json_object(path / STORE_ATTRIBUTES_PATH) if (path / STORE_ATTRIBUTES_PATH).is_file() else {}
-        self.task = task or self._stored_task()
-        if self.info.get("fps") != CONTROL_HZ:
-            raise DataError(
-                f"'{path}' was recorded at {self.info.get('fps')!r} Hz, expected {CONTROL_HZ} Hz.",
-                "Record or resample it at this rate.",
-            )
-        self._action_dim = self._features().get(ACTION_FEATURE, {}).get("shape", [None])[0]
-        self.convention = self._action_convention(convention)
         # Written from a store without images, a dataset has no videos.
         self.obs = "state" if self.attrs.get("obs") == "state" else "image"
-        self.cameras = tuple(self.task.images(self.obs))
-        self._check_features()
-        rows = [row for file in sorted((path / "meta/episodes").glob("*/*.parquet")) for row in read_rows(file)]
-        self._episodes = sorted(rows, key=lambda row: self._integer(row, "episode_index"))
-        if not rows:
-            raise DataError(f"'{path}' has no episodes (meta/episodes).", COPY_AGAIN)
-        self.lengths = [self._integer(row, "length") for row in self._episodes]
+        task, convention = task or self._stored_task(), self._action_convention(convention)
+        files = find_files(self._folder)
+        reasons = find_reasons(self._folder, files, task, convention, self.obs)
+        if reasons or task is None or convention is None:
+            raise refusal(path, reasons)
+        self.task, self.convention = task, convention
+        self.cameras = tuple(task.images(self.obs))
+        self._features = files.features
+        self._action_dim = files.features[ACTION_FEATURE].shape[0]
+        self._orders = self._find_orders()
+        self.notes = [
+            f"{name}: values reordered as their names say" for name, order in self._orders.items() if order is not None
+        ]
+        self._episodes = read_episodes(self._folder)
+        self.lengths = [read_integer(self._folder, row, "length") for row in self._episodes]
+        instructions = {str(name) for row in self._episodes for name in _as_list(row.get("tasks"))}
+        if len(instructions) > 1:
+            names = shorten(tuple(sorted(instructions)), 3)
+            self.notes.append(f"{len(instructions)} instructions ({names}): all episodes become '{task.name}'")
+        self._table = functools.lru_cache(maxsize=1)(self._read_table)
 
     def sha256(self) -> str:
-        """Hash of all tables and videos, which identifies the source of a store."""
+        """Hash of all files and their names, which identifies the source of a store."""
         digest = hashlib.sha256()
-        for path in sorted(self.path.rglob("*")):
-            if path.suffix in {".parquet", ".mp4"}:
+        for path in sorted(path for name in CONTENT_FOLDERS for path in (self.path / name).rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def _features(self) -> dict[str, dict[str, Any]]:
-        features = self.info.get("features")
-        if isinstance(features, dict) and all(
-            isinstance(f, dict) and _is_shape(f.get("shape")) for f in features.values()
-        ):
-            return features
-        raise DataError(f"'{self.path / INFO_PATH}' does not describe its features.", COPY_AGAIN)
-
-    def _stored_task(self) -> Task:
+    def _stored_task(self) -> Task | None:
         if "task" not in self.attrs:
-            raise DataError(f"'{self.path}' does not name its task.", "Name it, for example --task square.")
+            return None
         return task_from_json(self.attrs["task"], f"'{self.path / STORE_ATTRIBUTES_PATH}'")
 
-    def _action_convention(self, option: str | None) -> str:
-        """The convention in the dataset, or else `option`, the value of --actions."""
+    def _action_convention(self, option: str | None) -> str | None:
+        """The convention in the dataset, or else `option`, the value of --actions; None if neither is known."""
         stored = self.attrs.get("action")
         convention = stored.get("convention") if isinstance(stored, dict) else option
         if option not in (None, convention):
@@ -124,127 +110,145 @@ class LeRobotDataset:
                 f"'{self.path}' has {convention} actions, not {option} ones.",
                 f"Omit --actions, then convert the resulting store with `ddp convert STORE --actions {option}`.",
             )
-        if not isinstance(convention, str) or convention not in ACTIONS:
-            raise DataError(
-                f"'{self.path}' does not state its action convention.",
-                f"Add --actions {' or --actions '.join(ACTIONS)}.",
-            )
-        # Absolute goals are also recorded with an axis-angle rotation.
-        valid = (ACTIONS[convention]["dim"], *([ACTION_DIM] if convention == "absolute" else []))
-        if self._action_dim not in valid:
-            raise DataError(
-                f"'{self.path}' has actions of width {self._action_dim}, expected {' or '.join(map(str, valid))} "
-                f"for {convention} actions.",
-                "Only actions of a single arm are supported: position, rotation, gripper.",
-            )
-        return convention
+        return convention if isinstance(convention, str) and convention in ACTIONS else None
 
-    def _check_features(self) -> None:
-        features = self._features()
-        image_shape = [IMAGE_SIZE, IMAGE_SIZE, 3]
-        expected = {feature_of(key): image_shape for key in self.cameras}
-        expected[STATE_FEATURE] = [sum(self.task.low_dim.values())]
+    def _find_orders(self) -> dict[str, list[int] | None]:
+        """Feature -> positions of its values in the order of the task; None where they are in this order."""
+        where = f"'{self.path}': {{}}"
+        orders = {
+            STATE_FEATURE: order_of_observables(
+                self._features[STATE_FEATURE].names, self.task.low_dim, where.format(STATE_FEATURE)
+            ),
+            ACTION_FEATURE: order_of_action(
+                self._features[ACTION_FEATURE].names, self.convention, self._action_dim, where.format(ACTION_FEATURE)
+            ),
+        }
         if self.task.object:
-            expected[OBJECT_FEATURE] = [self.task.object_dim]
-        for name, shape in expected.items():
-            if name not in features:
+            orders[OBJECT_FEATURE] = order_of_observables(
+                self._features[OBJECT_FEATURE].names, self.task.object, where.format(OBJECT_FEATURE)
+            )
+        return orders
+
+    def check(self, indices: list[int]) -> None:
+        """Checks the episodes `indices`: all values, and of images what their files tell without decoding them all.
+
+        DataError for the first fault. Adds to `notes`.
+        """
+        self._check_indices_of_tables()
+        checks = ValueChecks(self.task, self.convention, with_motion="check" not in self.attrs)
+        images = {key: TableImages(self.path, feature_of(key)) for key in self.cameras if not self._is_video(key)}
+        for i in indices:
+            rows, positions = self._rows(i)
+            vectors = self._vectors(rows)
+            for name, values in vectors.items():
+                check_finite(name, values, self._where(i))
+            checks.add(vectors, self._to_store_actions(vectors["action"]), self._where(i))
+            for reader in images.values():
+                reader.check(table_of_episode(self._folder, self._episodes[i]), positions, self._where(i))
+        self._check_videos(indices)
+        self.notes += checks.finish(f"'{self.path}'")
+
+    def _check_indices_of_tables(self) -> None:
+        """Every row belongs to an episode that meta/episodes lists once."""
+        listed = [read_integer(self._folder, row, "episode_index") for row in self._episodes]
+        repeated = next((index for index, number in Counter(listed).items() if number > 1), None)
+        if repeated is not None:
+            raise DataError(f"'{self.path}': meta/episodes lists episode {repeated} more than once.", COPY_AGAIN)
+        for path in dict.fromkeys(table_of_episode(self._folder, row) for row in self._episodes):
+            unknown = set(read_columns(path, {"episode_index": 0})["episode_index"].tolist()) - set(listed)
+            if unknown:
                 raise DataError(
-                    f"'{self.path}' has no feature '{name}'{close_match(name, features)}",
-                    f"It has {', '.join(features)}. Other cameras and sensors can be named in a task file (--task).",
-                )
-            # Images are (height, width, channels) in LeRobot, (channels, height, width) in some other tools.
-            if sorted(features[name]["shape"]) != sorted(shape):
-                raise DataError(
-                    f"'{self.path}': {name} has shape {features[name]['shape']}, expected {shape} for the task "
-                    f"'{self.task.name}'.",
-                    "Resize the images." if shape == image_shape else "Describe other sensors in a task file (--task).",
+                    f"'{path}' has rows of episode {min(unknown):g}, which meta/episodes does not list.", COPY_AGAIN
                 )
 
-    def _integer(self, row: dict[str, Any], name: str) -> int:
-        value = row.get(name)
-        if isinstance(value, int) and 0 <= value < 1 << 40:
-            return value
-        raise DataError(f"'{self.path}/meta/episodes': {name} is {value!r}.", COPY_AGAIN)
+    def _check_videos(self, indices: list[int]) -> None:
+        """Every episode has its own frames, and all of them are there."""
+        for key in filter(self._is_video, self.cameras):
+            spans: dict[Path, list[tuple[int, int, int]]] = {}  # first frame, frame after the last, episode
+            for i in indices:
+                path, first = self._video(key, i)
+                spans.setdefault(path, []).append((first, first + self.lengths[i], i))
+            for path, parts in spans.items():
+                parts.sort()
+                for (_, end, _), (begin, _, i) in itertools.pairwise(parts):
+                    if begin < end:
+                        raise DataError(
+                            f"{self._where(i)}: its part of '{path}' begins at frame {begin}, within that of another "
+                            "episode.",
+                            COPY_AGAIN,
+                        )
+                _, end, last = parts[-1]
+                check_video(path, end, self._episodes[last]["episode_index"])
 
     def episodes(self, indices: list[int]) -> Iterator[dict[str, NDArray[Any]]]:
         """The episodes `indices` with the arrays of a store. Holds one episode and one table in memory."""
-        table, videos = functools.lru_cache(maxsize=1)(self._table), {key: _VideoReader() for key in self.cameras}
+        videos = {key: VideoReader() for key in self.cameras}
+        tables = {key: TableImages(self.path, feature_of(key)) for key in self.cameras}
         for i in indices:
-            row, length = self._episodes[i], self.lengths[i]
-            columns = table(self._integer(row, "data/chunk_index"), self._integer(row, "data/file_index"))
-            mask = columns["episode_index"] == self._integer(row, "episode_index")
-            if length == 0 or mask.sum() != length:
-                raise DataError(f"'{self.path}' episode {i}: {mask.sum()} rows for {length} steps.", COPY_AGAIN)
-            episode = self._vectors({name: values[mask] for name, values in columns.items()}, i)
+            rows, positions = self._rows(i)
+            vectors = self._vectors(rows)
+            vectors["action"] = self._to_store_actions(vectors["action"])
+            episode: dict[str, NDArray[Any]] = {key: values.astype(np.float32) for key, values in vectors.items()}
             for key in self.cameras:
-                episode[key] = self._images(videos[key], key, row, length)
+                if self._is_video(key):
+                    episode[key] = videos[key].read(*self._video(key, i), self.lengths[i])
+                else:
+                    table = table_of_episode(self._folder, self._episodes[i])
+                    episode[key] = tables[key].read(table, positions, self._where(i))
             yield episode
 
-    def _table(self, chunk: int, file: int) -> dict[str, NDArray[np.float64]]:
-        widths = {
-            STATE_FEATURE: sum(self.task.low_dim.values()), ACTION_FEATURE: int(self._action_dim), "episode_index": 0,
-        }  # fmt: skip
-        if self.task.object:
-            widths[OBJECT_FEATURE] = self.task.object_dim
-        return read_columns(self.path / self._file("data_path", chunk_index=chunk, file_index=file), widths)
+    def _where(self, i: int) -> str:
+        return f"'{self.path}' episode {self._episodes[i]['episode_index']}"
 
-    def _vectors(self, rows: dict[str, NDArray[np.float64]], episode: int) -> dict[str, NDArray[Any]]:
-        """Actions and low-dimensional observations, (n, width) each."""
-        for name, values in rows.items():
-            if not np.isfinite(values).all():
-                raise DataError(f"'{self.path}' episode {episode}: {name} is not finite.", "Exclude it with --only.")
+    def _is_video(self, key: str) -> bool:
+        return self._features[feature_of(key)].dtype == "video"
+
+    def _read_table(self, path: Path) -> Rows:
+        widths = {name: self._features[name].shape[0] for name in self._orders}
+        return read_columns(path, {**widths, "episode_index": 0, **dict.fromkeys(INDEX_COLUMNS, 0)}, INDEX_COLUMNS)
+
+    def _rows(self, i: int) -> tuple[Rows, NDArray[np.int64]]:
+        """The numeric columns of an episode, and its positions in its table."""
+        row = self._episodes[i]
+        columns = self._table(table_of_episode(self._folder, row))
+        positions = np.flatnonzero(columns["episode_index"] == row["episode_index"])
+        rows = {name: values[positions] for name, values in columns.items()}
+        first = row.get("dataset_from_index")
+        check_indices(rows, self.lengths[i], first if isinstance(first, int) else None, CONTROL_HZ, self._where(i))
+        return rows, positions
+
+    def _vectors(self, rows: Rows) -> Rows:
+        """Low-dimensional observations and actions as recorded, in the order of the task, (n, width) each."""
+        values = {name: rows[name] if order is None else rows[name][:, order] for name, order in self._orders.items()}
         ends = list(itertools.accumulate(self.task.low_dim.values()))
-        vectors = dict(zip(self.task.low_dim, np.split(rows[STATE_FEATURE], ends[:-1], axis=1), strict=True))
-        action = rows[ACTION_FEATURE]
+        vectors = dict(zip(self.task.low_dim, np.split(values[STATE_FEATURE], ends[:-1], axis=1), strict=True))
+        if self.task.object:
+            vectors["object"] = values[OBJECT_FEATURE]
+        return vectors | {"action": values[ACTION_FEATURE]}
+
+    def _to_store_actions(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.convention == "delta":
-            action = action.clip(-1, 1)
-        elif self._action_dim == ACTION_DIM:
-            action = axis_angle_to_rotation_6d(action)
-        vectors |= {"action": action} | ({"object": rows[OBJECT_FEATURE]} if self.task.object else {})
-        return {key: values.astype(np.float32) for key, values in vectors.items()}
+            return actions.clip(-1, 1)
+        return axis_angle_to_rotation_6d(actions) if self._action_dim == ACTION_DIM else actions
 
-    def _images(self, video: _VideoReader, key: str, row: dict[str, Any], length: int) -> NDArray[np.uint8]:
-        name = f"videos/{feature_of(key)}"
-        indices = {n: self._integer(row, f"{name}/{n}") for n in ("chunk_index", "file_index")}
-        begin = row.get(f"{name}/from_timestamp")
-        if not isinstance(begin, float) or not 0 <= begin < 1e9:
-            raise DataError(f"'{self.path}/meta/episodes': {name}/from_timestamp is {begin!r}.", COPY_AGAIN)
-        path = self.path / self._file("video_path", video_key=feature_of(key), **indices)
-        images = video.read(path, round(begin * CONTROL_HZ), length)
-        expected = (length, IMAGE_SIZE, IMAGE_SIZE, 3)
-        if images.shape != expected:
-            raise DataError(f"'{path}': images have shape {images.shape}, expected {expected}.", COPY_AGAIN)
-        return images
-
-    def _file(self, name: str, **indices: int | str) -> str:
-        """The path template `name` of info.json, filled in; DataError if it leads out of the dataset."""
-        try:
-            path = str(self.info[name]).format(**indices)
-        except (KeyError, ValueError, IndexError, AttributeError):
-            path = ""
-        if not path or Path(path).is_absolute() or ".." in Path(path).parts:
-            raise DataError(f"'{self.path / INFO_PATH}': {name} is {self.info.get(name)!r}.", COPY_AGAIN)
-        return path
+    def _video(self, key: str, i: int) -> tuple[Path, int]:
+        """The video of an episode, and its first frame there."""
+        row, name = self._episodes[i], f"videos/{feature_of(key)}"
+        begin, end = (row.get(f"{name}/{edge}_timestamp") for edge in ("from", "to"))
+        if not isinstance(begin, int | float) or not 0 <= begin < 1e9:
+            raise DataError(f"{self._where(i)}: {name}/from_timestamp is {begin!r}.", COPY_AGAIN)
+        first, length = round(begin * CONTROL_HZ), self.lengths[i]
+        if isinstance(end, int | float) and abs((end - begin) * CONTROL_HZ - length) >= 1:
+            raise DataError(
+                f"{self._where(i)}: its part of {name} lasts {end - begin:g} s, expected {length / CONTROL_HZ:g} s for "
+                f"{length} steps.",
+                COPY_AGAIN,
+            )
+        return video_of_episode(self._folder, row, feature_of(key)), first
 
 
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(side) is int for side in value)
-
-
-class _VideoReader:
-    """Reads episodes from videos that hold many: in the order of the video, each frame is decoded once."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._position = 0
-        self._frames: Iterator[NDArray[np.uint8]] = iter(())
-
-    def read(self, path: Path, first: int, count: int) -> NDArray[np.uint8]:
-        if path != self._path or first < self._position:
-            self._path, self._position, self._frames = path, 0, iter_frames(path)
-        images = list(itertools.islice(self._frames, first - self._position, first - self._position + count))
-        self._position = first + count
-        return np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def read_lerobot(
@@ -252,9 +256,10 @@ def read_lerobot(
 ) -> int:
     """Writes the episodes of `dataset` that `only` selects to the store `out`; returns the number of steps.
 
-    An interrupted conversion is resumed.
+    They are checked before anything is written. An interrupted conversion is resumed.
     """
     indices = select_episodes(len(dataset.lengths), only, f"'{dataset.path}'")
+    dataset.check(indices)
     lengths = [dataset.lengths[i] for i in indices]
     # The renderer of other datasets is unknown; robosuite's own is assumed, as for robomimic's.
     attributes: dict[str, Any] = {"render": "full", "env_args": {}, "versions": {}} | {
@@ -265,7 +270,7 @@ def read_lerobot(
         "action": ACTIONS[dataset.convention],
         "source": {"file": dataset.path.name, "sha256": dataset.sha256(), "demos": indices, "left_out": {}},
     }
-    with StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
+    with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
         writer.extend(dataset.episodes(indices[writer.episodes :]), progress)
-    writer.finish({"check": NOT_VERIFIED})
+        writer.finish({"check": NOT_VERIFIED})
     return sum(lengths)

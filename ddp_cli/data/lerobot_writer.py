@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lerobot_reader import (
+from ddp_cli.data.lerobot_layout import (
     ACTION_FEATURE,
     DATA_PATH,
     INFO_PATH,
@@ -25,6 +25,7 @@ from ddp_cli.data.lerobot_reader import (
     VIDEO_PATH,
     feature_of,
 )
+from ddp_cli.data.lerobot_names import observable_names
 from ddp_cli.data.parquet import check_installed, write_table
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_folder
@@ -116,7 +117,10 @@ def _instruction(store: Store) -> str:
 
 
 def _info(store: Store, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    observables = {STATE_FEATURE: store.task.low_dim, OBJECT_FEATURE: store.task.object}
+    names = {
+        STATE_FEATURE: observable_names(store.task.low_dim),
+        OBJECT_FEATURE: observable_names(store.task.object),
+    }
     video = {
         "video.height": IMAGE_SIZE, "video.width": IMAGE_SIZE, "video.channels": 3, "video.codec": "h264",
         "video.pix_fmt": "gbrp", "video.fps": CONTROL_HZ, "video.is_depth_map": False, "has_audio": False,
@@ -126,11 +130,10 @@ def _info(store: Store, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     }  # fmt: skip
     features: dict[str, Any] = {feature_of(key): image for key in store.image_keys}
     for name, values in columns.items():
-        parts = observables.get(name)
         features[name] = {
             "dtype": str(values.dtype),
             "shape": list(values.shape[1:]) or [1],
-            "names": None if parts is None else [f"{key}_{i}" for key, width in parts.items() for i in range(width)],
+            "names": names.get(name),
         }
     episodes = len(store.episode_ends)
     return {

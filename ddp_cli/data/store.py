@@ -21,18 +21,22 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from ddp_cli.data import store_check
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.task_file import read_task, task_file_path, task_from_json
 from ddp_cli.tasks import TASKS, Task, describe_difference
 
 STORE_FORMAT = 1
+CHECK_RESULTS = ("passed", "failed", "not verified")
 STORE_MARKERS = ("zarr.json", ".zgroup")
 """Every store, of either zarr format, holds one of these files."""
 REQUIRED_ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "action", "source", "complete")
 
 
 class Store:
-    """A complete store, validated when opened. Every fault is a DataError that names it."""
+    """A complete store, validated when opened: attributes, shapes, and that every chunk has a file. Every fault is a
+    DataError that names it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,9 +45,9 @@ class Store:
             raise DataError(f"no store '{path}'.", hint)
         try:
             self._root = zarr.open_group(path, mode="r")
-        except (FileNotFoundError, ValueError, KeyError, NotADirectoryError, OSError) as e:
+            self.attrs: dict[str, Any] = self._root.attrs.asdict()
+        except Exception as e:  # damaged metadata raises many kinds
             raise DataError(f"'{path}' is not a zarr store.", hint) from e
-        self.attrs: dict[str, Any] = self._root.attrs.asdict()
         if "format" not in self.attrs:
             raise DataError(f"'{path}' is a zarr folder, but not one written by `ddp convert`.", hint)
         if self.attrs["format"] != STORE_FORMAT:
@@ -55,17 +59,27 @@ class Store:
         if missing or not self.attrs["complete"]:
             fault = f"lacks the attribute '{missing[0]}'" if missing else "is not complete"
             raise DataError(f"'{path}' {fault}.", hint)
+        store_check.check_attributes(path, self.attrs)
         self.task = task_from_json(self.attrs["task"], f"'{path}'")
+        store_check.check_episode_array(path, self._array("episode_ends", "meta"))
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
+        store_check.check_episode_ends(path, self.episode_ends, self.attrs)
+        store_check.check_arrays(path, self._find_array, self.task, self.attrs, self.episode_ends)
 
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
         """The array `key`, or some of its rows, decoded; DataError if it is missing or damaged."""
+        array = self._array(key, group)
         try:
-            return np.asarray(self._array(key, group)[rows])
-        except (OSError, ValueError, RuntimeError) as e:
-            if isinstance(e, DataError):
-                raise
-            raise DataError(f"'{self.path}': {group}/{key} is damaged.", "Convert the demonstrations again.") from e
+            return np.asarray(array[rows])
+        except MemoryError:
+            raise
+        except Exception as e:  # damaged chunks and metadata raise many kinds
+            chunk = store_check.find_damaged_chunk(array, rows)
+            where = f": chunk file {chunk[1]}" if chunk else ""
+            if chunk and group == "data":
+                end = chunk[0] + store_check.chunk_rows(array)
+                where += f", {store_check.name_episodes(self.episode_ends, chunk[0], end)}"
+            raise DataError(f"'{self.path}': {group}/{key} is damaged{where}.", store_check.HINT) from e
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of data/`key`."""
@@ -93,23 +107,33 @@ class Store:
     @property
     def check(self) -> dict[str, Any]:
         """Result of replaying some demonstrations in the simulator; see data/replay_check.py."""
-        check = self.attrs.get("check")
-        if isinstance(check, dict):
+        check = self.attrs.get(
+            "check", {"result": "not verified", "why": "the store was written by an older version of ddp"}
+        )
+        if isinstance(check, dict) and check.get("result") in CHECK_RESULTS and isinstance(check.get("why"), str):
             return check
-        return {"result": "not verified", "why": "the store was written by an older version of ddp"}
+        raise DataError(f"'{self.path}': the attribute 'check' is damaged.", store_check.HINT)
 
     def content_hash(self) -> str:
         """SHA-256 of the actions and the episode ends."""
         return hashlib.sha256(self.read("action").tobytes() + self.episode_ends.tobytes()).hexdigest()
 
     def _array(self, key: str, group: str = "data") -> Any:
-        try:
-            return self._root[f"{group}/{key}"]
-        except KeyError as e:
+        array = self._find_array(key, group)
+        if array is None:
             option = ", without --obs state" if self.attrs.get("obs") == "state" else ""
-            raise DataError(
-                f"'{self.path}' has no array {group}/{key}.", f"Convert the demonstrations again{option}."
-            ) from e
+            raise DataError(f"'{self.path}' has no array {group}/{key}.", f"Convert the demonstrations again{option}.")
+        return array
+
+    def _find_array(self, key: str, group: str = "data") -> Any:
+        """The zarr array, None if there is none; DataError if its metadata is damaged."""
+        try:
+            array = self._root[f"{group}/{key}"]
+        except KeyError:
+            return None
+        except Exception as e:  # damaged metadata raises many kinds
+            raise DataError(f"'{self.path}': the metadata of {group}/{key} is damaged.", store_check.HINT) from e
+        return array if isinstance(array, zarr.Array) else None
 
     def check_task(self, task: Task) -> None:
         """ConfigError unless the store was converted for `task`. The episode horizon is not compared: it does not

@@ -13,6 +13,7 @@ from ddp_cli.data.actions import absolute_to_delta, delta_to_absolute
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError, DdpError
+from ddp_cli.locks import lock_output
 from ddp_cli.sim.environment import check_action_convention
 from ddp_cli.tasks import ACTIONS
 
@@ -72,9 +73,9 @@ def copy_store(
         return episode
 
     attributes = _attributes(store, indices, convention)
-    with StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
+    with lock_output(out), StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
         writer.extend(map(read_episode, bounds[writer.episodes :]), progress)
-    writer.finish({})
+        writer.finish({})
     return sum(lengths)
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from ddp_cli.data.store import STORE_FORMAT
+from ddp_cli.data.store_check import missing_chunks
 from ddp_cli.disk import replace
-from ddp_cli.errors import DdpError, WorkerError
+from ddp_cli.errors import DataError, DdpError, WorkerError
 from ddp_cli.parallel import default_workers
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
@@ -32,7 +33,9 @@ IMAGES_PER_CHUNK = 64
 ROWS_PER_CHUNK = 1024  # of arrays without images
 MAX_PENDING_CHUNKS = 16  # waiting for compression: 22 MB of images
 FLUSH_INTERVAL_S = 1.0  # the work that a killed process may lose
-CODEC = Zstd(level=3)
+CODEC = Zstd(level=3, checksum=True)
+"""Every frame holds a checksum of its content. Decoders verify it without being told, so the metadata does not mention
+it, and any zarr library reads the chunks."""
 
 MUTABLE_ATTRIBUTES = ("episodes", "complete", "check")
 """Attributes that change while a store is written."""
@@ -71,16 +74,25 @@ class StoreWriter:
             stored = {k: v for k, v in root.attrs.asdict().items() if k not in MUTABLE_ATTRIBUTES}
             expected = {k: v for k, v in attributes.items() if k not in MUTABLE_ATTRIBUTES}
             same = stored == expected and "episodes" in root.attrs and root.metadata.zarr_format == zarr_format
-            return root if same else None
-        except (FileNotFoundError, ValueError, KeyError):
+            rows = self._ends[int(root.attrs["episodes"])] if same else 0  # type: ignore[arg-type]
+            return root if same and not self._missing_chunks(root, rows) else None
+        except (OSError, ValueError, KeyError, IndexError):
             return None
+
+    def _missing_chunks(self, root: zarr.Group, rows: int) -> list[str]:
+        """Chunk files of the first `rows` rows that are not there: a power loss may have taken them."""
+        return [
+            f"data/{name}/{file}"
+            for name, array in root["data"].arrays()  # type: ignore[union-attr]
+            for _, file in missing_chunks(array, self.partial / "data" / name, rows)
+        ]
 
     def _create(self, task: Task, attributes: dict[str, Any], zarr_format: int) -> zarr.Group:
         if self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         root = zarr.create_group(self.partial, zarr_format=zarr_format)  # type: ignore[arg-type]
-        compressors: Any = CODEC if zarr_format == 2 else ZstdCodec(level=CODEC.level)
+        compressors: Any = Zstd(level=CODEC.level) if zarr_format == 2 else ZstdCodec(level=CODEC.level)
 
         def create_array(name: str, shape: tuple[int, ...], dtype: str, rows: int) -> None:
             root.create_array(
@@ -94,7 +106,10 @@ class StoreWriter:
         for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
             create_array(f"data/{key}", (self._ends[-1], width), "float32", ROWS_PER_CHUNK)
         create_array("meta/episode_ends", (len(self._ends) - 1,), "int64", ROWS_PER_CHUNK)
-        root["meta/episode_ends"][:] = self._ends[1:]  # type: ignore[index]
+        ends = _ArrayWriter(root["meta/episode_ends"], self.partial / "meta/episode_ends", 0)
+        for write_chunk in ends.add(np.asarray(self._ends[1:])):
+            write_chunk()
+        ends.write_incomplete_chunk()
         root.attrs.update({**attributes, "episodes": 0})
         return root
 
@@ -135,6 +150,13 @@ class StoreWriter:
         """Marks the store complete, adds `attributes`, and renames it to its final path."""
         assert self.episodes == len(self._ends) - 1
         self._pool.shutdown()
+        missing = self._missing_chunks(self._root, self._ends[-1])
+        if missing:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise DataError(
+                f"'{self.path}': the chunk file {missing[0]} was removed while the store was written.",
+                "Run the same command again.",
+            )
         self._root.attrs.update({**attributes, "complete": True})
         self._finished = True  # from here on, an interruption leaves a complete store under one of the two names
         replace(self.partial, self.path)

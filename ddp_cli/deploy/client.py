@@ -31,6 +31,7 @@ from websockets.sync.client import connect
 
 Array = np.ndarray[Any, Any]
 
+MAX_DEPTH = 3  # of the map of an array: "obs", list of observations, observation
 DTYPES = ("uint8", "float32", "float64", "int64", "int32")
 
 
@@ -66,13 +67,16 @@ def unpack(message: bytes, max_items: int = 1 << 20) -> Any:
         raise ValueError(f"invalid message: {str(e) or type(e).__name__}") from e
 
 
-def _decode_arrays(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode_arrays(item) for item in value]
-    if not isinstance(value, dict):
+def _decode_arrays(value: Any, depth: int = 0) -> Any:
+    """`value` with its arrays, which are values or list items of maps: nothing else is visited, nor anything deeper
+    than messages are.
+    """
+    if isinstance(value, list) and depth > 0:
+        return [_decode_arrays(item, depth + 1) if isinstance(item, dict) else item for item in value]
+    if not isinstance(value, dict) or depth > MAX_DEPTH:
         return value
     if value.keys() != {"dtype", "shape", "data"}:
-        return {key: _decode_arrays(item) for key, item in value.items()}
+        return {key: _decode_arrays(item, depth + 1) for key, item in value.items()}
     shape, data = value["shape"], value["data"]
     if value["dtype"] not in DTYPES or not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > 8:
         raise ValueError(f"arrays of {value['dtype']!r} are not accepted, valid dtypes: {', '.join(DTYPES)}")

@@ -3,13 +3,14 @@
 onnx         policy.onnx    observations and noise -> actions, including all denoising steps
              encoder.onnx, denoiser.onnx, its parts
              runtime.py     runs it, with numpy and onnxruntime
+             safety.py      the limits of its actions, those of evaluation
 pt2          encoder.pt2, denoiser.pt2, saved by torch.export
 aoti         the same, compiled for this machine by AOTInductor: run without Python
 safetensors  model.safetensors, the weights
 ddp          a native checkpoint without its training state
 
-All but the last include policy.json (inputs and outputs) and README.md; onnx, pt2 and aoti also proof.json (results of
-the checks). No file contains paths of this machine, except the compiled libraries of aoti.
+All but the last include policy.json (inputs and outputs, hashes of the other files) and README.md; onnx, pt2 and aoti
+also proof.json (results of the checks). No file contains paths of this machine, except the compiled libraries of aoti.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ddp_cli import safety
 from ddp_cli.choices import ExportFormat, Precision
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import runtime
-from ddp_cli.deploy.export_check import compare_actions, compare_episodes, measure_latency, summary_lines
-from ddp_cli.deploy.exported_policy import open_exported_policy
+from ddp_cli.deploy.export_check import (
+    compare_actions,
+    compare_episodes,
+    compare_limits,
+    measure_latency,
+    summary_lines,
+)
+from ddp_cli.deploy.exported_folder import hash_file, open_exported_policy
 from ddp_cli.deploy.metadata import format_readme, policy_metadata
 from ddp_cli.deploy.onnx_export import (
     Encoder,
@@ -49,6 +57,7 @@ from ddp_cli.deploy.onnx_export import (
 )
 from ddp_cli.disk import atomic_folder
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
+from ddp_cli.inference.agent import action_limits
 from ddp_cli.inference.folded_denoiser import supports_folding
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, obs_keys
 from ddp_cli.sim.simulator import Simulator
@@ -94,7 +103,8 @@ def export_policy(
     _validate_options(options)
     policy = policy.cpu().eval()
     if options.format == "ddp":
-        save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
+        # The configuration may have been changed after `meta` was read: by set_sampler.
+        save_checkpoint(out, policy.config, policy.state_dict(), {k: v for k, v in meta.items() if k != "policy"}, None)
         return ExportResult(sorted(p.name for p in out.iterdir()), {})
     with atomic_folder(out) as partial:
         proof = _write_folder(policy, meta, options, partial, load_example_obs, on_episode)
@@ -122,7 +132,7 @@ def _write_folder(
 ) -> dict[str, Any]:
     """Write all files, and return the content of proof.json."""
     spec = policy_metadata(policy, meta) | {"files": options.format, "precision": options.precision}
-    (folder / runtime.SPEC_FILE).write_text(json.dumps(spec, indent=2) + "\n")
+    _write_json(folder / runtime.SPEC_FILE, spec)
     proof: dict[str, Any] = {}
     if options.format == "safetensors":
         weights = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
@@ -133,17 +143,37 @@ def _write_folder(
         proof = {"tolerance": TOLERANCES[options.precision], "differences": write(policy, options, folder, obs)}
         _check_differences(proof)
         if options.format == "onnx":
-            exported = open_exported_policy(folder)
-            proof["differences"]["actions"] = compare_actions(policy, exported, obs)
-            _check_differences(proof)
-            proof["latency"] = measure_latency(exported, obs)
-            if options.seeds:
-                render = str(meta.get("render", "fast"))
-                proof["episodes"] = compare_episodes(policy, exported, render, options.seeds, on_episode)
+            _check_runtime(policy, meta, options, folder, obs, proof, on_episode)
         proof["words"] = summary_lines(proof)
-        (folder / "proof.json").write_text(json.dumps(proof, indent=2) + "\n")
+        _write_json(folder / "proof.json", proof)
+    hashes = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name != runtime.SPEC_FILE}
+    _write_json(folder / runtime.SPEC_FILE, spec | {"sha256": hashes})
     (folder / "README.md").write_text(format_readme(spec, options.format, proof))
     return proof
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _check_runtime(
+    policy: DiffusionPolicy,
+    meta: Meta,
+    options: ExportOptions,
+    folder: Path,
+    obs: dict[str, Tensor],
+    proof: dict[str, Any],
+    on_episode: Callable[[int], None],
+) -> None:
+    """Compare the ONNX policy in `folder` with the checkpoint, and add the results to `proof`."""
+    exported, limits = open_exported_policy(folder), action_limits(policy, meta)
+    proof["differences"]["actions"] = compare_actions(policy, exported, limits, obs)
+    _check_differences(proof)
+    proof["limits"] = compare_limits(exported, limits, obs)
+    proof["latency"] = measure_latency(exported, obs)
+    if options.seeds:
+        render = str(meta.get("render", "fast"))
+        proof["episodes"] = compare_episodes(policy, exported, limits, render, options.seeds, on_episode)
 
 
 def _check_differences(proof: dict[str, Any]) -> None:
@@ -196,7 +226,9 @@ def _write_onnx(
     else:
         graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
     onnx.save(graph, folder / runtime.GRAPH_FILE)
-    shutil.copy(Path(runtime.__file__), folder / "runtime.py")
+    for module in (runtime, safety):
+        source = Path(str(module.__file__))
+        shutil.copy(source, folder / source.name)
     return differences
 
 

@@ -17,32 +17,79 @@ from torch import Tensor
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.exported_policy import ExportedAgent, sample_torch_noise
 from ddp_cli.deploy.runtime import Policy, PolicyError
-from ddp_cli.errors import SimulatorError
-from ddp_cli.evaluation.rollout import Agent, run_episode
+from ddp_cli.errors import DdpError, SimulatorError
+from ddp_cli.evaluation.rollout import Agent, clamp_chunk, run_episode
 from ddp_cli.inference.agent import PolicyAgent
+from ddp_cli.safety import ActionLimits, Array, is_rotation
 from ddp_cli.sim.simulator import Simulator
 
 TIMED_CHUNKS = 40  # after one that warms up
+NOISE_WIDTHS = (1.0, 10.0, 100.0)  # standard deviations
+ROUNDING = 1e-5  # largest change of an action that is within its limits
+REPORT_HINT = "Report this as a bug."
 
 
-def compare_actions(policy: DiffusionPolicy, exported: Policy, obs: dict[str, Tensor]) -> float:
-    """Largest difference between the actions of both, from observations {key: (B, To, ...)} and the same noise.
+def compare_actions(policy: DiffusionPolicy, exported: Policy, limits: ActionLimits, obs: dict[str, Tensor]) -> float:
+    """Largest difference between the predicted actions of both, from observations {key: (B, To, ...)} and the same
+    noise. Positions, grippers and delta actions are limited, rotations are compared as they are predicted: projecting a
+    nearly degenerate one amplifies rounding errors. `compare_limits` checks the projection.
 
     Infinite if the exported policy predicts actions that are not finite (possible in lower precision).
     """
-    low, high = (np.array([np.nan if x is None else x for x in exported.spec["limits"][k]]) for k in ("low", "high"))
+    low, high = (np.array([np.nan if x is None else x for x in limits.to_json()[key]]) for key in ("low", "high"))
     largest = 0.0
     for i in range(len(next(iter(obs.values())))):
         sample = {key: value[i : i + 1] for key, value in obs.items()}
         expected = policy.predict_action(sample, torch.Generator().manual_seed(i))["action"][0].numpy()
-        expected = np.fmin(np.fmax(expected, low), high)
         noise = sample_torch_noise(exported, torch.Generator().manual_seed(i))
         try:
-            actions = exported.act(_to_camera_layout(obs, i), noise)
+            actions = exported.predict(_to_camera_layout(obs, i), noise)
         except PolicyError:
             return math.inf
+        expected, actions = (np.fmin(np.fmax(x, low), high) for x in (expected, actions))
         largest = max(largest, float(np.abs(actions - expected).max()))
     return largest
+
+
+def compare_limits(exported: Policy, limits: ActionLimits, obs: dict[str, Tensor]) -> dict[str, int]:
+    """Check that the runtime limits its actions exactly as evaluation does, from observations {key: (B, To, ...)}.
+
+    Noise of several widths is used: wide noise leads to actions out of range and to degenerate rotations. Returns the
+    number of actions, of those that the limits change, and of those whose rotation is replaced by the previous one.
+    DdpError if an action differs.
+    """
+    counts = {"actions": 0, "limited": 0, "held": 0}
+    for i in range(len(next(iter(obs.values())))):
+        sample, previous_action = _to_camera_layout(obs, i), idle_pose(limits)
+        for width in NOISE_WIDTHS:
+            noise = width * exported.sample_noise(np.random.default_rng(i))
+            try:
+                predicted = exported.predict(sample, noise)
+                actions = exported.act(sample, noise, previous_action)
+            except PolicyError as e:
+                if width == 1.0:
+                    raise DdpError(str(e), "Use --precision fp32.") from e
+                continue  # overflow in lower precision: such actions raise an error, also on a robot
+            expected = clamp_chunk(limits, predicted, previous_action)
+            if exported.limits != limits or not np.array_equal(actions, expected.astype(np.float32)):
+                raise DdpError("the exported policy limits its actions differently from evaluation.", REPORT_HINT)
+            counts["actions"] += len(actions)
+            counts["limited"] += int((np.abs(actions - predicted) > ROUNDING).any(1).sum())
+            counts["held"] += _count_held(predicted) if limits.actions == "absolute" else 0
+            previous_action = actions[-1].astype(np.float64)
+    return counts
+
+
+def _count_held(predicted: np.ndarray[Any, Any]) -> int:
+    return int((~is_rotation(predicted[:, 3:9].astype(np.float64))).sum())
+
+
+def idle_pose(limits: ActionLimits) -> Array:
+    """An action (Da,) that may precede a chunk: zeros, for absolute actions with the identity as rotation."""
+    action = np.zeros(limits.dim)
+    if limits.actions == "absolute":
+        action[[3, 7]] = 1.0
+    return action
 
 
 def _to_camera_layout(obs: dict[str, Tensor], i: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -54,19 +101,25 @@ def _to_camera_layout(obs: dict[str, Tensor], i: int) -> dict[str, np.ndarray[An
 def measure_latency(exported: Policy, obs: dict[str, Tensor]) -> dict[str, float]:
     """Latency of a chunk on this machine, with one thread: median and 95th percentile [ms]."""
     sample = _to_camera_layout(obs, 0)
-    noise = exported.sample_noise(np.random.default_rng(0))
+    noise, previous_action = exported.sample_noise(np.random.default_rng(0)), idle_pose(exported.limits)
     latencies = []
     for _ in range(TIMED_CHUNKS + 1):
         start = time.perf_counter()
-        exported.act(sample, noise)
+        exported.act(sample, noise, previous_action)
         latencies.append((time.perf_counter() - start) * 1e3)
     return {"p50_ms": float(np.percentile(latencies[1:], 50)), "p95_ms": float(np.percentile(latencies[1:], 95))}
 
 
 def compare_episodes(
-    policy: DiffusionPolicy, exported: Policy, render: str, seeds: Sequence[int], on_episode: Callable[[int], None]
+    policy: DiffusionPolicy,
+    exported: Policy,
+    limits: ActionLimits,
+    render: str,
+    seeds: Sequence[int],
+    on_episode: Callable[[int], None],
 ) -> dict[str, Any]:
     """Run both policies from the same initial states with the same noise: their results, and the seeds that differ.
+    `limits` are those of the checkpoint.
 
     Contacts amplify rounding differences, so a few outcomes may differ. Without a simulator, the reason it is missing.
     """
@@ -74,7 +127,9 @@ def compare_episodes(
         sim = Simulator(policy.config.task, render, policy.config.actions)
     except SimulatorError as e:
         return {"not_run": e.message}
-    agents: dict[str, Agent] = {"checkpoint": PolicyAgent(policy), "exported": ExportedAgent(exported)}
+    agents: dict[str, Agent] = {
+        "checkpoint": PolicyAgent(policy, limits=limits), "exported": ExportedAgent(exported)
+    }  # fmt: skip
     episodes: list[dict[str, Any]] = []
     for seed in seeds:
         results = {name: run_episode(sim, agent, seed) for name, agent in agents.items()}
@@ -92,6 +147,12 @@ def summary_lines(proof: dict[str, Any]) -> list[str]:
         f"{name}: largest difference from torch {value:.1e} (tolerance {proof['tolerance']:.0e})"
         for name, value in proof["differences"].items()
     ]
+    if "limits" in proof:
+        counts = proof["limits"]
+        lines.append(
+            f"limits: {counts['actions']} actions limited exactly as in evaluation; {counts['limited']} were changed, "
+            f"{counts['held']} of them hold the previous rotation"
+        )
     comparison = proof.get("episodes", {})
     if "not_run" in comparison:
         lines.append(f"episodes were not compared: {comparison['not_run']}")

@@ -11,7 +11,6 @@ from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
 from ddp_cli.inference.agent import action_limits
 from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys
-from ddp_cli.safety import ActionLimits
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 
 UNITS = {
@@ -32,7 +31,8 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "horizon": config.horizon,
         "n_action_steps": config.n_action_steps,
         "action": meta.get("action"),
-        "limits": _limits_entry(action_limits(policy)),
+        "limits": action_limits(policy, meta).to_json(),
+        "action_range": meta.get("action_range"),
         "control_hz": CONTROL_HZ,
         "noise": [n_noise_tensors(policy), *policy.trajectory_shape],
         "sampler": config.sampler,
@@ -61,14 +61,6 @@ def _obs_entry(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
     }
 
 
-def _limits_entry(limits: ActionLimits) -> dict[str, list[float | None]]:
-    """Lower and upper limit of each element of an action; None where there is no limit."""
-    if limits.actions == "delta":
-        return {"low": [-1.0] * limits.dim, "high": [1.0] * limits.dim}
-    unlimited: list[float | None] = [None] * (limits.dim - 4)
-    return {"low": [*limits.low, *unlimited, -1.0], "high": [*limits.high, *unlimited, 1.0]}
-
-
 # The block between the dashes is the metadata that model hubs read.
 HEADER = """---
 library_name: ddp
@@ -85,7 +77,7 @@ Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz
 
 USAGE = """```python
 import numpy as np
-from runtime import Policy, ChunkRunner     # runtime.py in this folder; requires numpy and onnxruntime
+from runtime import Policy, ChunkRunner     # runtime.py and safety.py in this folder; requires numpy and onnxruntime
 
 runner = ChunkRunner(Policy.load("."), seed=0)
 while True:                                 # at {hz} Hz
@@ -95,7 +87,19 @@ while True:                                 # at {hz} Hz
     robot.command(action)                   # {action}
 ```
 
-`encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for use with other samplers.
+Actions are limited as in evaluation: {rule}.
+`encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for use with other samplers. They and `policy.onnx` \
+itself do not limit actions.
+"""
+
+RULES = {
+    "delta": "every value is clipped to [-1, 1]",
+    "absolute": "positions are clipped to `limits` in `policy.json`, rotations are orthonormalized (degenerate ones "
+    "are replaced by the previous rotation), the gripper is clipped to [-1, 1]",
+}
+UNLIMITED = """
+Actions are not limited. Before a robot executes them, pass them to the rule that evaluation uses, `ddp_cli/safety.py`:
+`ActionLimits.from_json(spec["limits"]).clamp(chunk, previous_action)`, with `spec` the content of `policy.json`.
 """
 
 NOTES = {
@@ -118,10 +122,10 @@ def format_readme(spec: dict[str, Any], export_format: str, proof: dict[str, Any
             f'        "{key}": ...,  # {obs["dtype"]} {tuple(obs["shape"])}: {obs["unit"]}'
             for key, obs in spec["obs"].items()
         )
-        convention = (spec["action"] or {}).get("convention", "delta")
+        convention = spec["policy"]["actions"]
         action = f"{convention} action, {len(spec['limits']['low'])} values"
-        sections.append(USAGE.format(hz=spec["control_hz"], keys=keys, action=action))
+        sections.append(USAGE.format(hz=spec["control_hz"], keys=keys, action=action, rule=RULES[convention]))
     else:
-        sections.append(NOTES[export_format])
+        sections.append(NOTES[export_format] + UNLIMITED)
     sections.append("\n".join(f"- {line}" for line in proof.get("words", [])))
     return "\n".join(sections).rstrip() + "\n"

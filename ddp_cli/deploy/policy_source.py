@@ -36,10 +36,10 @@ class PolicySource:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `folder` holds a policy exported as ONNX."""
+    """Whether `folder` was written by `ddp export`, in any format but ddp. Files may be missing."""
     from ddp_cli.deploy.runtime import GRAPH_FILE, SPEC_FILE
 
-    return (folder / SPEC_FILE).is_file() and (folder / GRAPH_FILE).is_file()
+    return (folder / SPEC_FILE).is_file() or (folder / GRAPH_FILE).is_file()
 
 
 def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
@@ -47,7 +47,7 @@ def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
 
     Without a path, the best checkpoint of the newest run in `runs`, of `task` if given.
     """
-    from ddp_cli.core.checkpoint import resolve_checkpoint
+    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
 
     return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
 
@@ -84,7 +84,8 @@ def open_policy_source(
 
 
 def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySource:
-    from ddp_cli.deploy.exported_policy import exported_config, load_exported_agent, open_exported_policy
+    from ddp_cli.deploy.exported_folder import open_exported_policy
+    from ddp_cli.deploy.exported_policy import exported_config, load_exported_agent
 
     if fixed_options:
         raise DdpError(f"{fixed_options[0]} cannot be changed: '{folder}' is an exported policy.", "Remove the option.")
@@ -102,14 +103,14 @@ def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySourc
 def is_policy(path: Path) -> bool:
     """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
     from ddp_cli.core.checkpoint import CONFIG, MODEL
-    from ddp_cli.deploy.runtime import SPEC_FILE
 
     is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
-    return is_checkpoint or (path / "checkpoints" / "best").exists() or (path / SPEC_FILE).is_file()
+    return is_checkpoint or (path / "checkpoints" / "best").exists() or is_exported(path)
 
 
 def inspect_policy(path: Path) -> dict[str, Any]:
-    """Describe a checkpoint, the best checkpoint of a run, or an exported folder, without loading its weights.
+    """Describe a checkpoint, the best checkpoint of a run, or an exported folder, after comparing its files with the
+    hashes that it records.
 
     The values can be written as JSON:
 
@@ -130,13 +131,17 @@ def inspect_policy(path: Path) -> dict[str, Any]:
     CheckpointError if there is no policy or it is damaged.
     """
     from ddp_cli.config import PolicyConfig
-    from ddp_cli.core.checkpoint import TRAIN_STATE, load_meta, resolve_checkpoint
-    from ddp_cli.deploy.exported_policy import read_spec
-    from ddp_cli.deploy.runtime import SPEC_FILE
+    from ddp_cli.core.checkpoint import TRAIN_STATE, check_weights, load_meta
+    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+    from ddp_cli.deploy.exported_folder import check_files, read_spec
 
-    exported = (path / SPEC_FILE).is_file()
+    exported = is_exported(path)
     folder = path if exported else resolve_checkpoint(path, Path())
     meta: dict[str, Any] = read_spec(folder) if exported else load_meta(folder)
+    if exported:
+        check_files(folder, meta)
+    else:
+        check_weights(folder, meta)
     config = PolicyConfig(**meta["policy"])
     run = folder.parents[1] if folder.parent.name == "checkpoints" else None
     store = meta.get("store") or {}

@@ -1,4 +1,5 @@
-"""Run a policy exported by `ddp export --format onnx`. Requires numpy and onnxruntime only; this file may be copied.
+"""Run a policy exported by `ddp export --format onnx`. Requires numpy and onnxruntime only; this file may be copied,
+with safety.py beside it.
 
     from runtime import Policy, ChunkRunner
 
@@ -8,21 +9,33 @@
     action = runner.action({key: one observation})                           # (Da,), once per control step
 
 Images are uint8 (height, width, 3), all other observations float32, in the units given in `policy.json`. Its "action"
-entry defines the actions (convention, frame, rotation), its "limits" the range that they are clipped to.
+entry defines the actions (convention, frame, rotation), its "limits" the range of their values. `act` and
+`ChunkRunner` limit actions by the rule of safety.py, which evaluation uses too; `predict` does not.
 
 Shapes: To n_obs_steps, Ta n_action_steps, Da action, T trajectory steps, D trajectory width, N noise tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
+
+if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
+    from ddp_cli.safety import ActionError, ActionLimits
+else:  # a copy: by its path, because other packages may be named safety
+    _spec = importlib.util.spec_from_file_location("ddp_safety", Path(__file__).with_name("safety.py"))
+    _safety = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_safety)
+    ActionError, ActionLimits = _safety.ActionError, _safety.ActionLimits
 
 FORMAT_VERSION = 2
 SPEC_FILE, GRAPH_FILE = "policy.json", "policy.onnx"
@@ -31,11 +44,11 @@ Array = np.ndarray[Any, Any]
 
 
 class PolicyError(Exception):
-    """A folder without a usable policy, or an observation that does not match the policy."""
+    """A folder without a usable policy, an observation that does not match the policy, or actions that are unusable."""
 
 
 class Policy:
-    """An exported policy. `spec` is the content of its policy.json."""
+    """An exported policy. `spec` is the content of its policy.json, `limits` the limits of its actions."""
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
         self.folder = Path(folder)
@@ -44,17 +57,14 @@ class Policy:
             self.obs: dict[str, dict[str, Any]] = self.spec["obs"]
             self.n_obs_steps, self.n_action_steps = self.spec["n_obs_steps"], self.spec["n_action_steps"]
             self._noise_shape = tuple(self.spec["noise"])
-            limits = self.spec["limits"]
-            self._low = np.array([-np.inf if x is None else float(x) for x in limits["low"]])
-            self._high = np.array([np.inf if x is None else float(x) for x in limits["high"]])
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-            options.log_severity_level = 3  # errors only: warnings about the graph are of no use here
-            graph = self.folder / GRAPH_FILE
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime raises its own exception types
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise PolicyError(f"'{self.folder}' is damaged: {reason} Export it again.") from e
+            self.limits = ActionLimits.from_json(self.spec["limits"])
+            expected_hash = self.spec.get("sha256", {}).get(GRAPH_FILE)
+            shapes = self._expected_shapes()
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            cause = f"it has no {e}." if isinstance(e, KeyError) else str(e)
+            raise PolicyError(f"'{self.folder / SPEC_FILE}' is damaged: {cause} Export the policy again.") from e
+        self._session = self._open_session(threads, expected_hash)
+        self._check_shapes(shapes)
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1) -> Policy:
@@ -62,34 +72,90 @@ class Policy:
         return cls(folder, threads)
 
     def _read_spec(self) -> dict[str, Any]:
+        path = self.folder / SPEC_FILE
+        if not path.is_file():
+            raise PolicyError(f"'{self.folder}' holds no exported policy: {SPEC_FILE} is missing.")
         try:
-            spec = json.loads((self.folder / SPEC_FILE).read_text())
-            version = spec.get("format")
-        except (OSError, ValueError, AttributeError) as e:
-            raise PolicyError(f"'{self.folder}' holds no exported policy ({SPEC_FILE}).") from e
-        if version != FORMAT_VERSION or not (self.folder / GRAPH_FILE).is_file():
+            spec = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, RecursionError) as e:
+            raise PolicyError(f"'{path}' is damaged: {e}. Export the policy again.") from e
+        if spec.get("format") != FORMAT_VERSION or not (self.folder / GRAPH_FILE).is_file():
             raise PolicyError(
                 f"'{self.folder}' has no {GRAPH_FILE} of format {FORMAT_VERSION}. Export it again, as onnx."
             )
-        return dict(spec)
+        return spec
+
+    def _open_session(self, threads: int, expected_hash: str | None) -> onnxruntime.InferenceSession:
+        path = self.folder / GRAPH_FILE
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors only: warnings about the graph are of no use here
+        try:
+            graph = path.read_bytes()
+            if expected_hash and hashlib.sha256(graph).hexdigest() != expected_hash:
+                raise PolicyError(
+                    f"'{path}' is not the graph that was exported with {SPEC_FILE} (other sha256): it is damaged, or "
+                    "belongs to another policy. Export the policy again."
+                )
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except PolicyError:
+            raise
+        except Exception as e:  # onnxruntime raises its own exception types
+            reason = (str(e) or type(e).__name__).splitlines()[0]
+            raise PolicyError(f"'{path}' is damaged: {reason} Export the policy again.") from e
+
+    def _expected_shapes(self) -> dict[str, list[int]]:
+        """Shape of each input and output of the graph, without the batch dimension."""
+        shapes = {"noise": [int(size) for size in self._noise_shape], "action": [self.n_action_steps, self.limits.dim]}
+        for key, obs in self.obs.items():
+            size = [int(n) for n in obs["shape"]]
+            shapes[key] = [self.n_obs_steps, *(size if len(size) < 3 else [size[2], *size[:2]])]
+        return shapes
+
+    def _check_shapes(self, expected: dict[str, list[int]]) -> None:
+        """PolicyError if the graph has other inputs or outputs than policy.json says."""
+        found = {}
+        for value in (*self._session.get_inputs(), *self._session.get_outputs()):
+            batch_axis = 1 if value.name == "noise" else 0
+            found[value.name] = [size for axis, size in enumerate(value.shape) if axis != batch_axis]
+        if found != expected:
+            names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+            raise PolicyError(
+                f"'{self.folder / GRAPH_FILE}' does not fit {SPEC_FILE}, which belongs to another policy: "
+                f"{', '.join(names)} differ. Export the policy again."
+            )
 
     def sample_noise(self, generator: np.random.Generator) -> Array:
         """The noise of one prediction, (N, T, D) float32: the initial trajectory, then the noise of each step."""
         return generator.standard_normal(self._noise_shape, np.float32)
 
-    def act(self, obs: Mapping[str, Any], noise: Array | None = None) -> Array:
-        """Predict the next actions (Ta, Da), float32, from observations {key: (To, ...)}, oldest first.
+    def act(self, obs: Mapping[str, Any], noise: Array | None = None, previous_action: Array | None = None) -> Array:
+        """The next actions (Ta, Da), float32, within the limits, from observations {key: (To, ...)}, oldest first.
 
-        `noise` (N, T, D) determines the result; by default it is sampled.
+        `noise` (N, T, D) determines the result; by default it is sampled. `previous_action` (Da,) is the last one
+        before the chunk: if an absolute action has no valid rotation, the previous rotation is held. PolicyError if
+        there is none to hold, for actions that are not finite, and for invalid arguments.
+        """
+        try:
+            if previous_action is not None:
+                previous_action = self.limits.validate_action(np.asarray(previous_action), "previous_action")
+            return self.limits.clamp(self.predict(obs, noise), previous_action).astype(np.float32)
+        except ActionError as e:
+            raise PolicyError(str(e)) from e
+
+    def predict(self, obs: Mapping[str, Any], noise: Array | None = None) -> Array:
+        """The actions of `act` before they are limited: for callers that apply `limits` themselves, never for a robot.
+
+        PolicyError if they are not finite.
         """
         inputs = {key: self._to_input(key, obs) for key in self.obs}
         noise = self.sample_noise(np.random.default_rng()) if noise is None else np.asarray(noise, np.float32)
         if noise.shape != self._noise_shape:
             raise PolicyError(f"the noise has shape {noise.shape}, expected {self._noise_shape}.")
-        action = self._session.run(["action"], inputs | {"noise": noise[:, None]})[0][0]
+        action: Array = self._session.run(["action"], inputs | {"noise": noise[:, None]})[0][0]
         if not np.isfinite(action).all():
             raise PolicyError("the policy predicts actions that are not finite.")
-        return np.clip(action, self._low, self._high).astype(np.float32)
+        return action
 
     def validate_obs(self, key: str, obs: Mapping[str, Any], *leading: int) -> Array:
         """`obs[key]` as the policy's dtype; PolicyError if its shape, dtype or values are invalid.
@@ -123,7 +189,7 @@ class ChunkRunner:
     """Takes one observation and returns one action per control step: predicts a chunk, executes it, predicts the next.
 
     `action` runs the policy when the chunk is used up, so one call in Ta takes the policy's latency. With a `seed`
-    the actions are reproducible.
+    the actions are reproducible. Each chunk is limited with the last action before it as the previous one.
     """
 
     def __init__(self, policy: Policy, seed: int | None = None) -> None:
@@ -131,26 +197,33 @@ class ChunkRunner:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode: forget all observations and the current chunk."""
+        """Start an episode: forget all observations, the current chunk and the previous action."""
         self._generator = np.random.default_rng(seed)
         self._history: deque[Mapping[str, Any]] = deque(maxlen=self.policy.n_obs_steps)
         self._chunk: list[Array] = []
+        self._previous_action: Array | None = None
 
     def action(self, obs: Mapping[str, Any]) -> Array:
         """The action (Da,) for the observation {key: value}. Call it once per control step."""
         self._append(self._copy_obs(obs))
         if not self._chunk:
             self._chunk = list(self._predict())
-        return self._chunk.pop(0)
+        self._previous_action = self._chunk.pop(0)
+        return self._previous_action.copy()
 
     def chunk(self, observations: Sequence[Mapping[str, Any]]) -> Array:
-        """Predict the next actions (Ta, Da) from new observations, oldest first. Earlier ones are remembered."""
+        """Predict the next actions (Ta, Da) from new observations, oldest first. Earlier ones are remembered.
+
+        The last action counts as the previous one of the next chunk.
+        """
         for obs in [self._copy_obs(obs) for obs in observations]:  # if one is invalid, none is stored
             self._append(obs)
         if not self._history:
             raise PolicyError("nothing has been observed yet.")
         self._chunk = []
-        return self._predict()
+        chunk = self._predict()
+        self._previous_action = chunk[-1].copy()
+        return chunk
 
     @property
     def pending(self) -> int:
@@ -166,4 +239,4 @@ class ChunkRunner:
 
     def _predict(self) -> Array:
         obs = {key: np.stack([step[key] for step in self._history]) for key in self.policy.obs}
-        return self.policy.act(obs, self.policy.sample_noise(self._generator))
+        return self.policy.act(obs, self.policy.sample_noise(self._generator), self._previous_action)

@@ -1,7 +1,8 @@
 """Serves an exported policy to robots over websockets; `client.py` documents the protocol.
 
-Each connection has its own observation history. An invalid message is answered with an error and the connection stays
-open; a message that is too large closes it (code 1009, as in the websocket protocol). GET /health returns the status.
+Each connection has its own observation history and previous action. An invalid message is answered with an error and
+the connection stays open; a message that is too large closes it (code 1009, as in the websocket protocol), and so does
+a client that does not read its replies. GET /health returns the status.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ddp_cli.deploy.client import pack, unpack
-from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
+from ddp_cli.deploy.runtime import ChunkRunner, Policy
 
 LATENCY_WINDOW = 10_000  # latest replies that the latency statistics cover
 LOG_INTERVAL = 60.0  # [s]
 SHUTDOWN_TIMEOUT = 5.0  # [s], for requests received before the shutdown
+SEND_TIMEOUT = 10.0  # [s], after which a client that does not read its replies is disconnected
 POLL_INTERVAL = 0.01  # [s], during the shutdown
 SEED_LIMIT = 2**63
 MAX_ITEMS = 256  # of a list or map in a request
+MAX_ERROR_LENGTH = 500  # [characters], because errors quote the request
 
 
 @dataclass(frozen=True)
@@ -141,13 +144,21 @@ class Server:
                 try:
                     reply = await loop.run_in_executor(self._pool, _handle_message, runner, message)
                     self._count(reply)
-                    await connection.send(reply.message)
+                    await self._send(connection, reply)
                 finally:
                     self._active_requests -= 1
         except ConnectionClosed:
             pass  # clients may disconnect at any time, also without a closing handshake
         finally:
             self._clients -= 1
+
+    async def _send(self, connection: ServerConnection, reply: _Reply) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await connection.send(reply.message)
+        except TimeoutError:  # a closing handshake would wait as long
+            self._errors += 1
+            connection.transport.abort()
 
     def _count(self, reply: _Reply) -> None:
         self._errors += reply.is_error
@@ -180,8 +191,10 @@ def _handle_message(runner: ChunkRunner, message: str | bytes) -> _Reply:
             raise TypeError("a message must be a map")
         request_id = request.get("id") if isinstance(request.get("id"), int) else None
         content, ran_policy = _handle_request(runner, request)
-    except (ValueError, TypeError, PolicyError) as e:
-        return _Reply(pack({"error": str(e), "id": request_id}), True, None)
+    except Exception as e:  # noqa: BLE001 - whatever a message causes concerns its sender alone
+        error = str(e) or type(e).__name__
+        error = error if len(error) <= MAX_ERROR_LENGTH else f"{error[:MAX_ERROR_LENGTH]}..."
+        return _Reply(pack({"error": error, "id": request_id}), True, None)
     return _Reply(pack({**content, "id": request_id}), False, (perf_counter() - start) * 1e3 if ran_policy else None)
 
 

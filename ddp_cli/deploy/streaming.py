@@ -46,8 +46,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import ConfigError, DdpError
-from ddp_cli.evaluation.rollout import Observation
-from ddp_cli.safety import ActionLimits, Array
+from ddp_cli.evaluation.rollout import Observation, clamp_chunk
+from ddp_cli.safety import ActionError, ActionLimits, Array
 from ddp_cli.tasks import CONTROL_HZ
 
 Chunk = NDArray[np.floating[Any]]
@@ -111,7 +111,7 @@ class ActionStream:
         self.period = 1.0 / control_hz  # [s]
         self.budget = min(n_action_steps - replan_every, n_action_steps // 2) * self.period  # [s]
         self._act, self._clock, self._latency = act, clock, latency
-        self._action_limits, self._last_action = action_limits, action_limits.initial_action(start)
+        self._action_limits, self._last_action = action_limits, _initial_action(action_limits, start)
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
         self._lock = threading.Lock()  # observe may be called from other threads
         self._observations: list[tuple[float, Observation]] = []  # sorted by timestamp
@@ -220,7 +220,8 @@ class ActionStream:
         chunk, latency = pending.result.result()
         if len(chunk) != self._n_action_steps:
             raise DdpError(f"the policy predicts {len(chunk)} actions, n_action_steps is {self._n_action_steps}.")
-        self._chunk = self._action_limits.clamp(chunk, self._last_action, f"chunk {self._chunks + 1} of the stream")
+        context = f"chunk {self._chunks + 1} of the stream"
+        self._chunk = clamp_chunk(self._action_limits, chunk, self._last_action, context)
         self._origin = pending.origin
         self._chunks += 1
         self._latencies.append(latency)
@@ -253,6 +254,13 @@ class ActionStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _initial_action(limits: ActionLimits, start: Chunk | None) -> Array:
+    try:
+        return limits.initial_action(start)
+    except ActionError as e:
+        raise ConfigError(e.message, e.hint) from e
 
 
 def _stamp(item: tuple[float, Observation]) -> float:

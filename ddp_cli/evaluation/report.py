@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
 
 Value = TypeVar("Value", int, str)
 
@@ -71,6 +72,6 @@ def _optional(value: Any, expected_type: type[Value]) -> Value | None:
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a JSON report atomically."""
-    with atomic_file(path) as partial:
+    """Write a JSON report atomically; waits for another process that writes the same one."""
+    with lock_output(path, wait=lambda _: None), atomic_file(path) as partial:
         partial.write_text(json.dumps(report, indent=2) + "\n")

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.errors import DdpError
 from ddp_cli.rotation import matrix_to_6d
-from ddp_cli.safety import ActionLimits, Array
+from ddp_cli.safety import ActionError, ActionLimits, Array
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import ACTION_DIM
 
@@ -43,7 +44,7 @@ class Agent(Protocol):
         """Start an episode; `seed` determines all randomness of the agent in it."""
 
     def act(self, history: Sequence[Observation]) -> NDArray[np.floating[Any]]:
-        """The next actions (Ta, Da) after the last `n_obs_steps` observations, oldest first."""
+        """The next actions (Ta, Da) after the last `n_obs_steps` observations, oldest first, not yet limited."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def run_episode(
 
     while step < sim.task.horizon and consecutive_successes < SUCCESS_HOLD_STEPS:
         start = time.perf_counter()
-        chunk = limits.clamp(agent.act(history), last_action, f"seed {seed}")
+        chunk = clamp_chunk(limits, agent.act(history), last_action, f"seed {seed}")
         latencies.append(time.perf_counter() - start)
         last_action = chunk[-1]
         for i, action in enumerate(chunk):
@@ -122,6 +123,16 @@ def run_episode(
         steps=step if first_success is None else first_success,
         chunk_ms=float(np.mean(latencies) * 1000.0),
     )
+
+
+def clamp_chunk(
+    limits: ActionLimits, chunk: NDArray[np.floating[Any]], previous_action: Array | None, context: str = ""
+) -> Array:
+    """`limits.clamp`, with a DdpError for actions that cannot be executed."""
+    try:
+        return limits.clamp(chunk, previous_action, context)
+    except ActionError as e:
+        raise DdpError(e.message, e.hint) from e
 
 
 def idle_action(sim: Simulator) -> Array:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ddp_cli.choices import Engine
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.checkpoint import CONFIG, Meta, load_policy
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.errors import CheckpointError, ConfigError, UnknownNameError
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_compiled_denoise_fn, supports_folding
 from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
 from ddp_cli.safety import ActionLimits
@@ -29,10 +29,12 @@ class PolicyAgent:
 
     `engine`: torch, compile (torch.compile, with CUDA graphs on a GPU), onnx (ONNX Runtime, CPU only) or auto (onnx on
     a CPU, where it was measured to be the fastest, if the denoiser supports it; torch elsewhere).
+    `limits` of the actions: by default those that follow from the normalizer.
     """
 
-    def __init__(self, policy: DiffusionPolicy, engine: str = "auto") -> None:
+    def __init__(self, policy: DiffusionPolicy, engine: str = "auto", limits: ActionLimits | None = None) -> None:
         self.policy = policy
+        self.action_limits = limits or action_limits(policy, {})
         self.obs: str = policy.config.obs
         self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
@@ -41,23 +43,32 @@ class PolicyAgent:
         self._predict = make_predict_fn(policy, self.engine)
         self._generator = torch.Generator(policy.device)
 
-    @property
-    def action_limits(self) -> ActionLimits:
-        return action_limits(self.policy)
-
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
 
     def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
-        """The action chunk (Ta, Da) for the last To observations."""
+        """The action chunk (Ta, Da) for the last To observations, not yet limited."""
         obs = history_to_batch(history, self.policy.device)
         return self._predict(obs, self._generator)[0].cpu().numpy()
 
 
-def action_limits(policy: DiffusionPolicy) -> ActionLimits:
-    """The limits that the actions of `policy` are clamped to."""
-    scale, offset = (policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    return ActionLimits.from_normalizer(policy.config.actions, scale, offset)
+def action_limits(policy: DiffusionPolicy, meta: Meta) -> ActionLimits:
+    """The limits that the actions of `policy` are clamped to. `meta` is the content of its checkpoint's config.json.
+
+    Absolute positions: the range that the checkpoint records, or else the one that follows from the normalizer, plus a
+    margin. CheckpointError if that is not a range.
+    """
+    recorded: Any = meta.get("action_range")
+    try:
+        if recorded:
+            return ActionLimits.from_range(policy.config.actions, recorded["low"], recorded["high"])
+        scale, offset = (policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
+        return ActionLimits.from_normalizer(policy.config.actions, scale, offset)
+    except (ValueError, KeyError, TypeError) as e:
+        source = f"action_range in {CONFIG}" if recorded else "the action normalizer"
+        raise CheckpointError(
+            f"{source} is not a range of positions: {type(e).__name__} {e}.", "Use another checkpoint."
+        ) from e
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
@@ -104,6 +115,6 @@ def load_agent(
     """
     if device == "cpu":
         torch.set_num_threads(1)
-    policy, _ = load_policy(checkpoint, device)
+    policy, meta = load_policy(checkpoint, device)
     policy.set_sampler(sampler, num_inference_steps)
-    return PolicyAgent(policy, engine)
+    return PolicyAgent(policy, engine, action_limits(policy, meta))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import sys
 import warnings
 from typing import Any, get_args
 
 from ddp_cli.choices import ActionConvention
 from ddp_cli.errors import SimulatorError, UnknownNameError
-from ddp_cli.sim.renderer import choose_gl_backend
+from ddp_cli.sim.gl_backend import choose_gl_backend, import_error
 from ddp_cli.sim.task_checks import check_env_name
 from ddp_cli.tasks import CONTROL_HZ, Task
 
@@ -20,15 +21,18 @@ def import_robosuite() -> Any:
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
     choose_gl_backend()
+    requested = os.environ.get("MUJOCO_GL")
     logging.disable(logging.WARNING)  # robosuite logs five warnings about optional packages
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import robosuite
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    except (ImportError, AttributeError, OSError, RuntimeError) as e:
-        raise SimulatorError(f"robosuite cannot be imported: {e}.", "Run `ddp doctor`.") from e
+    except (ImportError, AssertionError, AttributeError, OSError, RuntimeError) as e:
+        raise import_error(e) from e
     finally:
+        if requested is not None:  # robosuite replaces it, and has no part in rendering
+            os.environ["MUJOCO_GL"] = requested
         logging.disable(logging.NOTSET)
     return robosuite
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import ctypes.util
 import hashlib
-import os
-import sys
+import warnings
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.choices import RenderProfile
-from ddp_cli.errors import SimulatorError, UnknownNameError
+from ddp_cli.errors import UnknownNameError
 from ddp_cli.sim.culling import potentially_visible
+from ddp_cli.sim.gl_backend import check_gl_variables, rendering_error
 from ddp_cli.sim.meshes import coarse_meshes
 
 Image = NDArray[np.uint8]
@@ -25,19 +24,6 @@ Image = NDArray[np.uint8]
 MAX_IMAGE_SIZE = 640  # [pixels], size of the offscreen framebuffer
 MAX_SCENE_GEOMS = 10_000
 HIDDEN_GROUP = 0  # geom group of robosuite's collision geometry, not rendered
-
-
-def choose_gl_backend() -> str:
-    """Set MUJOCO_GL to a backend that this machine can load (egl, then osmesa), and return it.
-
-    Call before mujoco is imported. A value that the user has set is not changed.
-    """
-    if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
-        if ctypes.util.find_library("EGL"):
-            os.environ["MUJOCO_GL"] = "egl"
-        elif ctypes.util.find_library("OSMesa"):
-            os.environ["MUJOCO_GL"] = "osmesa"
-    return os.environ.get("MUJOCO_GL", "")
 
 
 def check_render_profile(name: str) -> None:
@@ -90,16 +76,16 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = MAX_IMAGE_SIZE
         if profile != "full":
             model.vis.quality.offsamples = 0
+        check_gl_variables()
         try:
-            self._gl = mujoco.GLContext(MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
-            self._gl.make_current()
-            with coarse_meshes(model) if profile == "coarse" else nullcontext():
+            with warnings.catch_warnings(), coarse_meshes(model) if profile == "coarse" else nullcontext():
+                warnings.simplefilter("ignore")  # glfw warns where there is no display, before an error follows
+                mujoco.GLContext._context = None  # its destructor reads it, also where the constructor failed
+                self._gl = mujoco.GLContext(MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
+                self._gl.make_current()
                 self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as e:  # GL libraries raise errors of any type
-            raise SimulatorError(
-                f"cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {str(e) or type(e).__name__}.",
-                "Run `ddp doctor`.",
-            ) from e
+            raise rendering_error(e) from e
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # mujoco's own clean-up at exit logs an error for GL contexts that are still open.
         atexit.register(_close_at_exit, weakref.ref(self))

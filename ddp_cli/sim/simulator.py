@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError
-from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec, rotation_angle
+from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec
+from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
@@ -74,7 +75,9 @@ class Simulator:
     def reset(self, seed: int) -> None:
         """Start a new episode; a seed determines the initial state bit for bit."""
         if self.actions == "absolute" and not self._absolute_verified:
-            self._verify_absolute_actions()
+            self._reset()
+            verify_absolute_actions(self.eef_pose, self.step)
+            self._absolute_verified = True
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._reset()
 
@@ -112,26 +115,6 @@ class Simulator:
         base = self.base_orientation()
         position = controller.origin_pos + base @ controller.goal_pos
         return np.concatenate([position, matrix_to_6d(base @ controller.goal_ori), action[6:]])
-
-    def _verify_absolute_actions(self) -> None:
-        """Command a pose 5 cm away and check that the end effector reaches it.
-
-        A silent change of conventions between versions of robosuite would give 0% success without an error.
-        """
-        self._reset()
-        start, rotation = self.eef_pose()
-        goal = start + np.array([0.03, 0.0, -0.04])
-        for _ in range(15):
-            self.step(np.concatenate([goal, matrix_to_6d(rotation), [-1.0]]))
-        position_error = np.linalg.norm(self.eef_pose()[0] - goal)
-        rotation_error = rotation_angle(self.eef_pose()[1], rotation)
-        if position_error > 0.01 or rotation_error > 0.1:
-            raise SimulatorError(
-                f"absolute actions do not work: after a command to move by 5 cm, the end effector is "
-                f"{position_error * 100:.1f} cm and {rotation_error:.2f} rad from its goal.",
-                "Run `ddp doctor`: robosuite 1.5.2 is expected.",
-            )
-        self._absolute_verified = True
 
     # -- state --------------------------------------------------------------------------------
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.windows import Batch, Windows, batch_indices, validation_episodes, window_bounds, window_steps
+from ddp_cli.core.windows import Batch, Windows, batch_indices, count_windows, window_bounds, window_steps
 from ddp_cli.data.image_cache import DecodedArrays, decode_arrays, memory_budget
 from ddp_cli.data.store import Store
-from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.errors import ConfigError
 from ddp_cli.parallel import default_workers
+from ddp_cli.training.validation_split import validation_episodes
 
 MAX_GPU_FRACTION = 0.4  # of the free GPU memory that the dataset may occupy
 
@@ -25,6 +26,19 @@ class TrainingData:
 
     train: Windows
     val: Windows
+    n_episodes: int
+    """Episodes in the store."""
+    n_used: int
+    """Those that have windows."""
+    n_held_out: int
+    """Those that have validation windows."""
+    min_steps: int
+    """Steps that an episode needs to have a window."""
+
+    def describe(self) -> str:
+        """How many episodes and windows are trained on."""
+        held_out = f", {self.n_held_out} of them held out ({len(self.val)} windows)" if self.n_held_out else ""
+        return f"{self.n_used} of {self.n_episodes} demonstrations{held_out}, {len(self.train)} windows to train on"
 
 
 def load_training_data(
@@ -40,35 +54,34 @@ def load_training_data(
     Images that exceed `budget` [bytes] (None: `memory_budget`) stay on disk, see `data/image_cache.py`; with `write`
     this process may decode them there. Arrays are moved to the GPU if they fit in its memory.
 
-    Raises DataError if arrays of the store differ in length, ConfigError if no demonstration fits the horizon.
+    Raises ConfigError if no demonstration to train on fits the horizon.
     """
     policy = config.policy
     keys = [*policy.image_keys, *policy.low_dim]
     extra = ["object"] if config.object_weight else []
-    steps = int(store.episode_ends[-1])
-    for key in (*keys, *extra, "action"):
-        if store.shape(key)[0] != steps:
-            raise DataError(
-                f"'{store.path}': data/{key} has {store.shape(key)[0]} steps, expected {steps}.",
-                "Convert the demonstrations again.",
-            )
     budget = memory_budget(config.memory_gb) if budget is None else budget
-    arrays = decode_arrays(store, [*keys, *extra, "action"], budget, info, write)
+    arrays = decode_arrays(store, [*keys, *extra, "action"], budget, info, write, config.cache_dir)
     held_out = validation_episodes(len(store.episode_ends), config.val_ratio, config.seed)
     data_device = _choose_device(arrays, device)
     tensors = {k: torch.from_numpy(np.asanyarray(a)).to(data_device) for k, a in arrays.data.items()}
     release = arrays.release_pages if arrays.memory_maps else None
-    splits = []
+    splits, counts = [], []
     for mask in (~held_out, held_out):
-        bounds = window_bounds(store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask)
+        bounds = window_bounds(
+            store.episode_ends, policy.horizon, policy.pad_before, policy.pad_after, mask, config.pad_short
+        )
         indices = window_steps(bounds, policy.horizon)
         splits.append(Windows(tensors, indices, keys, policy.n_encoded_steps, extra, data_device, release))
+        counts.append(count_windows(store.episode_ends, bounds))
     if not len(splits[0]):
+        longest = int(np.diff(store.episode_ends, prepend=0)[~held_out].max())
         raise ConfigError(
             f"no demonstration in '{store.path}' is long enough for horizon {policy.horizon}.",
-            f"The longest has {int(np.diff(store.episode_ends, prepend=0).max())} steps: set a shorter horizon.",
+            f"The longest to train on has {longest} steps: set a shorter horizon, or --set pad_short=true.",
         )
-    return TrainingData(*splits)
+    min_steps = 1 if config.pad_short else max(1, policy.horizon - policy.pad_before - policy.pad_after)
+    n_used, n_held_out = int(np.count_nonzero(sum(counts))), int(np.count_nonzero(counts[1]))
+    return TrainingData(splits[0], splits[1], len(held_out), n_used, n_held_out, min_steps)
 
 
 def _choose_device(arrays: DecodedArrays, device: torch.device) -> torch.device:

@@ -21,13 +21,16 @@ class Metrics:
     """Records the metrics of the run in `folder` from `step` on.
 
     Metrics of later steps are removed: the run was interrupted after its last checkpoint and records them again.
+    `seconds` is the time for which the run has been trained; it goes on from the last recorded value.
     """
 
     def __init__(self, folder: Path, step: int, wandb: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path, self._started = folder / METRICS_FILE, time.time()
-        lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= step]
+        self.path = folder / METRICS_FILE
+        rows = [row for row in read_metrics(folder) if row["step"] <= step]
+        lines = [json.dumps(row) for row in rows]
+        self._started = time.monotonic() - max((row.get("seconds", 0.0) for row in rows), default=0.0)
         with atomic_file(self.path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines))
         self._wandb = _start_wandb(folder) if wandb else None
@@ -44,7 +47,7 @@ class Metrics:
         """Record `metrics`, one of which is the `step`; values that are not finite are left out."""
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         step = int(metrics["step"])
-        self._file.write(json.dumps({**metrics, "seconds": round(time.time() - self._started, 3)}) + "\n")
+        self._file.write(json.dumps({**metrics, "seconds": round(time.monotonic() - self._started, 3)}) + "\n")
         self._file.flush()
         tagged = {_tag(name): value for name, value in metrics.items() if name != "step"}
         for tag, value in tagged.items():

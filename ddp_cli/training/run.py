@@ -1,39 +1,30 @@
-"""Training runs: starting, resuming and training them. `run_folder.py` says what is in their folders."""
+"""Training runs: starting and training them. resume.py continues them; run_folder.py says what is in their folders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ddp_cli.config import PolicyConfig, TrainConfig
-from ddp_cli.core.checkpoint import Meta, list_checkpoints, load_meta, load_train_state, load_weights
+from ddp_cli.config import TrainConfig
+from ddp_cli.core.checkpoint import Meta
 from ddp_cli.data.image_cache import memory_budget
 from ddp_cli.data.store import Store
-from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.errors import ConfigError
+from ddp_cli.locks import Lock
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
+from ddp_cli.training.initial_weights import load_initial_weights
 from ddp_cli.training.loop import Callbacks, plan_steps, train
 from ddp_cli.training.metrics import Metrics
 from ddp_cli.training.run_folder import (
-    check_new_run,
+    NewRunFolder,
     checkpoint_meta,
     create_run_folder,
-    open_run_folder,
-    read_run_config,
 )
 from ddp_cli.training.trainer import Trainer, keep_freed_memory
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
-SAME_SHAPE_SETTINGS = (
-    "n_head", "causal_attn", "prediction_type", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule",
-)  # fmt: skip
-"""Settings that change what a policy computes without changing the shapes of its weights."""
 
 Log = Callable[[str], None]
 
@@ -46,7 +37,7 @@ class Run:
     trainer: Trainer
     meta: Meta
     rate: float = 0.0
-    lock: BaseFileLock | None = None
+    lock: Lock | None = None
     """Held as long as this process trains the run; only in the main process."""
 
 
@@ -58,60 +49,35 @@ def create_run(
     info: Log,
     processes: Processes | None = None,
     init_from: Path | None = None,
+    numbered: bool = False,
 ) -> Run:
-    """Create a run in `folder`, which must not exist; this fixes its length in steps.
+    """Create a run in `folder`, which must not exist; this fixes its length in steps. After an error nothing is left.
 
-    With `init_from` the run starts with the weights and the normalizer of that checkpoint.
+    With `init_from` the run starts with the weights and the normalizer of that checkpoint. With `numbered` the folder
+    is named NAME-2, NAME-3, ... if there is one already.
     """
     processes = processes or Processes()
-    processes.run_on_main(lambda: check_new_run(folder))
-    trainer, rate = _build_trainer(config, store, device, info, processes, None)
-    if init_from:
-        load_initial_weights(trainer, init_from)
-    meta = checkpoint_meta(config, store)
-    lock: list[BaseFileLock] = []  # only the main process has it: a lock cannot be sent to the others
-    processes.run_on_main(lambda: lock.append(create_run_folder(folder, trainer, meta, store, init_from)))
-    return Run(folder, trainer, meta, rate, *lock)
+    new: list[NewRunFolder] = []  # only the main process has it: a lock cannot be sent to the others
 
+    def create() -> Path:
+        new.append(create_run_folder(folder, numbered))
+        return new[0].path
 
-def resume_run(folder: Path, device: torch.device, warn: Log, info: Log, processes: Processes | None = None) -> Run:
-    """Load the run in `folder` at its newest complete checkpoint; damaged ones are skipped with a warning.
-
-    The number of processes may differ from before.
-    """
-    processes = processes or Processes()
-    lock: list[BaseFileLock] = []
-    processes.run_on_main(lambda: lock.append(open_run_folder(folder)))
-    run_config = processes.run_on_main(lambda: read_run_config(folder))
-    store = Store(run_config.store)
-    trainer, _ = _build_trainer(run_config.train, store, device, info, processes, run_config.total_steps)
-    run = Run(folder, trainer, checkpoint_meta(run_config.train, store), 0.0, *lock)
-    newest: Path | None = None
-    for path in reversed(processes.run_on_main(lambda: list_checkpoints(folder))):
-        error = _load_state(trainer, path)
-        if not processes.any(bool(error)):
-            return run
-        warn(f"{error} Trying the previous checkpoint.")
-        newest = newest or path
-    if newest:
-        raise CheckpointError(
-            f"training cannot resume from any checkpoint of '{folder}'; they are left unchanged.",
-            f"Start a new run with the weights of the newest: --init-from {newest}.",
-        )
-    warn(f"'{folder}' has no checkpoint yet: starting at step 0")
-    return run
-
-
-def _load_state(trainer: Trainer, checkpoint: Path) -> str:
-    """Load the training state of a checkpoint; returns an error message, empty on success."""
+    path = processes.run_on_main(create)
     try:
-        trainer.load_state(load_train_state(checkpoint))
-    except CheckpointError as e:
-        return f"{checkpoint.name}: {e.message}"
-    return ""
+        trainer, rate = build_trainer(config, store, device, info, processes, None)
+        if init_from:
+            load_initial_weights(trainer, init_from)
+        meta = checkpoint_meta(config, store)
+        processes.run_on_main(lambda: new[0].write(trainer, meta, store, init_from))
+    except BaseException:
+        for new_folder in new:
+            new_folder.remove()
+        raise
+    return Run(path, trainer, meta, rate, *(new_folder.lock for new_folder in new))
 
 
-def _build_trainer(
+def build_trainer(
     config: TrainConfig, store: Store, device: torch.device, info: Log, processes: Processes, total: int | None
 ) -> tuple[Trainer, float]:
     """The trainer and the measured steps/s. Without `total`, the length is planned from the configuration."""
@@ -137,34 +103,6 @@ def _check_store(config: TrainConfig, store: Store) -> None:
             f"the configuration says {config.policy.actions}.",
             "Leave `actions` out: the default is the convention of the store.",
         )
-
-
-def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
-    """Load the weights and the normalizer of `checkpoint`; ConfigError lists what does not fit."""
-    weights, expected = load_weights(checkpoint), trainer.policy.state_dict()
-    differences = [f"{name} is missing" for name in expected if name not in weights] + [
-        f"{name} is not expected" for name in weights if name not in expected
-    ]
-    differences += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
-        for name, weight in expected.items()
-        if name in weights and weights[name].shape != weight.shape
-    ]
-    checkpoint_config = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
-    config = trainer.config.policy
-    differences += [
-        f"{name} is {getattr(checkpoint_config, name)}, expected {getattr(config, name)}"
-        for name in SAME_SHAPE_SETTINGS
-        if getattr(checkpoint_config, name) != getattr(config, name)
-    ]
-    if differences:
-        raise ConfigError(
-            f"the weights of '{checkpoint}' do not fit, {len(differences)} differences: {'; '.join(differences)}.",
-            "Train the same architecture: use the settings in the checkpoint's config.json.",
-        )
-    trainer.policy.load_state_dict(weights)
-    for shadow, parameter in zip(trainer.ema.shadow_params, trainer.policy.parameters(), strict=True):
-        shadow.copy_(parameter.detach())
 
 
 def run_training(run: Run, callbacks: Callbacks, wandb: bool = False) -> Path | None:

@@ -12,20 +12,20 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import JsonValue
 
 from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.data.store import Store
-from ddp_cli.disk import acquire_lock, atomic_file, remove_leftovers, replace_link
+from ddp_cli.disk import atomic_file, remove, remove_leftovers, replace_link
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
+from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
 from ddp_cli.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 FORMAT = 1
-INCOMPLETE_RUN = {".lock", "checkpoints", ".config.json.partial"}
+INCOMPLETE_RUN = {".lock", "checkpoints", ".config.json.partial", ".config.json.lock"}
 """What an interruption leaves of a run whose `config.json` has not been written."""
 
 
@@ -38,27 +38,22 @@ class RunConfig:
     total_steps: int
 
 
-def check_new_run(folder: Path) -> None:
-    """DdpError if `folder` exists; an incomplete run, left by an interruption, is removed."""
-    if not folder.exists():
-        return
-    if (folder / "config.json").exists() or any(p.name not in INCOMPLETE_RUN for p in folder.iterdir()):
-        raise DdpError(f"'{folder}' already exists.", "Add --resume to continue it, or choose another --name.")
-    shutil.rmtree(folder)
+@dataclass(frozen=True)
+class NewRunFolder:
+    """A locked folder for a new run; `config.json`, which `write` writes last, makes it a run."""
 
+    path: Path
+    lock: Lock
+    created: list[Path]
+    """Folders above it that did not exist."""
 
-def create_run_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, init_from: Path | None) -> BaseFileLock:
-    """Create the folder and lock it; `config.json`, written last, makes it a run. After an error it is removed.
-
-    A run that starts from the weights of `init_from` gets a checkpoint at step 0, so that it can be resumed without
-    the other run.
-    """
-    folder.mkdir(parents=True)
-    try:
-        lock = lock_run(folder)
+    def write(self, trainer: Trainer, meta: Meta, store: Store, init_from: Path | None) -> None:
+        """A run that starts from the weights of `init_from` gets a checkpoint at step 0, so that it can be resumed
+        without the other run.
+        """
         if init_from:
             content: Meta = {**meta, "step": 0, "init_from": str(init_from)}
-            path = checkpoint_path(folder, 0)
+            path = checkpoint_path(self.path, 0)
             save_checkpoint(path, trainer.config.policy, trainer.ema_weights(), content, trainer.state())
         config = {
             "format": FORMAT,
@@ -68,15 +63,70 @@ def create_run_folder(folder: Path, trainer: Trainer, meta: Meta, store: Store, 
             "data": str(store.path.absolute()),
             "store": store_identity(store),
         }
-        with atomic_file(folder / "config.json") as partial:
-            partial.write_text(json.dumps(config, indent=2) + "\n")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _write_config(self.path, config)
+
+    def remove(self) -> None:
+        """Remove the folder, after an error."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.release()
+        remove_empty_folders(self.created)
+
+
+def _write_config(folder: Path, content: dict[str, Any]) -> None:
+    with atomic_file(folder / "config.json") as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def create_run_folder(folder: Path, numbered: bool = False) -> NewRunFolder:
+    """Create and lock the folder of a new run. What an interruption left of a run without `config.json` is removed.
+
+    If there is a run in `folder`, or another process is starting one there: DdpError, or with `numbered`, the first
+    free name of NAME-2, NAME-3, ... is used instead.
+    """
+    path, number = folder, 1
+    while True:
+        try:
+            return _create_run_folder(path)
+        except DdpError:
+            if not numbered:
+                raise
+        number += 1
+        path = folder.with_name(f"{folder.name}-{number}")
+
+
+def _create_run_folder(folder: Path) -> NewRunFolder:
+    while True:
+        created = make_folder(folder.parent)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            _check_incomplete(folder)
+        except FileNotFoundError:  # another process removed the empty folder above it
+            continue
+        try:
+            lock = lock_run(folder)
+        except FileNotFoundError:  # another process removed its folder
+            continue
+        if lock.is_current():
+            break
+        lock.release()
+    try:
+        _check_incomplete(folder)  # another process may have started a run before the folder was locked
+    except DdpError:
+        lock.release()
         raise
-    return lock
+    for name in INCOMPLETE_RUN - {".lock"}:
+        remove(folder / name)
+    return NewRunFolder(folder, lock, created)
 
 
-def open_run_folder(folder: Path) -> BaseFileLock:
+def _check_incomplete(folder: Path) -> None:
+    """DdpError if there is a run or anything else in `folder`."""
+    if not folder.is_dir() or any(p.name not in INCOMPLETE_RUN for p in folder.iterdir()):
+        raise DdpError(f"'{folder}' already exists.", "Add --resume to continue it, or choose another --name.")
+
+
+def open_run_folder(folder: Path) -> Lock:
     """Lock an existing run and remove what an interrupted process left of its checkpoints."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
@@ -85,35 +135,75 @@ def open_run_folder(folder: Path) -> BaseFileLock:
     return lock
 
 
-def lock_run(folder: Path) -> BaseFileLock:
+def lock_run(folder: Path) -> Lock:
     """Lock a run until `release()` or the end of this process; DdpError if another process is training it."""
+    path = folder / ".lock"
     try:
-        return acquire_lock(folder / ".lock", blocking=False)
+        return acquire_lock(path, blocking=False)
     except BlockingIOError as e:
-        raise DdpError(f"another process is training '{folder}'.", "Wait for it, or stop it first.") from e
+        raise DdpError(
+            f"another process is training '{folder}'.", f"Wait for it, or stop it first. It is {read_holder(path)}."
+        ) from e
 
 
-def read_run_config(folder: Path) -> RunConfig:
-    """Read a run's `config.json`; CheckpointError if it is damaged, DataError if its store has changed."""
+def read_run_config(folder: Path, data: Path | None = None) -> RunConfig:
+    """Read a run's `config.json`; CheckpointError if it is damaged, DataError if its store is missing or has changed.
+
+    `data` is the path of the store, if it was moved.
+    """
     content = read_json(folder / "config.json")
     try:
         if content["format"] != FORMAT:
             raise ConfigError(f"format {content['format']}, this version of ddp reads format {FORMAT}")
         policy, train_values = content["train"].pop("policy"), content["train"]
         config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
-        path, identity, total = Path(content["data"]), content["store"], int(content["total_steps"])
+        path, identity, total = Path(content["data"]), dict(content["store"]), int(content["total_steps"])
         if total < 1:
             raise ConfigError(f"total_steps {total}")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
         raise CheckpointError(f"'{folder / 'config.json'}' is damaged: {cause}.", "Start a new run.") from e
-    store = Store(path)
-    if store_identity(store) != identity:
+    if data is None and not path.exists():
+        runs = folder.parent.parent
+        option = "" if str(runs) == "runs" else f" --runs {runs}"
         raise DataError(
-            f"'{store.path}' is not the store that this run was started with.",
-            "Restore that store, or start a new run.",
+            f"the store of '{folder}' is not at '{path}' any more.",
+            f"If it was moved, resume with --data: `ddp train --task {config.policy.task.name} --name {folder.name}"
+            f"{option} --resume --data STORE.zarr`.",
         )
-    return RunConfig(config, path, total)
+    store = Store(data or path)
+    differences = _find_differences(identity, store_identity(store))
+    if differences:
+        raise DataError(
+            f"'{store.path}' is not the store that this run was started with: {', '.join(differences)}.",
+            "Name that store with --data, or start a new run.",
+        )
+    return RunConfig(config, store.path, total)
+
+
+def write_store_path(folder: Path, path: Path) -> None:
+    """Record in a run's `config.json` that its store is now at `path`."""
+    _write_config(folder, read_json(folder / "config.json") | {"data": str(path.absolute())})
+
+
+IDENTITY_NAMES = {
+    "sha256": "the recording", "demos": "the number of demonstrations", "steps": "the number of steps",
+    "actions_sha256": "the content of the actions", "task": "the task", "render": "the render profile",
+    "action": "the action convention", "versions": "the simulator versions",
+    "observations": "the copied observations",
+}  # fmt: skip
+
+
+def _find_differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs between two identities of stores."""
+    differences = []
+    for key, value in found.items():
+        # Runs of older versions do not know which observations were recorded.
+        before = expected.get(key, value if key == "observations" else None)
+        if before != value:
+            values = f" ({value} instead of {before})" if isinstance(value, int) or key == "render" else ""
+            differences.append(f"{IDENTITY_NAMES[key]} differs{values}")
+    return differences
 
 
 def store_identity(store: Store) -> dict[str, Any]:
@@ -124,6 +214,7 @@ def store_identity(store: Store) -> dict[str, Any]:
         "demos": len(source["demos"]),
         "steps": int(store.episode_ends[-1]),
         "actions_sha256": store.content_hash(),
+        "observations": source.get("observations", []),
         **{k: store.attrs[k] for k in ("task", "render", "action", "versions")},
     }
 
@@ -131,12 +222,21 @@ def store_identity(store: Store) -> dict[str, Any]:
 def checkpoint_meta(config: TrainConfig, store: Store) -> Meta:
     """What every checkpoint of a run records about its training and its data."""
     return {
-        "train": config.model_dump(mode="json", exclude={"policy"}),
+        "train": config.model_dump(mode="json", exclude={"policy", "cache_dir"}),
         "render": store.attrs["render"],
         "action": store.attrs["action"],
         "store": store_identity(store),
         "env_args": store.attrs["env_args"],
+        "action_range": _position_range(store),
     }
+
+
+def _position_range(store: Store) -> dict[str, JsonValue] | None:
+    """Lowest and highest position of the absolute actions in the store, (3,) each [m]; None for delta actions."""
+    if store.attrs["action"]["convention"] != "absolute":
+        return None
+    positions = store.read("action")[:, :3]
+    return {"low": positions.min(0).tolist(), "high": positions.max(0).tolist()}
 
 
 def find_training_store(checkpoint: Path) -> Path | None:

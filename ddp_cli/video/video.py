@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
+from ddp_cli.locks import lock_output
 from ddp_cli.tasks import CONTROL_HZ
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
@@ -66,14 +67,16 @@ class VideoWriter:
 
     def __init__(self, path: Path, colors: Sequence[tuple[int, int, int]] = (), lossless: bool = False) -> None:
         check_format(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # imageio does not let ffmpeg write to a name that ends in .gif.
         suffix = ".mp4" if is_gif(path) else path.suffix
         self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
         settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else H264
-        self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
+        with ExitStack() as stack:
+            stack.enter_context(lock_output(path))
+            self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)
+            self._lock = stack.pop_all()
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Append a frame (H, W, 3)."""
@@ -106,6 +109,7 @@ class VideoWriter:
                 self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
+            self._lock.close()
 
     def _is_complete(self) -> bool:
         try:

@@ -170,6 +170,20 @@ def test_export_and_import_never_replace_a_run(trained: Path, checkpoint: Path, 
     assert "no file 'missing'" in refused(ddp("import", "missing"))
 
 
+def test_files_of_weights_are_explained(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.ckpt").write_bytes(b"PK")
+    (tmp_path / "m.bin").write_bytes(b"")
+    commands = [["eval"], ["rollout"], ["export"], ["train", "--task", "lift", "--steps", "1", "--init-from"]]
+    for command in commands:
+        assert f"`ddp import {tmp_path}/m.ckpt --out imported/`" in refused(ddp(*command, tmp_path / "m.ckpt"))
+        text = refused(ddp(*command, checkpoint / "model.safetensors"))
+        assert f"name its folder, '{checkpoint}'" in text
+        assert "Name a checkpoint folder" in refused(ddp(*command, tmp_path / "m.bin"))
+    assert f"`ddp eval {checkpoint}`" in refused(ddp("import", checkpoint / "model.safetensors"))
+    assert "`ddp import` reads published .ckpt files" in refused(ddp("serve", tmp_path / "m.ckpt"))
+    assert "`ddp import" in refused(ddp("inspect", tmp_path / "m.ckpt"))
+
+
 def test_missing_weights_are_named(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     for command in ("eval", "rollout", "export"):

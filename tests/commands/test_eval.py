@@ -34,20 +34,79 @@ def test_eval_reports_and_writes(trained: Path) -> None:
 def test_two_checkpoints_are_compared_on_the_same_seeds(trained: Path) -> None:
     run = trained / "lift" / "tiny"
     text = ok(ddp("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)).stdout
-    assert "of 2 episodes both succeed in 0, only the first in 0, only the second in 0: p = 1" in text
-    assert "may be due to chance" in text
+    assert (
+        "of 2 episodes both succeed in 0, only the first in 0, only the second in 0: first minus second +0.0% "
+        "(95% interval -65.8% to +65.8%), p = 1 (exact McNemar test)\n"
+    ) in text
     report = ok_json("eval", run, run, "-n", 2, "--workers", 1, "--inference-steps", 1)
-    assert report["paired"] == {"both": 0, "only_first": 0, "only_second": 0, "neither": 2, "p": 1.0, "differing": []}
+    assert report["paired"] == {
+        "both": 0, "only_first": 0, "only_second": 0, "neither": 2, "difference": 0.0,
+        "interval_95": pytest.approx([-0.6576, 0.6576], abs=1e-4), "interval_is_approximate": False, "p": 1.0,
+        "differing": [],
+    }  # fmt: skip
     assert "Give one checkpoint, two to compare" in refused(ddp("eval", run, run, run))
 
 
+def outcomes(first: int, successes: list[bool], **more: object) -> dict:
+    """A report of episodes from the seed `first` on."""
+    return {"episodes": [{"seed": first + i, "success": success} for i, success in enumerate(successes)], **more}
+
+
 def test_seeds_with_different_outcomes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = (
-        {"episodes": [{"seed": seed, "success": success} for seed, success in outcomes.items()]}
-        for outcomes in ({5: True, 6: True, 7: False, 8: False}, {5: True, 6: False, 7: True, 8: False})
-    )
+    one, other = outcomes(5, [True, True, False, False]), outcomes(5, [True, False, True, False])
     assert compare(one, other)["paired"]["differing"] == [6, 7]
     assert "seeds with different outcomes: 6, 7" in capsys.readouterr().out
+
+
+def test_a_comparison_states_the_interval_of_the_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    """No verdict: 12 against 2 of 14 seeds, with p < .05 and an interval that tells how little is known."""
+    first, second = [True] * 48 + [False] * 2, [True] * 36 + [False] * 12 + [True] * 2
+    paired = compare(outcomes(0, first), outcomes(0, second, until_ci=0.1))["paired"]
+    assert paired["difference"] == pytest.approx(0.2)
+    assert paired["interval_95"] == pytest.approx([0.0569, 0.3404], abs=1e-4)
+    assert paired["p"] == pytest.approx(0.012939, abs=1e-6)
+    assert paired["interval_is_approximate"]
+    text = capsys.readouterr().out
+    assert "+20.0% (95% interval +5.7% to +34.0%, approximate because of --until-ci), p = 0.0129" in text
+    assert "significant" not in text
+    assert compare(outcomes(0, first), outcomes(100, second))["paired"]["difference"] is None
+
+
+def test_an_interval_that_stops_the_evaluation_is_called_approximate(trained: Path) -> None:
+    command = ("eval", trained / "lift/tiny", "-n", 12, "--workers", 1, "--inference-steps", 1)
+    text = ok(ddp(*command, "--until-ci", 0.15)).stdout
+    assert "0 of 10 episodes" in text
+    assert "approximate: when --until-ci stops depends on the results" in " ".join(text.split())
+    report = ok_json(*command, "--until-ci", 0.15)
+    assert (report["until_ci"], report["interval_is_approximate"], len(report["episodes"])) == (0.15, True, 10)
+    report = ok_json("eval", trained / "lift/tiny", "-n", 1, "--workers", 1, "--inference-steps", 1)
+    assert (report["until_ci"], report["interval_is_approximate"]) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("seed", "first_fresh"), [(300_000, 300_001), (299_999, 300_000), (300_001, 300_000), (0, 300_000)]
+)
+def test_fresh_seeds_are_never_those_that_chose(trained: Path, seed: int, first_fresh: int) -> None:
+    command = ("eval", trained / "lift/tiny", "--last", 2, "-n", 1, "--workers", 1, "--inference-steps", 1)
+    report = ok_json(*command, "--seed", seed)
+    chosen = {episode["seed"] for checkpoint in report["checkpoints"] for episode in checkpoint["episodes"]}
+    assert chosen == {seed}
+    assert [episode["seed"] for episode in report["fresh"]["episodes"]] == [first_fresh]
+
+
+@pytest.mark.parametrize(
+    ("seed", "purpose", "text"),
+    [(1_000, "collect", "knows these initial states"), (200_000, "training", "by which the best checkpoint")],
+)
+def test_seeds_that_shaped_the_policy_are_stated(trained: Path, seed: int, purpose: str, text: str) -> None:
+    command = ("eval", trained / "lift/tiny", "-n", 1, "--workers", 1, "--inference-steps", 1)
+    result = ok(ddp(*command, "--seed", seed, "--json"))
+    assert json.loads(result.stdout)["seeds_also_used_for"] == [purpose]
+    assert f"warning: the seeds {seed} to {seed} are those of" in result.stderr
+    assert text in result.stderr
+    result = ok(ddp(*command, "--json"))
+    assert json.loads(result.stdout)["seeds_also_used_for"] == []
+    assert "warning" not in result.stderr
 
 
 def test_last_checkpoints_and_the_best_on_fresh_seeds(trained: Path) -> None:

@@ -58,6 +58,27 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert left == []
     assert not (tmp_path / "out.zarr").exists()
     assert not (tmp_path / "out.zarr.partial").exists()
+    assert not (tmp_path / "out.hdf5.partial").exists()
+
+
+def test_a_full_disk_keeps_recorded_demonstrations(lift_demos: Path, tmp_path: Path) -> None:
+    """The demonstrations fit, their HDF5 file does not; the same command finishes it without recording again."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000));"
+        "import ddp_cli.cli; ddp_cli.cli.app()"
+    )
+    command = ["collect", "--task", "lift", "-n", "2", "--seed", "1000", "--out", "out.hdf5", "-j", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith(
+        "error: the disk is full. Free some space, or choose an output on another disk, and run the same command "
+        "again. 2 demonstrations are kept in 'out.hdf5.partial': the same command continues.\n"
+    )
+    recorded = {path: path.stat().st_mtime_ns for path in Path("out.hdf5.partial").glob("*.npz")}
+    assert len(recorded) == 2
+    assert ok_json(*command)["demos"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out.hdf5"]
 
 
 def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import DOOR
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
+from ddp_cli.core import checkpoint_selection
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
 
@@ -45,6 +47,24 @@ def test_truncated_weights_are_rejected(checkpoint: Path, size: int) -> None:
         ck.load_policy(checkpoint)
 
 
+def test_weights_of_another_checkpoint_are_rejected(checkpoint: Path) -> None:
+    """They have the right shapes; only the hash in config.json tells."""
+    policy, _ = ck.load_policy(checkpoint)
+    with torch.no_grad():
+        next(policy.parameters()).add_(1e-3)
+    other = checkpoint.with_name("other")
+    ck.save_checkpoint(other, policy.config, policy.state_dict(), {}, None)
+    shutil.copy(other / ck.MODEL, checkpoint)
+    for load in (ck.load_policy, ck.load_weights):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged, or belongs to another checkpoint"):
+            load(checkpoint)
+    config = json.loads((checkpoint / ck.CONFIG).read_text())
+    del config["sha256"]  # not in every checkpoint
+    (checkpoint / ck.CONFIG).write_text(json.dumps(config))
+    loaded, _ = ck.load_policy(checkpoint)
+    assert torch.equal(next(loaded.parameters()), next(policy.parameters()))
+
+
 def test_weights_that_do_not_fit_the_configuration_are_rejected(checkpoint: Path) -> None:
     path = checkpoint / ck.CONFIG
     config = json.loads(path.read_text())
@@ -71,7 +91,7 @@ def test_a_failed_save_leaves_no_files(checkpoint: Path, tmp_path: Path, monkeyp
     target = tmp_path / "checkpoints" / "step-1"
     with pytest.raises(OSError, match="No space"):
         ck.save_checkpoint(target, policy.config, policy.state_dict(), {}, {"step": 1})
-    assert list(target.parent.iterdir()) == []
+    assert not target.parent.exists()  # it was created for the checkpoint
 
 
 def test_loading_a_training_state_executes_no_code(checkpoint: Path, tmp_path: Path) -> None:
@@ -90,11 +110,12 @@ def test_loading_a_training_state_executes_no_code(checkpoint: Path, tmp_path: P
 
 def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path, checkpoint: Path) -> None:
     run = trained / "lift" / "tiny"
-    assert ck.resolve_checkpoint(checkpoint, trained) == checkpoint
-    assert ck.resolve_checkpoint(run, trained).name == "step-00000004"
-    assert ck.resolve_checkpoint(None, trained, "lift") == ck.resolve_checkpoint(run, trained)
+    assert checkpoint_selection.resolve_checkpoint(checkpoint, trained) == checkpoint
+    assert checkpoint_selection.resolve_checkpoint(run, trained).name == "step-00000004"
+    best = checkpoint_selection.resolve_checkpoint(run, trained)
+    assert checkpoint_selection.resolve_checkpoint(None, trained, "lift") == best
     with pytest.raises(CheckpointError, match="ddp train --task can"):
-        ck.resolve_checkpoint(None, trained, "can")
+        checkpoint_selection.resolve_checkpoint(None, trained, "can")
 
 
 def write_run(folder: Path, **times: float) -> Path:
@@ -114,30 +135,30 @@ def write_run(folder: Path, **times: float) -> Path:
 
 def test_the_newest_run_is_the_one_started_resumed_or_checkpointed_last(tmp_path: Path) -> None:
     started = write_run(tmp_path / "lift/started", config=10, metrics=11, checkpoint=12)
-    assert ck.newest_run(tmp_path) == started
+    assert checkpoint_selection.newest_run(tmp_path) == started
     resumed = write_run(tmp_path / "can/resumed", config=1, metrics=13)
-    assert ck.newest_run(tmp_path) == resumed
+    assert checkpoint_selection.newest_run(tmp_path) == resumed
     checkpointed = write_run(tmp_path / "lift/checkpointed", config=2, metrics=3, checkpoint=14)
-    assert ck.newest_run(tmp_path) == checkpointed
+    assert checkpoint_selection.newest_run(tmp_path) == checkpointed
     new = write_run(tmp_path / "lift/new", config=15)
-    assert ck.newest_run(tmp_path) == ck.newest_run(tmp_path, "lift") == new
-    assert ck.newest_run(tmp_path, "can") == resumed
+    assert checkpoint_selection.newest_run(tmp_path) == checkpoint_selection.newest_run(tmp_path, "lift") == new
+    assert checkpoint_selection.newest_run(tmp_path, "can") == resumed
 
 
 def test_the_newest_run_can_be_required_to_have_a_checkpoint(tmp_path: Path) -> None:
     older = write_run(tmp_path / "lift/older", config=1, metrics=2, checkpoint=3)
     newer = write_run(tmp_path / "lift/newer", checkpoint=4)  # a copy without its configuration
     write_run(tmp_path / "lift/without", config=5, metrics=6)
-    assert ck.newest_run(tmp_path, "lift", require_checkpoint=True) == newer
+    assert checkpoint_selection.newest_run(tmp_path, "lift", require_checkpoint=True) == newer
     os.utime(older / "metrics.jsonl", (7, 7))  # resumed since
-    assert ck.newest_run(tmp_path, require_checkpoint=True) == older
+    assert checkpoint_selection.newest_run(tmp_path, require_checkpoint=True) == older
     write_run(tmp_path / "can/without", config=9)
     with pytest.raises(CheckpointError, match="no trained run of the task 'can'.*ddp train --task can"):
-        ck.newest_run(tmp_path, "can", require_checkpoint=True)
+        checkpoint_selection.newest_run(tmp_path, "can", require_checkpoint=True)
     with pytest.raises(CheckpointError, match="no run of the task 'square'.*ddp train --task square"):
-        ck.newest_run(tmp_path, "square")
+        checkpoint_selection.newest_run(tmp_path, "square")
     with pytest.raises(CheckpointError, match="no trained run in .*nowhere"):
-        ck.newest_run(tmp_path / "nowhere", require_checkpoint=True)
+        checkpoint_selection.newest_run(tmp_path / "nowhere", require_checkpoint=True)
 
 
 def test_a_built_in_task_is_stored_as_its_name(checkpoint: Path, trained: Path) -> None:
@@ -151,15 +172,15 @@ def test_resolve_checkpoint_rejects_another_task_of_the_same_name(trained: Path,
     file, runs = tmp_path / "door.json", tmp_path / "runs"
     file.write_text(json.dumps(DOOR))
     with pytest.raises(CheckpointError, match=r"no trained run of the task 'door'.*--task .*door\.json"):
-        ck.resolve_checkpoint(None, trained, str(file))
+        checkpoint_selection.resolve_checkpoint(None, trained, str(file))
     folder = runs / "door" / "a" / "checkpoints" / "step-1"
     ck.save_checkpoint(folder, PolicyConfig(task=DOOR), {}, {}, None)
     for link in ("last", "best"):
         replace_link(folder.with_name(link), folder)
     for task in (str(file), "door"):
-        assert ck.resolve_checkpoint(None, runs, task) == folder
+        assert checkpoint_selection.resolve_checkpoint(None, runs, task) == folder
     file.write_text(json.dumps(DOOR | {"horizon": 99}))
     for path in (None, folder, folder.parents[1]):
         with pytest.raises(ConfigError, match=r"the task of '.*step-1' differs from .*horizon 12 instead of 99"):
-            ck.resolve_checkpoint(path, runs, str(file))
-    assert ck.resolve_checkpoint(None, runs, "door") == folder
+            checkpoint_selection.resolve_checkpoint(path, runs, str(file))
+    assert checkpoint_selection.resolve_checkpoint(None, runs, "door") == folder

@@ -97,3 +97,23 @@ def test_dropout_has_bernoulli_moments_in_every_column(p: float) -> None:
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
     assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize("p", [1e-9, 1e-6, 7e-6, 1e-4, 0.0005, 0.002, 0.998, 0.9995, 0.99999, 1 - 1e-7])
+def test_dropout_is_right_for_p_near_0_and_1(p: float) -> None:
+    torch.manual_seed(0)
+    n = 4_000_000
+    kept = Dropout(p)(torch.ones(n))
+    n_dropped, expected = int((kept == 0).sum()), n * p
+    assert abs(n_dropped - expected) < 5 * (n * p * (1 - p)) ** 0.5 + 0.01 * min(expected, n - expected) + 1
+    values = kept[kept != 0].unique()
+    assert len(values) <= 1
+    assert values.tolist() == pytest.approx([1 / (1 - p)] * len(values), rel=0.01)
+
+
+def test_dropout_uses_the_same_random_numbers_as_ever() -> None:
+    """Training stays reproducible."""
+    torch.manual_seed(7)
+    dropped = [(Dropout(p)(torch.ones(24)) == 0).nonzero().flatten().tolist() for p in (0.3, 0.1, 0.0)]
+    assert dropped == [[1, 5, 11, 12, 13, 17, 21], [2, 5, 10, 15], []]
+    assert torch.rand(1).item() == pytest.approx(0.5209300518035889, abs=1e-7)

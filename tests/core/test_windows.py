@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_cli.core.windows import Windows, batch_indices, validation_episodes, window_bounds, window_steps
+from ddp_cli.core.windows import Windows, batch_indices, count_windows, window_bounds, window_steps
+from ddp_cli.training.validation_split import validation_episodes
 
 STORED = np.load(Path(__file__).parents[1] / "data" / "windows_ema.npz")
 
@@ -43,6 +44,34 @@ def test_windows_equal_a_brute_force_reference(seed: int) -> None:
         start += length
     steps = window_steps(window_bounds(np.cumsum(lengths), horizon, before, after), horizon)
     np.testing.assert_array_equal(steps, np.array(expected).reshape(-1, horizon))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_padded_short_episodes_equal_a_brute_force_reference(seed: int) -> None:
+    """Episodes shorter than the horizon are extended by their last step before anything else."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 15, rng.integers(1, 6))
+    horizon = int(rng.integers(1, 20))
+    before, after = rng.integers(0, horizon, 2)
+    expected, start = [], 0
+    for length in lengths:
+        steps = np.arange(start, start + length)
+        missing = max(0, horizon - length)
+        padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * (missing + after)]).astype(int)
+        windows = [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
+        # Windows that begin after the end of the episode hold nothing but its last step.
+        expected += windows[: before + length]
+        start += length
+    ends = np.cumsum(lengths)
+    bounds = window_bounds(ends, horizon, before, after, pad_short=True)
+    np.testing.assert_array_equal(window_steps(bounds, horizon), np.array(expected).reshape(-1, horizon))
+    assert (count_windows(ends, bounds) > 0).all()
+
+
+def test_windows_are_counted_by_episode() -> None:
+    ends = np.array([5, 7, 15])
+    bounds = window_bounds(ends, 4, 1, 0)
+    assert count_windows(ends, bounds).tolist() == [3, 0, 6]
 
 
 def test_batch_has_the_first_observations_and_all_actions() -> None:

@@ -16,6 +16,7 @@ from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.demo_writer import DemoWriter
+from ddp_cli.data.recorded_observations import reason_unusable
 from ddp_cli.errors import DataError, DdpError
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -27,14 +28,16 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     rng = np.random.default_rng(0)
     with DemoWriter(path, {"env_name": "Lift"}, {}) as writer:
         for seed in range(3):
-            writer.append(Demo(rng.normal(size=(6, 32)), rng.uniform(-1, 1, (6, 7)), "<mujoco/>", seed))
+            states = rng.normal(size=(6, 32))
+            states[:, 0] = np.arange(6) / 20  # time
+            writer.append(Demo(states, rng.uniform(-1, 1, (6, 7)), "<mujoco/>", seed))
         writer.finish()
     return path.read_bytes()
 
 
 def read_all(path: Path) -> list[Demo]:
     with DemoFile(path) as file:
-        file.reason_unusable("agentview_image", file.names)
+        reason_unusable(file, "agentview_image", file.names)
         return list(file)
 
 

@@ -21,7 +21,9 @@ ENV_ARGS = {"env_name": "Lift", "env_kwargs": {}}
 
 def make_demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
     rng = np.random.default_rng(seed)
-    return Demo(rng.normal(size=(length, 32)), rng.uniform(-1, 1, (length, 7)), xml, seed)
+    states = rng.normal(size=(length, 32))
+    states[:, 0] = np.arange(length) / 20  # time
+    return Demo(states, rng.uniform(-1, 1, (length, 7)), xml, seed)
 
 
 def make_disturbed_demo(length: int = 5) -> Demo:
@@ -103,43 +105,23 @@ def test_filter_keys_select_demos(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "d.hdf5", *(make_demo(3, i) for i in range(12)))
     with h5py.File(path, "r+") as f:
         f["mask/valid"] = np.array([b"demo_11", b"demo_2"])
+        f["mask/partly"] = np.array([b"demo_12", b"demo_3", b"demo_14"])
         f["mask/gone"] = np.array([b"demo_12"])
         f["mask/empty"] = np.zeros(0, "S8")
     with DemoFile(path, filter_key="valid") as file:
         assert file.names == ["demo_2", "demo_11"]
-        assert file.filter_keys == ["empty", "gone", "valid"]
+        assert file.filter_keys == ["empty", "gone", "partly", "valid"]
+        assert file.notes == []
+    with DemoFile(path, filter_key="partly") as file:
+        assert file.names == ["demo_3"]
+        assert "lists 3 demonstrations, of which the file holds 1 (demo_12, ... missing)" in file.notes[0]
     for filter_key, message in (
-        ("vali", "did you mean 'valid'.*empty, gone, valid"),
-        ("gone", "demo_12"),
-        ("empty", "no demo"),
+        ("vali", "did you mean 'valid'.*empty, gone, partly, valid"),
+        ("gone", "none of the demonstrations in the file"),
+        ("empty", "lists no demonstration"),
     ):
         with pytest.raises(DataError, match=message):
             DemoFile(path, filter_key=filter_key)
-
-
-def test_an_interrupted_file_is_resumed(tmp_path: Path) -> None:
-    path = tmp_path / "d.hdf5"
-    with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        writer.append(make_demo(5, 1))
-        writer.append(None)
-        raise KeyboardInterrupt
-    assert not path.exists()
-    with DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        assert writer.counts == {"demos": 1, "attempts": 2, "failures": 1, "total": 5}
-        writer.append(make_demo(7, 2))
-        writer.finish()
-    with DemoFile(path) as file:
-        assert [len(demo.actions) for demo in file] == [5, 7]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_with_another_identity_is_not_resumed(tmp_path: Path) -> None:
-    path = tmp_path / "d.hdf5"
-    with pytest.raises(KeyboardInterrupt), DemoWriter(path, ENV_ARGS, {"a": 1}) as writer:
-        writer.append(make_demo())
-        raise KeyboardInterrupt
-    with DemoWriter(path, ENV_ARGS, {"a": 2}) as writer:
-        assert writer.counts["attempts"] == 0
 
 
 def test_an_error_removes_the_partial_file(tmp_path: Path) -> None:
@@ -147,6 +129,16 @@ def test_an_error_removes_the_partial_file(tmp_path: Path) -> None:
         writer.append(make_demo())
         raise ValueError("boom")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_attempts_are_counted(tmp_path: Path) -> None:
+    with DemoWriter(tmp_path / "d.hdf5", ENV_ARGS, {}) as writer:
+        writer.append(make_demo(5))
+        writer.finish(attempts=3)
+    with h5py.File(tmp_path / "d.hdf5") as f:
+        assert {key: f["data"].attrs[key] for key in ("demos", "attempts", "failures", "total")} == {
+            "demos": 1, "attempts": 3, "failures": 2, "total": 5,
+        }  # fmt: skip
 
 
 Change = Callable[[h5py.File], None]
@@ -217,18 +209,29 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "NaN": (with_value(ACTIONS, (3, 2), np.nan), r"demo_1.*actions\[3, 2\] is nan"),
     "infinite state": (with_value(STATES, (0, 0), np.inf), r"demo_1.*states\[0, 0\] is inf"),
     "lengths differ": (replaced(STATES, np.zeros((4, 32))), "demo_1.*4 states for 5 actions"),
-    "empty": (without_steps, "demo_1.*0 states for 0 actions"),
+    "empty": (without_steps, "demo_1: num_samples is 5, but there are 0 actions"),
     "intended of another length": (replaced(INTENDED, np.zeros((4, 7))), r"demo_1.*\(4, 7\), but actions \(5, 7\)"),
     "intended NaN": (replaced(INTENDED, np.full((5, 7), np.nan)), r"demo_1.*intended\[0, 0\] is nan"),
     "two arms": (replaced(ACTIONS, np.zeros((5, 14))), r"demo_1.*\(5, 14\)"),
     "text actions": (replaced(ACTIONS, np.array([b"x"] * 5)), "demo_1 has no actions"),
     "no model": (replaced("models"), "demo_0.*model"),
-    "absurd size": (with_huge_states, r"demo_1: states declares a shape of \(1000000000000, 32\)"),
+    "absurd size": (with_huge_states, r"demo_1/states declares a shape of \(1000000000000, 32\)"),
     "data is an array": (replaced("data", np.zeros(3)), "no group 'data'"),
-    "demo is an array": (replaced("data/demo_1", np.zeros(3)), "demo_1 has no states"),
+    "demo is an array": (replaced("data/demo_1", np.zeros(3)), "demo_1 has no actions"),
     "states are a group": (with_group_of_states, "demo_1 has no states"),
-    "dangling link": (replaced(ACTIONS, h5py.SoftLink("/nowhere")), "demo_1 has no actions"),
-    "link to another file": (replaced(ACTIONS, h5py.ExternalLink("/etc/passwd", "/x")), "demo_1"),
+    "dangling link": (
+        replaced(ACTIONS, h5py.SoftLink("/nowhere")),
+        "data/demo_1/actions is a link to '/nowhere', which does not exist",
+    ),
+    "link to a missing file": (
+        replaced(ACTIONS, h5py.ExternalLink("gone.hdf5", "/x")),
+        "data/demo_1/actions is a link to the file 'gone.hdf5', which is missing",
+    ),
+    "demo in a missing file": (
+        replaced("data/demo_1", h5py.ExternalLink("gone.hdf5", "/x")),
+        "data/demo_1 is a link to the file 'gone.hdf5'",
+    ),
+    "link to another kind of file": (replaced(ACTIONS, h5py.ExternalLink("/etc/passwd", "/x")), "demo_1"),
 }
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,12 @@ from ddp_cli.data.image_cache import available_memory, cache_folder, decode_arra
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
 from ddp_cli.tasks import CAMERAS, PROPRIO
 from ddp_cli.training.dataloader import BatchLoader, load_training_data
 
 KEYS = [*CAMERAS, "action"]
+COPIED = ("render", "obs", "env_args", "versions", "action", "source")
 
 
 @pytest.fixture
@@ -61,6 +67,120 @@ def test_a_truncated_file_is_decoded_again(store: Store) -> None:
     np.testing.assert_array_equal(again.data["agentview_image"], store.read("agentview_image"))
 
 
+@pytest.mark.parametrize("damage", ["zeros", "a flipped bit", "missing"])
+def test_a_damaged_file_is_decoded_again(store: Store, damage: str) -> None:
+    decode_arrays(store, KEYS, 0, lambda _: None)
+    path = cache_folder(store) / "robot0_eye_in_hand_image.npy"
+    content = bytearray(path.read_bytes())
+    if damage == "zeros":  # as after a power loss: the right size, and a valid header
+        content[128:] = bytes(len(content) - 128)
+    content[-1] ^= 1
+    path.unlink() if damage == "missing" else path.write_bytes(content)
+    messages: list[str] = []
+    again = decode_arrays(store, KEYS, 0, messages.append)
+    assert len(messages) == 1
+    for key in CAMERAS:
+        np.testing.assert_array_equal(again.data[key], store.read(key))
+
+
+def test_a_store_with_the_same_recording_and_other_images_is_decoded_again(lift_zarr: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(lift_zarr, tmp_path / "lift.zarr"))
+    decode_arrays(Store(path), KEYS, 0, lambda _: None)
+    store = Store(path)
+    lengths = [end - begin for begin, end in store.episode_bounds]
+    other = StoreWriter(tmp_path / "other.zarr", store.task, lengths, {k: store.attrs[k] for k in COPIED}, 3)
+    widths = {"object": 10, **PROPRIO, "action": 7}
+    for n in lengths:
+        images = dict.fromkeys(CAMERAS, np.full((n, 84, 84, 3), 7, np.uint8))
+        other.append(images | {key: np.ones((n, width), np.float32) for key, width in widths.items()})
+    other.finish({})
+    shutil.rmtree(path)
+    (tmp_path / "other.zarr").rename(path)
+    assert (decode_arrays(Store(path), KEYS, 0, lambda _: None).data["agentview_image"] == 7).all()
+
+
+@pytest.fixture
+def share(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the store, made read-only by `os.open` and `os.mkdir`: permissions do not stop root."""
+    folder = store.path.parent
+    for name, writes in (
+        ("open", lambda flags: flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY)),
+        ("mkdir", lambda *_: True),
+    ):
+        real = getattr(os, name)
+
+        def read_only(path, *args, real=real, writes=writes, **kwargs):
+            if folder in Path(path).parents and writes(args[0] if args else 0):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, name, read_only)
+    return folder
+
+
+def test_a_read_only_share_with_decoded_images_is_used_as_it_is(store: Store, request: pytest.FixtureRequest) -> None:
+    decode_arrays(store, KEYS, 0, lambda _: None)
+    share = request.getfixturevalue("share")
+    before = sorted(share.rglob("*"))
+    arrays = decode_arrays(store, KEYS, 0, pytest.fail)
+    np.testing.assert_array_equal(arrays.data["agentview_image"], store.read("agentview_image"))
+    assert sorted(share.rglob("*")) == before
+
+
+def test_images_of_a_read_only_share_are_decoded_elsewhere(
+    store: Store, share: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.raises(
+        DataError, match=r"cannot be decoded to '.*\.decoded': Read-only file system.*--set cache_dir=DIR"
+    ):
+        decode_arrays(store, KEYS, 0, lambda _: None)
+    before, messages = sorted(share.rglob("*")), []
+    cache = tmp_path_factory.mktemp("caches") / "new"
+    config = tiny_config(memory_gb=1e-9, cache_dir=str(cache))
+    data = load_training_data(config, store, torch.device("cpu"), messages.append)
+    assert str(cache) in messages[0]
+    np.testing.assert_array_equal(data.train.arrays["agentview_image"], store.read("agentview_image"))
+    assert sorted(share.rglob("*")) == before
+    (folder,) = cache.iterdir()
+    assert folder.name.startswith("lift.zarr-")
+    load_training_data(config, store, torch.device("cpu"), pytest.fail)
+
+
+def test_stores_of_one_name_have_folders_of_their_own(lift_zarr: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(lift_zarr, tmp_path / name / "lift.zarr")
+    folders = {cache_folder(Store(tmp_path / name / "lift.zarr"), str(tmp_path)) for name in ("a", "b")}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {tmp_path}
+
+
+def test_a_second_process_waits_for_the_decoded_images(store: Store) -> None:
+    """The other one is a thread here, which decodes when it is waited for."""
+    locked, is_waited_for = threading.Event(), threading.Event()
+    messages: dict[str, list[str]] = {"first": [], "second": []}
+
+    def decode_first() -> None:
+        with lock_output(cache_folder(store)):
+            locked.set()
+            is_waited_for.wait()
+            decode_arrays(store, KEYS, 0, messages["first"].append)
+
+    def receive(message: str) -> None:
+        messages["second"].append(message)
+        is_waited_for.set()
+
+    thread = threading.Thread(target=decode_first)
+    thread.start()
+    locked.wait()
+    arrays = decode_arrays(store, KEYS, 0, receive)
+    thread.join()
+    np.testing.assert_array_equal(arrays.data["agentview_image"], store.read("agentview_image"))
+    assert "decoding them once" in messages["first"][0]
+    assert len(messages["second"]) == 1
+    assert messages["second"][0].endswith(": waiting for it")
+    assert sorted(p.name for p in store.path.parent.iterdir()) == ["lift.zarr", "lift.zarr.decoded"]
+
+
 def test_an_interruption_leaves_no_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Store.read
 
@@ -72,7 +192,7 @@ def test_an_interruption_leaves_no_files(store: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(Store, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode_arrays(store, KEYS, 0, lambda _: None)
-    assert sorted(p.name for p in store.path.parent.iterdir()) == [".lift.zarr.decoded.lock", "lift.zarr"]
+    assert sorted(p.name for p in store.path.parent.iterdir()) == ["lift.zarr"]
 
 
 def test_too_little_disk_space_is_reported_before_decoding(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +246,7 @@ print(memory("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_stays_within_the_budget_for_a_store_ten_times_as_large(lift_store: Store, tmp_path: Path) -> None:
     steps, budget_mb = 10_000, 42
-    attributes = {k: lift_store.attrs[k] for k in ("render", "obs", "env_args", "versions", "action", "source")}
+    attributes = {k: lift_store.attrs[k] for k in COPIED}
     writer = StoreWriter(tmp_path / "large.zarr", lift_store.task, [1000] * 10, attributes, 3)
     for i in range(10):
         images = np.full((1000, 84, 84, 3), i, np.uint8)

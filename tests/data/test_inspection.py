@@ -7,10 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Recorded
+import zarr
+from conftest import Recorded, ddp, refused
 
 from ddp_cli.data.inspection import describe_source, inspect_source
-from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import get_task
@@ -26,15 +26,15 @@ def test_demo_file(demos: Path, lift_store: Store) -> None:
     contents = inspect_source(demos)
     lengths = np.diff(lift_store.episode_ends, prepend=0)
     assert sorted(contents) == [
-        "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "models", "observations",
-        "obstacles", "plan", "ranges", "robosuite", "steps", "task",
+        "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "models", "notes",
+        "observations", "obstacles", "plan", "ranges", "robosuite", "steps", "task",
     ]  # fmt: skip
     assert (contents["environment"], contents["task"], contents["demos"]) == ("Lift", "lift", 2)
     assert (contents["steps"], contents["lengths"][::2]) == (lengths.sum(), [lengths.min(), lengths.max()])
     assert (contents["actions"], contents["controller"], contents["models"]) == ("delta", "OSC_POSE", 2)
     assert contents["ranges"]["actions"][0] >= -1
     assert (contents["bad"], contents["obstacles"]) == ({}, [])
-    assert contents["plan"].startswith("renders the observations that are missing in the file (demo_")
+    assert contents["plan"] == "renders all observations in the simulator."
     json.dumps(contents)
     rows = dict(describe_source(contents))
     assert rows["demonstrations"] == "2, 2 with a recorded model"
@@ -59,10 +59,11 @@ def test_invalid_demos_are_listed(demos: Path) -> None:
         file["data/demo_0/actions"][3, 2] = np.nan
     contents = inspect_source(demos)
     assert contents["bad"] == {"demo_0": "actions[3, 2] is nan."}
-    assert ("invalid: demo_0", "actions[3, 2] is nan.") in describe_source(contents)
+    assert ("invalid", "demo_0: actions[3, 2] is nan.") in describe_source(contents)
+    assert contents["plan"].startswith("rejects this file: 1 demonstration is invalid. With --skip-bad it renders")
     with h5py.File(demos, "r+") as file:
         file["data/demo_1/actions"][3, 2] = np.nan
-    assert inspect_source(demos)["plan"] == "rejects this file: no demonstration is valid"
+    assert inspect_source(demos)["plan"] == "rejects this file: none of 2 demos is valid."
 
 
 def test_incompatible_controller_is_listed(demos: Path) -> None:
@@ -71,14 +72,15 @@ def test_incompatible_controller_is_listed(demos: Path) -> None:
         file["data"].attrs["env_args"] = text.replace("OSC_POSE", "JOINT_VELOCITY")
     contents = inspect_source(demos)
     assert "JOINT_VELOCITY" in contents["obstacles"][0]
-    assert ("ddp convert", "rejects this file") in describe_source(contents)
+    plan = dict(describe_source(contents))["ddp convert"]
+    assert plan == "rejects this file: controller is 'JOINT_VELOCITY', expected OSC_POSE."
 
 
 def test_unknown_environment_needs_a_task(door: Recorded) -> None:
-    assert inspect_source(door.demos)["plan"] == "describe a task for Door in a file and name it with --task"
+    assert inspect_source(door.demos)["plan"] == "needs a file that describes a task for Door (--task FILE.json)"
     contents = inspect_source(door.demos, door.task)
     assert contents["task"] == "door"
-    assert contents["plan"].startswith("renders the observations")
+    assert contents["plan"] == "renders all observations in the simulator."
 
 
 def test_store(lift_store: Store) -> None:
@@ -93,16 +95,6 @@ def test_store(lift_store: Store) -> None:
     assert dict(describe_source(contents)) == {key: str(value) for key, value in contents.items()}
 
 
-def test_lerobot_dataset(lift_store: Store, tmp_path: Path) -> None:
-    write_lerobot(lift_store, tmp_path / "d", lambda *_: None)
-    contents = inspect_source(tmp_path / "d")
-    assert sorted(contents) == ["episodes", "features", "kind", "rate", "robot", "steps"]
-    assert (contents["kind"], contents["rate"], contents["episodes"]) == ("LeRobot dataset, format v3.0", "20 Hz", 2)
-    assert "observation.images.agentview [84, 84, 3]" in contents["features"]
-    with pytest.raises(DataError, match=r"--task does not apply to '.*d', which is a LeRobot dataset"):
-        inspect_source(tmp_path / "d", get_task("lift"))
-
-
 def test_other_sources_are_rejected(lift_store: Store, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file '.*nowhere'"):
         inspect_source(tmp_path / "nowhere")
@@ -111,5 +103,21 @@ def test_other_sources_are_rejected(lift_store: Store, tmp_path: Path) -> None:
         inspect_source(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="is a folder, but not a store or a LeRobot dataset"):
         inspect_source(tmp_path)
-    with pytest.raises(DataError, match=r"--task does not apply to '.*lift.zarr', which is a store"):
+    with pytest.raises(DataError, match=r"--task does not apply to '.*lift.zarr', which is a zarr folder"):
         inspect_source(lift_store.path, get_task("lift"))
+
+
+def test_folders_of_files_and_other_zarr_folders(demos: Path, tmp_path: Path) -> None:
+    """`ddp inspect` and `ddp convert` give the same reason."""
+    for command in ("inspect", "convert"):
+        assert "is a folder with 1 HDF5 files. Name one of them: lift.hdf5." in refused(ddp(command, tmp_path))
+    root = zarr.create_group(tmp_path / "buffer.zarr", zarr_format=2)
+    root.create_array("data/img", data=np.zeros((30, 4, 4, 3), np.float32))
+    root.create_array("meta/episode_ends", data=np.array([10, 30]))
+    contents = inspect_source(tmp_path / "buffer.zarr")
+    assert (contents["kind"], contents["episodes"], contents["steps"]) == (
+        "zarr folder (format 2), not written by ddp", 2, 30,
+    )  # fmt: skip
+    assert "data/img (30, 4, 4, 3) float32" in contents["arrays"]
+    assert contents["ddp convert"] == "rejects this folder: it was not written by `ddp convert`"
+    assert "not one written by `ddp convert`" in refused(ddp("convert", tmp_path / "buffer.zarr", "--out", "x.zarr"))

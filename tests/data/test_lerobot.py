@@ -3,59 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from conftest import ddp, misused, ok, ok_json, refused
+from data.lerobot_datasets import ACTION, DATA, EPISODES, convert_dataset, forget_origin, no_progress, write_column
 
+from ddp_cli.data.actions import delta_to_absolute, rotation_6d_to_axis_angle
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
-from ddp_cli.data.lerobot_reader import LeRobotDataset, feature_of, read_lerobot
+from ddp_cli.data.lerobot_layout import feature_of
+from ddp_cli.data.lerobot_reader import LeRobotDataset, read_lerobot
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import get_task
-from ddp_cli.video.video import VideoWriter, read_video
-
-DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
-
-
-def no_progress(*_: object) -> None:
-    """A progress callback that does nothing."""
-
-
-@pytest.fixture(scope="module")
-def written_dataset(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("lerobot") / "lift"
-    write_lerobot(lift_store, path, no_progress)
-    return path
-
-
-@pytest.fixture
-def dataset(written_dataset: Path, tmp_path: Path) -> Path:
-    """A copy that tests may damage."""
-    return Path(shutil.copytree(written_dataset, tmp_path / "lift"))
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_feature(dataset: Path, name: str, shape: object) -> None:
-    features = json.loads((dataset / "meta/info.json").read_text())["features"]
-    edit(dataset / "meta/info.json", features=features | {name: {"dtype": "float32", "shape": shape}})
+from ddp_cli.video.video import read_video
 
 
 def keys(store: Store) -> list[str]:
     return [*store.image_keys, *store.task.vectors("state"), "action"]
 
 
-def test_round_trip_restores_the_store(lift_store: Store, written_dataset: Path, tmp_path: Path) -> None:
-    read_lerobot(LeRobotDataset(written_dataset), tmp_path / "back.zarr", None, 3, no_progress)
+def test_round_trip_restores_the_store(lift_store: Store, written_lerobot: Path, tmp_path: Path) -> None:
+    read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "back.zarr", None, 3, no_progress)
     back = Store(tmp_path / "back.zarr")
     assert set(keys(back)) == {
         "agentview_image",
@@ -81,38 +55,41 @@ def test_round_trip_without_images(lift_demos: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.read("object"), store.read("object"))
 
 
-def test_layout_matches_what_lerobot_reads(lift_store: Store, written_dataset: Path) -> None:
+def test_layout_matches_what_lerobot_reads(lift_store: Store, written_lerobot: Path) -> None:
     """Rows, timestamps and statistics as its loader expects them."""
-    info = json.loads((written_dataset / "meta/info.json").read_text())
+    info = json.loads((written_lerobot / "meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_episodes"]) == ("v3.0", 20, 2)
-    rows = pyarrow.parquet.read_table(written_dataset / DATA).to_pydict()
+    rows = pyarrow.parquet.read_table(written_lerobot / DATA).to_pydict()
     first, total = (int(end) for end in lift_store.episode_ends)
     assert rows["index"] == list(range(total))
     assert rows["episode_index"] == [0] * first + [1] * (total - first)
     assert rows["frame_index"][first - 1 : first + 2] == [first - 1, 0, 1]
     assert rows["timestamp"][first + 1] == pytest.approx(0.05)
-    second = pyarrow.parquet.read_table(written_dataset / EPISODES).to_pylist()[1]
+    second = pyarrow.parquet.read_table(written_lerobot / EPISODES).to_pylist()[1]
     video = f"videos/{feature_of('agentview_image')}"
     assert (second["dataset_from_index"], second["dataset_to_index"], second["length"]) == (first, total, total - first)
     assert second[f"{video}/from_timestamp"] == pytest.approx(first / 20)
-    frames = read_video(written_dataset / video / "chunk-000/file-000.mp4")
+    frames = read_video(written_lerobot / video / "chunk-000/file-000.mp4")
     np.testing.assert_array_equal(frames[first], lift_store.read("agentview_image")[first])
-    stats = json.loads((written_dataset / "meta/stats.json").read_text())
+    stats = json.loads((written_lerobot / "meta/stats.json").read_text())
     images = lift_store.read("agentview_image").reshape(-1, 3) / 255
     for name, value in (("mean", images.mean(0)), ("std", images.std(0)), ("max", images.max(0))):
         np.testing.assert_allclose(np.ravel(stats["observation.images.agentview"][name]), value, atol=1e-9)
     np.testing.assert_allclose(stats["action"]["std"], lift_store.read("action").std(0), atol=1e-6)
 
 
-def test_dataset_of_other_tools_needs_task_and_actions(dataset: Path, lift_store: Store, tmp_path: Path) -> None:
-    (dataset / "meta/ddp.json").unlink()
-    with pytest.raises(DdpError, match=r"does not name its task\. Name it, for example --task"):
-        LeRobotDataset(dataset)
-    with pytest.raises(DdpError, match="its action convention"):
-        LeRobotDataset(dataset, get_task("lift"))
-    with pytest.raises(DdpError, match=r"environment_state has shape \[10\], expected \[14\] for the task 'square'"):
-        LeRobotDataset(dataset, get_task("square"), "delta")
-    read_lerobot(LeRobotDataset(dataset, get_task("lift"), "delta"), tmp_path / "d.zarr", "1:", 3, no_progress)
+def test_dataset_of_other_tools_needs_task_and_actions(lerobot: Path, lift_store: Store, tmp_path: Path) -> None:
+    forget_origin(lerobot)
+    both = (
+        r"does not name its task; it does not state its action convention\. Add --task lift, .* Add --actions delta or"
+    )
+    with pytest.raises(DdpError, match=both):
+        LeRobotDataset(lerobot)
+    with pytest.raises(DdpError, match="converted: it does not state its action convention"):
+        LeRobotDataset(lerobot, get_task("lift"))
+    with pytest.raises(DdpError, match=r"environment_state has shape \[10\].*, expected \[14\] for the task 'square'"):
+        LeRobotDataset(lerobot, get_task("square"), "delta")
+    convert_dataset(lerobot, tmp_path / "d.zarr", "delta", "1:")
     last = Store(tmp_path / "d.zarr")
     begin = int(lift_store.episode_ends[0])
     for key in keys(lift_store):
@@ -120,81 +97,24 @@ def test_dataset_of_other_tools_needs_task_and_actions(dataset: Path, lift_store
     assert last.attrs["render"] == "full"
 
 
-def test_absolute_actions_with_axis_angle_rotation(dataset: Path, tmp_path: Path) -> None:
+def test_absolute_actions_with_axis_angle_rotation(lerobot: Path, lift_store: Store, tmp_path: Path) -> None:
     """Many tools record 7 values; a store holds rotation-6d."""
-    (dataset / "meta/ddp.json").unlink()
-    rows = pyarrow.parquet.read_table(dataset / DATA).to_pydict()
-    rows["action"] = np.tile(np.array([0.1, 0.2, 1.0, 0, 0, np.pi / 2, -1], np.float32), (len(rows["index"]), 1))
-    rows |= {name: np.array(rows[name], np.float32) for name in rows if name.startswith("observation")}
-    write_table(dataset / DATA, rows)
-    read_lerobot(LeRobotDataset(dataset, get_task("lift"), "absolute"), tmp_path / "d.zarr", None, 3, no_progress)
-    quarter_turn = [0.1, 0.2, 1.0, 0, -1, 0, 1, 0, 0, -1]
-    np.testing.assert_allclose(Store(tmp_path / "d.zarr").read("action")[3], quarter_turn, atol=1e-6)
+    forget_origin(lerobot)
+    goals = delta_to_absolute(*(lift_store.read(key) for key in ("action", "robot0_eef_pos", "robot0_eef_quat")))
+    write_column(lerobot, ACTION, rotation_6d_to_axis_angle(goals))
+    convert_dataset(lerobot, tmp_path / "d.zarr", "absolute")
+    np.testing.assert_allclose(Store(tmp_path / "d.zarr").read("action"), goals, atol=1e-6)
 
 
-def test_episodes_may_be_in_any_order(dataset: Path, lift_store: Store, tmp_path: Path) -> None:
+def test_episodes_may_be_in_any_order(lerobot: Path, lift_store: Store, tmp_path: Path) -> None:
     """LeRobot starts new files as it likes, and the rows of a file may be in any order of episodes."""
-    rows = pyarrow.parquet.read_table(dataset / EPISODES).to_pydict()
+    rows = pyarrow.parquet.read_table(lerobot / EPISODES).to_pydict()
     columns = {name: list(reversed(values)) for name, values in rows.items()}
-    write_table(dataset / EPISODES, columns)
-    read_lerobot(LeRobotDataset(dataset), tmp_path / "d.zarr", None, 3, no_progress)
+    write_table(lerobot / EPISODES, columns)
+    read_lerobot(LeRobotDataset(lerobot), tmp_path / "d.zarr", None, 3, no_progress)
     np.testing.assert_array_equal(
         Store(tmp_path / "d.zarr").read("agentview_image"), lift_store.read("agentview_image")
     )
-
-
-def video(dataset: Path) -> Path:
-    return dataset / "videos/observation.images.agentview/chunk-000/file-000.mp4"
-
-
-def damage_video(dataset: Path, content: bytes | None) -> None:
-    video(dataset).unlink()
-    if content is not None:
-        video(dataset).write_bytes(content)
-
-
-def shorten_video(dataset: Path) -> None:
-    frames = read_video(video(dataset))
-    with VideoWriter(video(dataset), lossless=True) as writer:
-        for frame in frames[:-3]:
-            writer.add(frame)
-
-
-def overwrite_column(dataset: Path, name: str, value: float) -> None:
-    rows = {key: np.array(column) for key, column in pyarrow.parquet.read_table(dataset / DATA).to_pydict().items()}
-    rows[name][...] = value
-    write_table(dataset / DATA, rows)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda d: (d / "meta/info.json").write_text("{"), r"info\.json' is missing or not a JSON object"),
-        (lambda d: edit(d / "meta/info.json", codebase_version="v2.1"), "'v2.1', expected 'v3.0'.*dataset_v21_to_v30"),
-        (lambda d: edit(d / "meta/info.json", fps=30), "recorded at 30 Hz, expected 20 Hz"),
-        (lambda d: edit(d / "meta/info.json", features=3), "does not describe its features"),
-        (lambda d: edit_feature(d, "action", []), "does not describe its features"),
-        (lambda d: edit_feature(d, "observation.state", [None, 9]), "does not describe its features"),
-        (lambda d: edit(d / "meta/info.json", data_path="../../x"), r"data_path is '\.\./\.\./x'"),
-        (lambda d: edit(d / "meta/info.json", data_path="{nobody}"), "data_path is '{nobody}'"),
-        (lambda d: (d / EPISODES).unlink(), "has no episodes"),
-        (lambda d: (d / EPISODES).write_bytes(b"PAR1"), "is damaged or not a parquet file"),
-        (lambda d: write_table(d / EPISODES, {"episode_index": ["x"], "length": [3]}), "episode_index is 'x'"),
-        (lambda d: (d / DATA).unlink(), r"no file '.*data/chunk-000/file-000\.parquet'"),
-        (lambda d: (d / DATA).write_bytes((d / DATA).read_bytes()[:-9]), "is damaged or not a parquet file"),
-        (lambda d: write_table(d / DATA, {"action": [1, 2]}), "has no column 'observation.state'"),
-        (lambda d: damage_video(d, b""), "is damaged or not a video"),
-        (lambda d: damage_video(d, None), r"no file '.*\.mp4'"),
-        (shorten_video, "images have shape .*, expected"),
-        (lambda d: overwrite_column(d, "action", np.nan), "episode 0: action is not finite"),
-        (lambda d: overwrite_column(d, "episode_index", 7), "episode 0: 0 rows for"),
-    ],
-)  # fmt: skip
-def test_damage_is_reported_and_leaves_nothing(dataset: Path, tmp_path: Path, damage, message: str) -> None:
-    damage(dataset)
-    with pytest.raises(DdpError, match=message):
-        read_lerobot(LeRobotDataset(dataset), tmp_path / "d.zarr", None, 3, no_progress)
-    assert [path.name for path in tmp_path.iterdir()] == ["lift"]
 
 
 def test_interrupted_write_leaves_nothing(lift_store: Store, tmp_path: Path) -> None:
@@ -206,15 +126,15 @@ def test_interrupted_write_leaves_nothing(lift_store: Store, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_conversion_is_resumed(written_dataset: Path, lift_store: Store, tmp_path: Path) -> None:
+def test_interrupted_conversion_is_resumed(written_lerobot: Path, lift_store: Store, tmp_path: Path) -> None:
     def interrupt(done: int, _total: int) -> None:
         if done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_lerobot(LeRobotDataset(written_dataset), tmp_path / "d.zarr", None, 3, interrupt)
+        read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, interrupt)
     steps_done: list[int] = []
-    read_lerobot(LeRobotDataset(written_dataset), tmp_path / "d.zarr", None, 3, lambda done, _: steps_done.append(done))
+    read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, lambda done, _: steps_done.append(done))
     assert steps_done == list(lift_store.episode_ends)
     np.testing.assert_array_equal(
         Store(tmp_path / "d.zarr").read("agentview_image"), lift_store.read("agentview_image")

@@ -29,7 +29,8 @@ from ddp_cli.deploy.runtime import Policy
 from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.task_file import task_from_json
 from ddp_cli.training.loop import Callbacks
-from ddp_cli.training.run import resume_run, run_training
+from ddp_cli.training.resume import resume_run
+from ddp_cli.training.run import run_training
 
 FILES = Path(__file__).parent / "version_0_1"
 SQUARE_POLICY = Path(__file__).parents[2] / "sample_data" / "square-policy"

@@ -17,6 +17,7 @@ from ddp_cli.data.actions import rotation_6d_to_axis_angle
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.recorded_observations import reason_unusable
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 from ddp_cli.sim.simulator import Simulator
@@ -79,7 +80,7 @@ def test_recorded_observations_are_copied_from_the_file(
         for key in ("agentview_image", "robot0_eye_in_hand_image", "object", "robot0_eef_pos"):
             recorded = np.concatenate([f[f"data/{name}/obs/{key}"][:] for name in ("demo_0", "demo_1")])
             np.testing.assert_array_equal(store.read(key), recorded)
-    assert len(simulators) == 1  # of the check: none to render
+    assert len(simulators) == 2  # of the checks: none to render
     assert store.attrs["render"] == "full"  # the profile of rollouts, too
     assert (store.check["result"], store.check["psnr"]) == ("passed", 99.0)
     assert store.attrs["source"]["observations"] == list(result.observations)
@@ -118,24 +119,18 @@ def test_observations_that_differ_from_a_rollout_are_recomputed(
         (
             "agentview_image",
             lambda x: x[:, ::2, ::2],
-            r"of demo_0 is \(42, 42, 3\) uint8, expected \(84, 84, 3\) uint8",
+            r"of demo_0 has shape \(42, 42, 3\), expected \(84, 84, 3\)",
         ),
-        ("agentview_image", lambda x: x / 255, r"obs/agentview_image of demo_0 is \(84, 84, 3\) float64"),
-        ("robot0_eef_quat", lambda x: x[:, :3], r"obs/robot0_eef_quat of demo_0 is \(3,\) float32, expected \(4,\)"),
+        ("agentview_image", lambda x: x / 250, r"of demo_0 is float64: .* has values between the 256 levels"),
+        ("agentview_image", lambda x: x / 255 * 2 - 1, r"of demo_0 is float64: .* has values from -0.9"),
+        ("robot0_eef_quat", lambda x: x[:, :3], r"obs/robot0_eef_quat of demo_0 has shape \(3,\), expected \(4,\)"),
     ],
 )
 def test_the_reason_why_observations_are_unusable_is_named(
     image_file: Path, tmp_path: Path, key: str, change: Any, reason: str
 ) -> None:
     with DemoFile(with_changed_obs(image_file, tmp_path, key, change)) as file:
-        assert re.search(reason, file.reason_unusable(key, file.names))
-
-
-def test_flipped_images_fail_the_check(image_file: Path, tmp_path: Path) -> None:
-    path = with_changed_obs(image_file, tmp_path, "agentview_image", lambda x: x[:, ::-1])
-    result = convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE)
-    assert result.check["result"] == "failed"
-    assert "PSNR" in result.check["why"]
+        assert re.search(reason, reason_unusable(file, key, file.names))
 
 
 def test_observations_of_wrong_length_or_not_finite_are_refused(image_file: Path, tmp_path: Path) -> None:
@@ -164,8 +159,8 @@ def test_other_controllers_are_refused(lift_demos: Path, tmp_path: Path) -> None
         f["data"].attrs["env_args"] = text.replace('"input_type": "delta"', '"input_type": "absolute"').replace(
             '"input_ref_frame": "base"', '"input_ref_frame": "world"'
         )
-    with pytest.raises(DataError, match="absolute actions.*--actions absolute"):
-        convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE)
+    with pytest.raises(DataError, match="absolute actions \\(control_delta is off\\). Leave --actions out"):
+        convert(path, tmp_path / "s.zarr", 1, no_progress, ConvertOptions(actions="delta"))
 
 
 def test_recorded_absolute_actions_are_stored(lift_demos: Path, tmp_path: Path) -> None:
@@ -208,3 +203,89 @@ def test_training_refuses_a_failed_check(lift_demos: Path, tmp_path: Path, monke
     assert "failed its replay check" in refused(ddp(*train, *small))
     assert not Path("runs").exists()
     assert "check failed" in ok(ddp(*train, *small, "--allow-unverified")).stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.transpose(0, 3, 1, 2),
+        lambda x: (x / 255).astype(np.float32),
+        lambda x: (x / 255).astype(np.float16),
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.int64).transpose(0, 3, 1, 2),
+    ],
+    ids=["channels first", "float32 of 0..1", "float16 of 0..1", "float64 of 0..255", "int64, channels first"],
+)
+def test_images_in_other_forms_are_copied_exactly(image_file: Path, tmp_path: Path, change: Any) -> None:
+    path = with_changed_obs(image_file, tmp_path, "agentview_image", change)
+    result = convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE)
+    assert "agentview_image" in result.observations
+    store = Store(tmp_path / "s.zarr")
+    assert store.attrs["render"] == "full"
+    with h5py.File(image_file) as f:
+        recorded = np.concatenate([f[f"data/{name}/obs/agentview_image"][:] for name in ("demo_0", "demo_1")])
+    np.testing.assert_array_equal(store.read("agentview_image"), recorded)
+
+
+def test_images_that_cannot_be_copied_are_rendered_and_the_report_says_why(image_file: Path, tmp_path: Path) -> None:
+    path = with_changed_obs(image_file, tmp_path, "agentview_image", lambda x: x.repeat(3, 1).repeat(3, 2))
+    output = ok(ddp("convert", path, "--out", tmp_path / "s.zarr", "--workers", 1)).output
+    assert "robot0_eye_in_hand_image copied from the file, the others rendered" in output
+    assert (
+        "not copied: agentview_image (obs/agentview_image of demo_0 has shape (252, 252, 3), expected (84, 84, 3))"
+        in output
+    )
+
+
+def in_demo_1(image_file: Path, tmp_path: Path, key: str, change: Any) -> Path:
+    """A copy in which `change` was applied to an observation of demo_1 only, as in a file merged from two."""
+    path = with_changed_obs(image_file, tmp_path, key, lambda x: x)
+    with h5py.File(path, "r+") as f:
+        value = change(f[f"data/demo_1/obs/{key}"][:])
+        del f[f"data/demo_1/obs/{key}"]
+        f[f"data/demo_1/obs/{key}"] = value
+    return path
+
+
+def test_images_of_one_demo_that_are_upside_down_fail_the_check_or_are_skipped(
+    image_file: Path, tmp_path: Path
+) -> None:
+    """Also where another demo is the one that is replayed."""
+    path = in_demo_1(image_file, tmp_path, "agentview_image", lambda x: x[:, ::-1])
+    check = convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE).check
+    assert (check["result"], check["demos"][0]["demo"], len(check["demos"])) == ("failed", "demo_0", 1)
+    assert "the images of 1 of 2 demos do not match" in check["why"]
+    assert "demo_1: agentview_image is upside down" in check["why"]
+    assert "--rerender" in check["why"]
+    options = ConvertOptions(check=1, skip_bad=True)
+    result = convert(path, tmp_path / "t.zarr", 1, no_progress, options)
+    assert (result.episodes, result.check["result"]) == (1, "passed")
+    assert result.left_out == {"demo_1": "agentview_image is upside down"}
+
+
+def test_values_of_one_demo_that_differ_are_recomputed(image_file: Path, lift_store: Store, tmp_path: Path) -> None:
+    path = in_demo_1(image_file, tmp_path, "robot0_eef_quat", lambda x: -x)
+    result = convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE)
+    assert result.computed == {"robot0_eef_quat": "its values differ from the simulator's in demo_1"}
+    np.testing.assert_array_equal(
+        Store(tmp_path / "s.zarr").read("robot0_eef_quat"), lift_store.read("robot0_eef_quat")
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "fault"),
+    [
+        ("robot0_eef_pos", lambda x: np.where(np.arange(len(x))[:, None] == 5, np.nan, x), "is not finite"),
+        ("robot0_eef_quat", lambda x: x * 1.42, "quaternion of step .* has norm 1.42, expected 1"),
+        ("agentview_image", lambda x: x[:-1], r"has \d+ steps for \d+ actions"),
+    ],
+)
+def test_invalid_observations_are_found_before_copying_and_skipped(
+    image_file: Path, tmp_path: Path, key: str, change: Any, fault: str
+) -> None:
+    path = in_demo_1(image_file, tmp_path, key, change)
+    with pytest.raises(DataError, match=f"demo_1: obs/{key}.*{fault}.*--skip-bad"):
+        convert(path, tmp_path / "s.zarr", 1, no_progress, ConvertOptions(check=0))
+    result = convert(path, tmp_path / "s.zarr", 1, no_progress, ConvertOptions(check=0, skip_bad=True))
+    assert (result.episodes, list(result.left_out)) == (1, ["demo_1"])
+    assert "ddp convert" not in result.left_out["demo_1"]

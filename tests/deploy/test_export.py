@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -27,7 +26,8 @@ pytestmark = pytest.mark.slow
 def test_an_onnx_folder_is_self_contained(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
     result = export_checkpoint(checkpoint, lift_store, tmp_path / "policy")
     assert result.files == [
-        "README.md", "denoiser.onnx", "encoder.onnx", "policy.json", "policy.onnx", "proof.json", "runtime.py"
+        "README.md", "denoiser.onnx", "encoder.onnx", "policy.json", "policy.onnx", "proof.json", "runtime.py",
+        "safety.py",
     ]  # fmt: skip
     assert max(result.proof["differences"].values()) < 1e-4
     assert result.proof["latency"]["p50_ms"] > 0
@@ -151,11 +151,10 @@ def test_observations_of_another_task_are_refused(
     checkpoint: Path, lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    attrs = json.loads((lift_zarr / "zarr.json").read_text())
-    shutil.copytree(lift_zarr, "other.zarr")
-    attrs["attributes"]["task"] = "can"
-    Path("other.zarr/zarr.json").write_text(json.dumps(attrs))
-    assert "holds demonstrations of 'can', not of 'lift'" in refused(ddp("export", checkpoint, "--data", "other.zarr"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["policy"]["task"] = "can"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert "holds demonstrations of 'lift', not of 'can'" in refused(ddp("export", checkpoint, "--data", lift_zarr))
     assert not Path("policy").exists()
 
 

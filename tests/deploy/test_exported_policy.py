@@ -36,7 +36,7 @@ def test_an_exported_agent_samples_the_noise_of_the_checkpoint(policy_folder: Pa
     agent.reset(11)
     for _ in range(2):
         noise = torch.randn(1, 10, 7, generator=generator).numpy()
-        np.testing.assert_array_equal(agent.act(history), policy.act(obs, noise))
+        np.testing.assert_array_equal(agent.act(history), policy.predict(obs, noise))
 
 
 def test_missing_keys_of_policy_json_are_named(policy_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from core.published_checkpoint import published_cfg, save_ckpt
 from core.published_recipe import inputs, state_dict
-from core.test_safe_unpickle import published_cfg, save_ckpt
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint

@@ -40,7 +40,7 @@ def policy(policy_folder: Path) -> Policy:
 
 
 def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder: Path, tmp_path: Path) -> None:
-    """In a virtual environment with these two, and the copy of runtime.py in the folder."""
+    """In a virtual environment with these two, and the copies of runtime.py and safety.py in the folder."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     site_packages = next((tmp_path / "env/lib").glob("python*/site-packages"))
     for package in (np, onnxruntime):
@@ -52,7 +52,8 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder:
     obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
     (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
-    shutil.copy(policy_folder / "runtime.py", tmp_path)
+    for name in ("runtime.py", "safety.py"):
+        shutil.copy(policy_folder / name, tmp_path)
     command = [
         tmp_path / "env/bin/python",
         tmp_path / "standalone.py",
@@ -129,18 +130,46 @@ def test_invalid_observations_do_not_change_a_chunk_runner(policy: Policy) -> No
 
 
 def test_folders_without_a_usable_policy_are_named(policy_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="holds no exported policy"):
+    with pytest.raises(PolicyError, match=r"holds no exported policy: policy\.json is missing"):
         Policy.load(tmp_path)
     folder = Path(shutil.copytree(policy_folder, tmp_path / "p"))
-    graph = (folder / "policy.onnx").read_bytes()
-    (folder / "policy.onnx").write_bytes(graph[: len(graph) // 2])
-    with pytest.raises(PolicyError, match="is damaged"):
-        Policy.load(folder)
-    (folder / "policy.onnx").write_bytes(graph)
     spec = json.loads((folder / "policy.json").read_text())
-    (folder / "policy.json").write_text(json.dumps(spec | {"format": 1}))
-    with pytest.raises(PolicyError, match="of format 2. Export it again"):
+    for content, message in (
+        ("{", r"policy\.json' is damaged: Expecting"),
+        ("[]", "of format 2. Export it again"),
+        ("[1]", r"policy\.json' is damaged"),
+        (json.dumps(spec | {"format": 1}), "of format 2. Export it again"),
+        (json.dumps({k: v for k, v in spec.items() if k != "limits"}), r"policy\.json' is damaged: it has no 'limits'"),
+        (json.dumps(spec | {"limits": {"low": [-1], "high": [1]}}), "limits of 1 and 1 values"),
+        (json.dumps(spec | {"noise": [1, 4, 7]}), r"policy\.onnx' does not fit policy\.json.*: noise differ"),
+        (json.dumps(spec | {"n_action_steps": 5}), "belongs to another policy: action differ"),
+        (json.dumps(spec | {"obs": {}}), "another policy: agentview_image, robot0_eef_pos, "),
+    ):
+        (folder / "policy.json").write_text(content)
+        with pytest.raises(PolicyError, match=message):
+            Policy.load(folder)
+
+
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_a_damaged_graph_is_named(has_hash: bool, policy_folder: Path, tmp_path: Path) -> None:
+    """Folders of older versions record no hash."""
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "p"))
+    if not has_hash:
+        spec = json.loads((folder / "policy.json").read_text())
+        del spec["sha256"]
+        (folder / "policy.json").write_text(json.dumps(spec))
         Policy.load(folder)
-    (folder / "policy.json").write_text(json.dumps({k: v for k, v in spec.items() if k != "limits"}))
-    with pytest.raises(PolicyError, match="is damaged: 'limits'"):
+    graph = (folder / "policy.onnx").read_bytes()
+    for content in (graph[: len(graph) // 2], b"", (folder / "encoder.onnx").read_bytes()):
+        (folder / "policy.onnx").write_bytes(content)
+        with pytest.raises(PolicyError, match=r"policy\.onnx' (is damaged|is not the graph|does not fit)"):
+            Policy.load(folder)
+
+
+def test_a_graph_with_other_weights_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "p"))
+    graph = bytearray((folder / "policy.onnx").read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (folder / "policy.onnx").write_bytes(graph)
+    with pytest.raises(PolicyError, match=r"policy\.onnx' is not the graph that was exported with policy\.json"):
         Policy.load(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import subprocess
@@ -55,6 +56,40 @@ def test_policies_are_compared_on_common_seeds() -> None:
     assert outcomes.p_value == pytest.approx(0.8506, abs=1e-4)
     one_sided = pair_outcomes(dict.fromkeys(range(12), True), {i: i < 4 for i in range(12)})
     assert one_sided.p_value == pytest.approx(2 * 0.5**8)
+
+
+@pytest.mark.parametrize(
+    ("table", "interval"),
+    [
+        ((59, 6, 16, 80), (-0.1186, -0.0046)),  # Fagerland, Lydersen and Laake (2017), chapter 8: Cavo et al. (2012)
+        ((1, 1, 7, 12), (-0.507, -0.026)),  # Fagerland, Lydersen and Laake (2014): Bentur et al. (2009)
+        ((14, 5, 0, 22), (0.011, 0.226)),  # Altman et al. (2000), Statistics with Confidence, table 6.2
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe (1998), method 10
+    ],
+)
+def test_interval_of_a_difference_equals_published_values(
+    table: tuple[int, int, int, int], interval: tuple[float, float]
+) -> None:
+    outcomes = PairedOutcomes(*table)
+    assert outcomes.interval == pytest.approx(interval, abs=6e-4)
+    assert outcomes.difference == pytest.approx((table[1] - table[2]) / sum(table))
+    both, only_first, only_second, neither = table
+    low, high = PairedOutcomes(both, only_second, only_first, neither).interval
+    assert (-high, -low) == pytest.approx(outcomes.interval)
+
+
+def test_interval_of_a_difference_covers_the_difference() -> None:
+    """For every table of up to 12 pairs, rates of 0 and 1 among them; nothing is known without pairs."""
+    for n in range(1, 13):
+        for both, first, second in itertools.product(range(n + 1), repeat=3):
+            if both + first + second <= n:
+                outcomes = PairedOutcomes(both, first, second, n - both - first - second)
+                low, high = outcomes.interval
+                assert -1 - 1e-12 <= low <= outcomes.difference <= high <= 1 + 1e-12, outcomes
+                assert high - low > 0.05, outcomes
+    nothing = pair_outcomes({1: True}, {2: True})
+    assert math.isnan(nothing.difference)
+    assert nothing.interval == (-1.0, 1.0)
 
 
 def test_p_value_is_1_without_discordant_pairs() -> None:

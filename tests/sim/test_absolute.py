@@ -85,17 +85,19 @@ def test_train_and_rollout_use_the_action_convention_of_the_store(
     assert report["episodes"][0]["steps"] > 0
 
     from ddp_cli.core.checkpoint import load_policy
-    from ddp_cli.inference.agent import PolicyAgent
+    from ddp_cli.inference.agent import PolicyAgent, action_limits
 
     policy, meta = load_policy(Path("runs/lift/a/checkpoints/best").resolve())
     assert meta["action"]["convention"] == policy.config.actions == "absolute"
     normalized = policy.normalizer.normalize("action", torch.from_numpy(actions))
     torch.testing.assert_close(normalized[:, :3].abs().amax(0), torch.ones(3))
     torch.testing.assert_close(normalized[:, 3:], torch.from_numpy(actions[:, 3:]))
-    action_limits = PolicyAgent(policy).action_limits
-    assert action_limits.actions == "absolute"
-    np.testing.assert_allclose(action_limits.low, actions[:, :3].min(0) - 0.05, atol=1e-5)
-    np.testing.assert_allclose(action_limits.high, actions[:, :3].max(0) + 0.05, atol=1e-5)
+    low, high = actions[:, :3].min(0), actions[:, :3].max(0)
+    assert meta["action_range"] == {"low": low.tolist(), "high": high.tolist()}
+    for limits in (action_limits(policy, meta), PolicyAgent(policy).action_limits):
+        assert limits.actions == "absolute"
+        np.testing.assert_allclose(limits.low, low - 0.05, atol=1e-5)
+        np.testing.assert_allclose(limits.high, high + 0.05, atol=1e-5)
     typo = ddp("convert", lift_demos, "--out", "x.zarr", "--actions", "absolut")
     assert typo.exit_code == 2
     assert "'absolut' is not one of 'delta', 'absolute'" in typo.stderr

@@ -11,7 +11,8 @@ from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import checkpoint_step, list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.training.loop import Callbacks
-from ddp_cli.training.run import Run, create_run, resume_run, run_training
+from ddp_cli.training.resume import resume_run
+from ddp_cli.training.run import Run, create_run, run_training
 
 CPU = torch.device("cpu")
 

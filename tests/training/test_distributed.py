@@ -24,7 +24,8 @@ sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from conftest import tiny_config
 from ddp_cli.training.distributed import init_processes
-from ddp_cli.training.run import create_run, resume_run, run_training
+from ddp_cli.training.run import create_run, run_training
+from ddp_cli.training.resume import resume_run
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.data.store import Store
 CPU = torch.device("cpu")

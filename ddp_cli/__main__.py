@@ -1,0 +1,22 @@
+"""The command `ddp`, and `python -m ddp_cli`. Ctrl-C is not a traceback while the program is imported or exits."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line, and exit with its code."""
+    try:
+        from ddp_cli.cli import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Checks of a store's files and arrays when it is opened: nothing that a reader needs is missing.
+
+zarr reads a chunk whose file is missing as zeros, which would be black images. Damaged chunks are found when they are
+read, by the checksum of their zstd frames.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.errors import DataError
+from ddp_cli.tasks import IMAGE_SIZE, Task
+
+HINT = "Convert the demonstrations again, or copy the store again."
+ATTRIBUTE_TYPES = {"render": str, "env_args": dict, "versions": dict, "action": dict, "source": dict}
+
+
+def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
+    """DataError unless the attributes that describe the content have the expected types."""
+    for key, expected in ATTRIBUTE_TYPES.items():
+        if not isinstance(attributes[key], expected):
+            raise DataError(f"'{path}': the attribute '{key}' is damaged.", HINT)
+
+
+def check_episode_array(path: Path, array: Any) -> None:
+    """DataError unless the array meta/episode_ends can be read completely."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
+        raise DataError(f"'{path}': meta/episode_ends has shape {array.shape} and type {array.dtype}.", HINT)
+    for _, file in missing_chunks(array, path / "meta" / "episode_ends"):
+        raise DataError(f"'{path}': the chunk file meta/episode_ends/{file} is missing.", HINT)
+
+
+def check_episode_ends(path: Path, ends: NDArray[np.int64], attributes: dict[str, Any]) -> None:
+    """DataError unless `ends` (E,) increase and fit the counts in the attributes."""
+    lengths = np.diff(ends, prepend=0)
+    if lengths.min() <= 0:
+        i = int(np.argmax(lengths <= 0))
+        minimum = int(ends[i] - lengths[i]) + 1
+        raise DataError(f"'{path}': meta/episode_ends[{i}] is {ends[i]}, expected {minimum} or more.", HINT)
+    for key, name, count in (("episodes", "episodes", len(ends)), ("total", "steps", int(ends[-1]))):
+        if attributes.get(key, count) != count:
+            fault = f"meta/episode_ends has {count} {name}, the attribute '{key}' says {attributes[key]}"
+            raise DataError(f"'{path}': {fault}.", HINT)
+
+
+def check_arrays(
+    path: Path, find_array: Callable[[str], Any], task: Task, attributes: dict[str, Any], ends: NDArray[np.int64]
+) -> None:
+    """DataError unless every array that the task needs is there, with the expected shape and type and all of its chunk
+    files. `find_array` returns data/<key>, or None.
+    """
+    steps = int(ends[-1])
+    action_dim = attributes["action"].get("dim")
+    widths = {**task.vectors("state"), "action": action_dim}
+    expected: dict[str, tuple[tuple[Any, ...], str]] = {key: ((width,), "float32") for key, width in widths.items()}
+    expected |= dict.fromkeys(task.images("image"), ((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8"))
+    for key, (step_shape, dtype) in expected.items():
+        array, shape = find_array(key), (steps, *step_shape)
+        if array is None:
+            # Stores of early versions do not say whether they hold images.
+            if key in task.cameras and attributes.get("obs") != "image":
+                continue
+            raise DataError(f"'{path}' has no array data/{key}.", HINT)
+        if tuple(array.shape) != shape or array.dtype != dtype:
+            found = f"shape {tuple(array.shape)} and type {array.dtype}"
+            raise DataError(f"'{path}': data/{key} has {found}, expected {shape} and {dtype}.", HINT)
+        missing = list(missing_chunks(array, path / "data" / key))
+        if missing:
+            first_row, file = missing[0]
+            more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
+            episodes = name_episodes(ends, first_row, first_row + chunk_rows(array))
+            raise DataError(f"'{path}': the chunk file data/{key}/{file}{more} ({episodes}).", HINT)
+
+
+def missing_chunks(array: Any, folder: Path, rows: int | None = None) -> Iterator[tuple[int, str]]:
+    """First row and file name of every chunk of `array`, stored in `folder`, that has no file.
+
+    With `rows` only chunks of the first `rows` rows are expected.
+    """
+    files = {file.name for file in folder.iterdir()}
+    chunks = array.shards or array.chunks
+    shape = (array.shape[0] if rows is None else rows, *array.shape[1:])
+    for index in itertools.product(*(range(-(-n // size)) for n, size in zip(shape, chunks, strict=True))):
+        file = array.metadata.encode_chunk_key(index)
+        # Early versions wrote a folder per chunk.
+        if not ((folder / file).is_file() if "/" in file else file in files):
+            yield index[0] * chunks[0], file
+
+
+def chunk_rows(array: Any) -> int:
+    """Number of rows in a chunk file."""
+    return int((array.shards or array.chunks)[0])
+
+
+def find_damaged_chunk(array: Any, rows: slice) -> tuple[int, str] | None:
+    """First row and file name of the first chunk in `rows` that cannot be decoded, None if there is none."""
+    start, stop, _ = rows.indices(array.shape[0])
+    size = chunk_rows(array)
+    for first in range(start // size * size, stop, size):
+        try:
+            array[first : min(first + size, array.shape[0])]
+        except Exception:  # noqa: BLE001 - damaged chunks raise many kinds
+            return first, array.metadata.encode_chunk_key((first // size, *(0 for _ in array.shape[1:])))
+    return None
+
+
+def name_episodes(ends: NDArray[np.int64], first_row: int, end_row: int) -> str:
+    """`episode 3` or `episodes 3 to 5`: those with steps among the rows from `first_row` to before `end_row`."""
+    first, last = np.searchsorted(ends, [first_row, min(end_row, int(ends[-1])) - 1], side="right").tolist()
+    return f"episode {first}" if first == last else f"episodes {first} to {last}"

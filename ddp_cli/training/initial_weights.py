@@ -1,0 +1,74 @@
+"""The weights of another checkpoint as the initial weights of a run (`ddp train --init-from`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ddp_cli.config import PolicyConfig
+from ddp_cli.core.checkpoint import load_meta, load_weights
+from ddp_cli.errors import ConfigError
+from ddp_cli.training.trainer import Trainer
+
+SETTINGS_WITHOUT_WEIGHTS = {
+    "task", "n_action_steps", "p_drop_emb", "p_drop_attn", "clip_sample", "sampler", "num_inference_steps",
+    "timestep_spacing",
+}  # fmt: skip
+"""Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations are
+compared, and `n_action_steps` only where it is the length of the trajectory."""
+
+
+def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
+    """Load the weights and the normalizer of `checkpoint`; ConfigError lists what does not fit: settings that change
+    what the weights mean, and weights.
+    """
+    weights, expected = load_weights(checkpoint), trainer.policy.state_dict()
+    checkpoint_config = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
+    differences = _compare_settings(checkpoint_config, trainer.config.policy)
+    differences += [f"{name} is missing" for name in expected if name not in weights] + [
+        f"{name} is not expected" for name in weights if name not in expected
+    ]
+    differences += [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
+        for name, weight in expected.items()
+        if name in weights and weights[name].shape != weight.shape
+    ]
+    if differences:
+        raise ConfigError(
+            f"the weights of '{checkpoint}' do not fit, {len(differences)} difference{'s' * (len(differences) > 1)}: "
+            f"{'; '.join(differences)}.",
+            "Train the same architecture: use the settings in the checkpoint's config.json.",
+        )
+    trainer.policy.load_state_dict(weights)
+    for shadow, parameter in zip(trainer.ema.shadow_params, trainer.policy.parameters(), strict=True):
+        shadow.copy_(parameter.detach())
+
+
+def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]:
+    """The settings of `config` that change what its weights mean and differ from those of `expected`."""
+    ignored = set(SETTINGS_WITHOUT_WEIGHTS)
+    if config.pred_action_steps_only and expected.pred_action_steps_only:
+        ignored.remove("n_action_steps")
+    if config.obs == expected.obs == "state":
+        ignored |= {"encoder", "crop_shape"}
+
+    def settings(policy: PolicyConfig) -> dict[str, object]:
+        values = {name: getattr(policy, name) for name in PolicyConfig.model_fields if name not in ignored}
+        # In the order of the features.
+        observations: dict[str, Mapping[str, object]] = {
+            "cameras": policy.task.images(policy.obs),
+            "low_dim": policy.task.low_dim,
+            "object": policy.task.object if policy.obs == "state" else {},
+        }
+        return values | {name: _list_items(items) for name, items in observations.items()}
+
+    found, wanted = settings(config), settings(expected)
+    return [
+        f"{name} is {found.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
+        for name in {**found, **wanted}
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _list_items(items: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} ({value})" for key, value in items.items()) or "none"
