@@ -25,6 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, to which tracebacks are written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # output that stays in a buffer fails late
 
 
 def raise_in_inspect(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -28,7 +29,7 @@ import numpy as np
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from ddp_cli.deploy.client import Client, pack, unpack
+from ddp_cli.deploy.client import Client, ServerError, pack, unpack
 from ddp_cli.tasks import CONTROL_HZ
 
 CONNECTIONS = 8  # that send malformed messages
@@ -167,7 +168,7 @@ def misbehave(address: str, count: int, seconds: float, seed: int, obs: Obs, res
         slow = [pool.submit(read_slowly, address, stop) for _ in range(SLOW_READERS)]
         for i in range(HALF_OPEN):
             pool.submit(open_half, address, i, stop)
-        each = count // CONNECTIONS
+        each = math.ceil(count / CONNECTIONS)
         senders = [pool.submit(send_malformed, address, each, seconds, seed + i, obs) for i in range(CONNECTIONS)]
         try:
             for sender in senders:
@@ -179,7 +180,7 @@ def misbehave(address: str, count: int, seconds: float, seed: int, obs: Obs, res
 
 
 def control(address: str, seconds: float, obs: Obs) -> list[float]:
-    """Latencies of a robot that requests an action at the control rate [ms]."""
+    """Latencies of a robot that requests an action at the control rate [ms]; nan where it got none."""
     latencies = []
     with Client(address) as client:
         client.reset(0)
@@ -187,9 +188,11 @@ def control(address: str, seconds: float, obs: Obs) -> list[float]:
         for tick in range(int(seconds * CONTROL_HZ)):
             time.sleep(max(0.0, start + tick / CONTROL_HZ - time.monotonic()))
             before = time.perf_counter()
-            action = client.action(obs)
-            latencies.append((time.perf_counter() - before) * 1e3)
-            assert np.isfinite(action).all()
+            try:
+                is_valid = bool(np.isfinite(client.action(obs)).all())
+            except (ServerError, WebSocketException, OSError):
+                is_valid = False
+            latencies.append((time.perf_counter() - before) * 1e3 if is_valid else math.nan)
     return latencies
 
 
@@ -239,8 +242,10 @@ def main() -> None:
         with urllib.request.urlopen(address.replace("ws:", "http:") + "/health") as response:
             health = json.loads(response.read())
     for phase, values in latencies.items():
-        p50, p95, p99 = np.percentile(values, (50, 95, 99))
-        print(f"{phase:7} p50 {p50:6.2f} ms   p95 {p95:6.2f} ms   p99 {p99:6.2f} ms   {len(values)} actions, 0 errors")
+        p50, p95, p99 = np.nanpercentile(values, (50, 95, 99))
+        n_errors = int(np.isnan(values).sum())
+        latency = f"p50 {p50:6.2f} ms   p95 {p95:6.2f} ms   p99 {p99:6.2f} ms"
+        print(f"{phase:7} {latency}   {len(values)} actions, {n_errors} errors")
     print(", ".join(f"{name} {n}" for name, n in sorted(outcomes.items())))
     print(f"server: {health['errors']} errors, memory {' -> '.join(f'{m:.0f}' for m in memory)} MB")
 
