@@ -134,9 +134,9 @@ def test_ctrl_c_while_recording_leaves_no_partial_video(trained: Path) -> None:
     command = [sys.executable, "-c", code, "rollout", str(trained / "lift/tiny"), "--video", "out.mp4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while names() == [] and time.monotonic() < deadline:
+    while ".out.mp4.partial.mp4" not in names() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert names() == [".out.mp4.partial.mp4"]
+    assert names() == [".out.mp4.lock", ".out.mp4.partial.mp4"]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the encoder receives it as well
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -45,7 +45,9 @@ def write_image_file(lift_demos: Path, lift_store: Store, path: Path, episodes: 
         for i in range(episodes):
             group = f["data"].create_group(f"demo_{i}")
             group.attrs["model"] = model
-            group["states"] = np.resize(demo.states, (STEPS, demo.states.shape[1]))
+            states = np.resize(demo.states, (STEPS, demo.states.shape[1]))
+            states[:, 0] = np.arange(STEPS) / 20  # time
+            group["states"] = states
             group["actions"] = np.resize(demo.actions, (STEPS, 7)) * (1 - i / 1000)  # no demo repeats another
             for key, value in {**rows, **dict.fromkeys(IMAGE_KEYS, images)}.items():
                 group[f"obs/{key}"] = value
