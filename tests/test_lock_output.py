@@ -68,10 +68,11 @@ def test_what_a_killed_process_leaves_is_no_lock(tmp_path: Path) -> None:
 
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
-    code = HOLD.replace("    print", "    if os.fork() == 0: import time; time.sleep(60)\n    print", 1)
+    child = "    if os.fork() == 0: import time; print('forked', flush=True); time.sleep(60)\n"
+    code = HOLD.replace("    print", f"{child}    print", 1)
     command = [sys.executable, "-c", f"import os\n{code}", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
-    assert process.stdout.readline() == "locked\n"
+    assert {process.stdout.readline(), process.stdout.readline()} == {"locked\n", "forked\n"}
     with pytest.raises(DdpError), lock_output(tmp_path / "out"):
         pytest.fail("both write")
     process.kill()
