@@ -89,8 +89,18 @@ def load_policy(
     On a CPU torch is limited to one thread, so that results do not depend on the machine's load. CheckpointError if
     there is no policy in `path`, ConfigError for options that it does not support.
     """
+    return LoadedPolicy(_open_source(path, device, sampler, inference_steps, engine))
+
+
+def _open_source(
+    path: str | Path,
+    device: str = "auto",
+    sampler: Sampler | None = None,
+    inference_steps: int | None = None,
+    engine: Engine = "auto",
+) -> PolicySource:
     folder = resolve_policy(Path(path), Path("runs"), None)
-    return LoadedPolicy(open_policy_source(folder, device, sampler, inference_steps, engine))
+    return open_policy_source(folder, device, sampler, inference_steps, engine)
 
 
 def evaluate(
@@ -105,10 +115,6 @@ def evaluate(
     The result has `success_rate`, `interval` (95%) and `episodes`; it does not depend on `workers`. With more than one
     worker a script needs the usual `if __name__ == "__main__":` guard of multiprocessing.
     """
-    source = (
-        policy.source
-        if isinstance(policy, LoadedPolicy)
-        else open_policy_source(resolve_policy(Path(policy), Path("runs"), None), "auto", None, None, "auto")
-    )
+    source = policy.source if isinstance(policy, LoadedPolicy) else _open_source(policy)
     seeds = range(seed, seed + episodes)
     return evaluate_agent(source.make_agent, source.task, source.render, seeds, workers, on_episode)

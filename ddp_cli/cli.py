@@ -1,6 +1,6 @@
 """The Typer app: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 success, 1 an error (or nobody reads the output), 2 wrong usage, 130 interrupted. The traceback of an
+Exit codes: 0 success, 1 an error, or a closed output pipe, 2 wrong usage, 130 interrupted. The traceback of an
 unexpected error is written to a file; with DDP_DEBUG=1 the traceback of every error is printed instead.
 """
 

@@ -9,7 +9,6 @@ A checkpoint is written under a temporary name, synced and renamed: a folder wit
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.disk import atomic_folder, remove_folder
+from ddp_cli.disk import atomic_folder, file_hash, remove_folder
 from ddp_cli.errors import CheckpointError, ConfigError
 
 FORMAT = 1
@@ -166,9 +165,3 @@ def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> Non
     for path in checkpoints:
         if checkpoint_step(path) not in steps_to_keep:
             remove_folder(path)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

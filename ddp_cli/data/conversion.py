@@ -139,11 +139,7 @@ def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progres
     count = len(plan.demo_names)
     n_steps = max(1, MIN_COMPARED_STEPS // count)
     results = {name: FrameResult(name) for name in plan.demo_names}
-    frames = (
-        _read_frame(demos, name, plan.recorded_keys, int(step))
-        for name, length in zip(plan.demo_names, plan.lengths, strict=True)
-        for step in np.unique(np.linspace(0, length - 1, n_steps + 2)[1:-1].round())
-    )
+    frames = (frame for name in plan.demo_names for frame in _read_frames(demos, name, plan.recorded_keys, n_steps))
     progress("compare", 0, count)
     make_check = functools.partial(_make_frame_check, demos.task)
     with closing(ordered_map(make_check, frames, min(workers, 1 + count // DEMOS_PER_WORKER))) as comparisons:
@@ -153,14 +149,20 @@ def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progres
     return list(results.values())
 
 
-def _read_frame(demos: DemoFile, name: str, keys: tuple[str, ...], step: int) -> Frame:
-    demo, first = demos.read(name), max(0, step - 1)
-    around = slice(first, step + 2)
-    observations = read_step(demos, name, keys, step)
-    frame = dataclasses.replace(
-        demo, states=demo.states[around], actions=demo.actions[around], intended=None, obs=observations
-    )
-    return Frame(frame, step - first)
+def _read_frames(demos: DemoFile, name: str, keys: tuple[str, ...], count: int) -> Iterator[Frame]:
+    """`count` steps of a demo, spread evenly between its ends; fewer if it is shorter."""
+    demo = demos.read(name)
+    for step in np.unique(np.linspace(0, len(demo.actions) - 1, count + 2)[1:-1].round()).astype(int).tolist():
+        first = max(0, step - 1)
+        around = slice(first, step + 2)
+        frame = dataclasses.replace(
+            demo,
+            states=demo.states[around],
+            actions=demo.actions[around],
+            intended=None,
+            obs=read_step(demos, name, keys, step),
+        )
+        yield Frame(frame, step - first)
 
 
 def _make_frame_check(task: Task) -> Callable[[Frame], FrameResult]:

@@ -96,12 +96,11 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     valid.read(names)
     task = demos.task
     keys = (*task.images(options.obs), *task.vectors("state"))
-    unusable = {key: reason_unusable(demos, key, list(valid.lengths)) for key in keys}
+    candidates = () if options.rerender and demos.has_states else keys
+    unusable = {key: reason_unusable(demos, key, list(valid.lengths)) for key in candidates}
     if not demos.has_states:
         _check_all_recorded(demos, unusable)
-    elif options.rerender:
-        unusable = dict.fromkeys(keys, "--rerender")
-    recorded_keys = tuple(key for key in keys if not unusable[key])
+    recorded_keys = tuple(key for key in candidates if not unusable[key])
     valid.check_observations(recorded_keys)
     source_actions = valid.find_action_convention()
     _check_actions(demos, options, source_actions)
@@ -109,8 +108,7 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
     render_spec = RenderSpec(options.obs, options.actions or source_actions, source_actions, render)
     recorded_shapes = demos.observation_shapes(next(iter(valid.lengths)))
-    reasons = {} if options.rerender else unusable
-    computed = {key: reason for key, reason in reasons.items() if reason and key in recorded_shapes}
+    computed = {key: reason for key, reason in unusable.items() if reason and key in recorded_shapes}
     return ConversionPlan(
         render_spec, list(valid.lengths), list(valid.lengths.values()), valid.skipped, recorded_keys, computed,
         [*demos.notes, *valid.notes],
@@ -130,14 +128,14 @@ def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:
 
 
 def _check_actions(demos: DemoFile, options: ConvertOptions, source_actions: str) -> None:
-    wanted = options.actions or source_actions
-    if source_actions == "absolute" and wanted == "delta":
+    convention = options.actions or source_actions
+    if source_actions == "absolute" and convention == "delta":
         reason = "control_delta is off" if demos.info.actions == "absolute" else "their values are goal poses"
         raise DataError(f"'{demos.path}' holds absolute actions ({reason}).", "Leave --actions out to keep them.")
-    if wanted != source_actions and not demos.has_states:
+    if convention != source_actions and not demos.has_states:
         raise DataError(
-            f"'{demos.path}' holds no simulator states, from which {wanted} actions would be computed.",
-            f"Leave --actions out, then convert the store: `ddp convert STORE --actions {wanted} --out NEW`.",
+            f"'{demos.path}' holds no simulator states, from which {convention} actions would be computed.",
+            f"Leave --actions out, then convert the store: `ddp convert STORE --actions {convention} --out NEW`.",
         )
 
 

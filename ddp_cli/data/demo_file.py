@@ -16,7 +16,6 @@ Shapes: n steps of a demo, S width of the simulator state.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, selec
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
 from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
 from ddp_cli.data.invariants import check_time
+from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
 
@@ -48,6 +48,7 @@ class DemoFile:
     ) -> None:
         self.path = path
         self.notes: list[str] = []
+        self._complete: set[str] = set()  # arrays whose chunks were counted
         self._file = open_hdf5(path)
         try:
             self._open(task, filter_key, allow_unknown_env)
@@ -123,8 +124,7 @@ class DemoFile:
 
     def sha256(self) -> str:
         """Hash of the whole file, by which a store identifies its source."""
-        with self.path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return file_hash(self.path)
 
     # -- reading a demo -----------------------------------------------------------------------------
 
@@ -235,7 +235,9 @@ class DemoFile:
                 check_links(self.path, demo, f"data/{name}")
             if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
                 raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
-            check_complete(self.path, array, f"{name}/{key}")
+            if array.name not in self._complete:
+                check_complete(self.path, array, f"{name}/{key}")
+                self._complete.add(array.name)
             return array
 
     def _read(self, name: str, key: str, length: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from ddp_cli.data.invariants import (
     share_of_clipped_steps,
 )
 from ddp_cli.data.motion_check import check_motion, correlation
+from ddp_cli.data.parquet import COPY_AGAIN
 from ddp_cli.errors import DataError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec, quaternion_to_matrix, rotation_angle
 from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
@@ -42,7 +43,7 @@ def check_indices(rows: dict[str, Floats], length: int, first: int | None, fps: 
     """
     count = len(rows["episode_index"])
     if length == 0 or count != length:
-        raise DataError(f"{location}: {count} rows for {length} steps.", "Copy the dataset again.")
+        raise DataError(f"{location}: {count} rows for {length} steps.", COPY_AGAIN)
     for name, begin in (("frame_index", 0), ("index", first)):
         if name not in rows or begin is None:
             continue

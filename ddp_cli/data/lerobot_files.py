@@ -10,6 +10,7 @@ from typing import Any
 
 from ddp_cli.data.lerobot_layout import (
     FIRST_VERSION,
+    MAX_COUNT,
     TABLES_V1,
     VERSION,
     Feature,
@@ -89,7 +90,7 @@ def read_episodes(folder: LeRobotFolder) -> list[dict[str, Any]]:
 def read_integer(folder: LeRobotFolder, row: dict[str, Any], name: str) -> int:
     """The count or index `name` of an episode; DataError if it is anything else."""
     value = row.get(name)
-    if isinstance(value, int) and 0 <= value < 1 << 40:
+    if isinstance(value, int) and 0 <= value < MAX_COUNT:
         return value
     episode = row.get("episode_index")
     raise DataError(f"'{folder.path}/meta/episodes' episode {episode!r}: {name} is {value!r}.", COPY_AGAIN)

@@ -37,9 +37,9 @@ def check_video(path: Path, frames: int, episode: int) -> None:
             f"'{path}' plays at {info.rate:g} Hz, the dataset was recorded at {CONTROL_HZ} Hz.",
             "Write the video with a frame per step, at the rate of the dataset.",
         )
-    found = count_frames(path)
-    if found < frames:
-        raise DataError(f"'{path}' has {found} frames, but episode {episode} ends at frame {frames}.", COPY_AGAIN)
+    n_frames = count_frames(path)
+    if n_frames < frames:
+        raise DataError(f"'{path}' has {n_frames} frames, but episode {episode} ends at frame {frames}.", COPY_AGAIN)
 
 
 class VideoReader:

@@ -75,8 +75,8 @@ def _describe_store(path: Path, task: Task | None, convention: str | None) -> st
     )
 
 
-def _compare(found: int, declared: Any) -> int | str:
-    return found if declared in (None, found) else f"{found} found, {declared} declared"
+def _compare(count: int, declared: Any) -> int | str:
+    return count if declared in (None, count) else f"{count} found, {declared} declared"
 
 
 def _describe_feature(name: str, feature: Feature) -> str:

@@ -112,10 +112,10 @@ def _match(texts: list[str], elements: list[Aliases]) -> list[int] | None:
     """For each of `elements` the position of its name; a name that several elements have is theirs in turn."""
     order: list[int] = []
     for aliases in elements:
-        found = next((i for i, text in enumerate(texts) if text in aliases and i not in order), None)
-        if found is None:
+        position = next((i for i, text in enumerate(texts) if text in aliases and i not in order), None)
+        if position is None:
             return None
-        order.append(found)
+        order.append(position)
     return order
 
 

@@ -40,6 +40,7 @@ from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, sh
 from ddp_cli.data.parquet import COPY_AGAIN, read_columns
 from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.task_file import task_from_json
@@ -92,8 +93,7 @@ class LeRobotDataset:
         for path in sorted(path for name in CONTENT_FOLDERS for path in (self.path / name).rglob("*")):
             if path.is_file():
                 digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(bytes.fromhex(file_hash(path)))
         return digest.hexdigest()
 
     def _stored_task(self) -> Task | None:

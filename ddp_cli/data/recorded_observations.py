@@ -108,7 +108,7 @@ def to_uint8(images: NDArray[Any], location: str) -> NDArray[np.uint8]:
     if low < 0 or high > 255:
         raise DataError(f"{location} has values from {low:g} to {high:g}, expected 0 to 255 or 0 to 1.", hint)
     if high == 1 and not (values % 1).any():
-        raise DataError(f"{location} has the values 0 and 1 only: of 0 to 255 or of 0 to 1 cannot be told.", hint)
+        raise DataError(f"{location} has only the values 0 and 1: their range, 0 to 1 or 0 to 255, is ambiguous.", hint)
     scaled = values * 255 if high <= 1 else values
     rounded = scaled.round()
     tolerance = ROUNDING_ERROR_FLOAT16 if images.dtype == np.float16 else ROUNDING_ERROR

@@ -23,6 +23,7 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.frame_check import FrameResult
 from ddp_cli.data.image_faults import MIN_PSNR
 from ddp_cli.data.observations import RenderSpec, load_demo_model
+from ddp_cli.data.store_check import REPAIR_HINT
 from ddp_cli.errors import DataError
 from ddp_cli.rotation import rotation_angle
 from ddp_cli.sim.simulator import Array, Simulator
@@ -217,12 +218,12 @@ def _failure_reasons(values: dict[str, Any]) -> list[str]:
     if faults:
         reasons.append(
             f"the images of {len(faults)} of {values['compared_demos']} demos do not match the rendered ones "
-            f"({'; '.join(image_fault_lines(faults))}); --rerender renders them, --skip-bad leaves these demos out"
+            f"({'; '.join(_image_fault_lines(faults))}); --rerender renders them, --skip-bad leaves these demos out"
         )
     return reasons
 
 
-def image_fault_lines(faults: dict[str, list[str]]) -> list[str]:
+def _image_fault_lines(faults: dict[str, list[str]]) -> list[str]:
     """How the images of the first demos differ, one line per demo."""
     lines = [f"{demo}: {', '.join(texts)}" for demo, texts in faults.items()]
     more = [f"and {len(lines) - MAX_LISTED_DEMOS} more"] if len(lines) > MAX_LISTED_DEMOS else []
@@ -237,10 +238,7 @@ def check_summary(check: dict[str, Any]) -> str:
     try:
         return _summarize(check) if check.get("demos") else f"not verified: {check['why']}"
     except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise DataError(
-            f"the attribute 'check' of the store is damaged ({type(e).__name__}: {e}).",
-            "Convert the demonstrations again, or copy the store again.",
-        ) from e
+        raise DataError(f"the attribute 'check' of the store is damaged ({type(e).__name__}: {e}).", REPAIR_HINT) from e
 
 
 def _summarize(check: dict[str, Any]) -> str:

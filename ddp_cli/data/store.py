@@ -79,7 +79,7 @@ class Store:
             if chunk and group == "data":
                 end = chunk[0] + store_check.chunk_rows(array)
                 where += f", {store_check.name_episodes(self.episode_ends, chunk[0], end)}"
-            raise DataError(f"'{self.path}': {group}/{key} is damaged{where}.", store_check.HINT) from e
+            raise DataError(f"'{self.path}': {group}/{key} is damaged{where}.", store_check.REPAIR_HINT) from e
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of data/`key`."""
@@ -112,7 +112,7 @@ class Store:
         )
         if isinstance(check, dict) and check.get("result") in CHECK_RESULTS and isinstance(check.get("why"), str):
             return check
-        raise DataError(f"'{self.path}': the attribute 'check' is damaged.", store_check.HINT)
+        raise DataError(f"'{self.path}': the attribute 'check' is damaged.", store_check.REPAIR_HINT)
 
     def content_hash(self) -> str:
         """SHA-256 of the actions and the episode ends."""
@@ -132,7 +132,7 @@ class Store:
         except KeyError:
             return None
         except Exception as e:  # damaged metadata raises many kinds
-            raise DataError(f"'{self.path}': the metadata of {group}/{key} is damaged.", store_check.HINT) from e
+            raise DataError(f"'{self.path}': the metadata of {group}/{key} is damaged.", store_check.REPAIR_HINT) from e
         return array if isinstance(array, zarr.Array) else None
 
     def check_task(self, task: Task) -> None:

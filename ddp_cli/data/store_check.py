@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import IMAGE_SIZE, Task
 
-HINT = "Convert the demonstrations again, or copy the store again."
+REPAIR_HINT = "Convert the demonstrations again, or copy the store again."
 ATTRIBUTE_TYPES = {"render": str, "env_args": dict, "versions": dict, "action": dict, "source": dict}
 
 
@@ -25,15 +25,15 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     """DataError unless the attributes that describe the content have the expected types."""
     for key, expected in ATTRIBUTE_TYPES.items():
         if not isinstance(attributes[key], expected):
-            raise DataError(f"'{path}': the attribute '{key}' is damaged.", HINT)
+            raise DataError(f"'{path}': the attribute '{key}' is damaged.", REPAIR_HINT)
 
 
 def check_episode_array(path: Path, array: Any) -> None:
     """DataError unless the array meta/episode_ends can be read completely."""
     if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
-        raise DataError(f"'{path}': meta/episode_ends has shape {array.shape} and type {array.dtype}.", HINT)
+        raise DataError(f"'{path}': meta/episode_ends has shape {array.shape} and type {array.dtype}.", REPAIR_HINT)
     for _, file in missing_chunks(array, path / "meta" / "episode_ends"):
-        raise DataError(f"'{path}': the chunk file meta/episode_ends/{file} is missing.", HINT)
+        raise DataError(f"'{path}': the chunk file meta/episode_ends/{file} is missing.", REPAIR_HINT)
 
 
 def check_episode_ends(path: Path, ends: NDArray[np.int64], attributes: dict[str, Any]) -> None:
@@ -42,11 +42,11 @@ def check_episode_ends(path: Path, ends: NDArray[np.int64], attributes: dict[str
     if lengths.min() <= 0:
         i = int(np.argmax(lengths <= 0))
         minimum = int(ends[i] - lengths[i]) + 1
-        raise DataError(f"'{path}': meta/episode_ends[{i}] is {ends[i]}, expected {minimum} or more.", HINT)
+        raise DataError(f"'{path}': meta/episode_ends[{i}] is {ends[i]}, expected {minimum} or more.", REPAIR_HINT)
     for key, name, count in (("episodes", "episodes", len(ends)), ("total", "steps", int(ends[-1]))):
         if attributes.get(key, count) != count:
             fault = f"meta/episode_ends has {count} {name}, the attribute '{key}' says {attributes[key]}"
-            raise DataError(f"'{path}': {fault}.", HINT)
+            raise DataError(f"'{path}': {fault}.", REPAIR_HINT)
 
 
 def check_arrays(
@@ -66,16 +66,16 @@ def check_arrays(
             # Stores of early versions do not say whether they hold images.
             if key in task.cameras and attributes.get("obs") != "image":
                 continue
-            raise DataError(f"'{path}' has no array data/{key}.", HINT)
+            raise DataError(f"'{path}' has no array data/{key}.", REPAIR_HINT)
         if tuple(array.shape) != shape or array.dtype != dtype:
-            found = f"shape {tuple(array.shape)} and type {array.dtype}"
-            raise DataError(f"'{path}': data/{key} has {found}, expected {shape} and {dtype}.", HINT)
+            actual = f"shape {tuple(array.shape)} and type {array.dtype}"
+            raise DataError(f"'{path}': data/{key} has {actual}, expected {shape} and {dtype}.", REPAIR_HINT)
         missing = list(missing_chunks(array, path / "data" / key))
         if missing:
             first_row, file = missing[0]
             more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
             episodes = name_episodes(ends, first_row, first_row + chunk_rows(array))
-            raise DataError(f"'{path}': the chunk file data/{key}/{file}{more} ({episodes}).", HINT)
+            raise DataError(f"'{path}': the chunk file data/{key}/{file}{more} ({episodes}).", REPAIR_HINT)
 
 
 def missing_chunks(array: Any, folder: Path, rows: int | None = None) -> Iterator[tuple[int, str]]:

@@ -42,7 +42,7 @@ from ddp_cli.deploy.export_check import (
     measure_latency,
     summary_lines,
 )
-from ddp_cli.deploy.exported_folder import hash_file, open_exported_policy
+from ddp_cli.deploy.exported_folder import open_exported_policy
 from ddp_cli.deploy.metadata import format_readme, policy_metadata
 from ddp_cli.deploy.onnx_export import (
     Encoder,
@@ -55,7 +55,7 @@ from ddp_cli.deploy.onnx_export import (
     max_difference,
     quantize_to_int8,
 )
-from ddp_cli.disk import atomic_folder
+from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
 from ddp_cli.inference.agent import action_limits
 from ddp_cli.inference.folded_denoiser import supports_folding
@@ -146,7 +146,7 @@ def _write_folder(
             _check_runtime(policy, meta, options, folder, obs, proof, on_episode)
         proof["words"] = summary_lines(proof)
         _write_json(folder / "proof.json", proof)
-    hashes = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name != runtime.SPEC_FILE}
+    hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != runtime.SPEC_FILE}
     _write_json(folder / runtime.SPEC_FILE, spec | {"sha256": hashes})
     (folder / "README.md").write_text(format_readme(spec, options.format, proof))
     return proof

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from ddp_cli.deploy.runtime import FORMAT_VERSION, GRAPH_FILE, SPEC_FILE, Policy, PolicyError
+from ddp_cli.disk import file_hash
 from ddp_cli.errors import CheckpointError
 
 REQUIRED_KEYS = ("policy", "render", "action_normalizer")
@@ -72,14 +72,8 @@ def check_files(folder: Path, spec: dict[str, Any]) -> None:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"'{path}' is missing.", REPAIR_HINT)
-        if expected is not None and hash_file(path) != expected:
+        if expected is not None and file_hash(path) != expected:
             raise CheckpointError(
                 f"'{path}' is damaged, or belongs to another policy: its hash differs from the one in {SPEC_FILE}.",
                 REPAIR_HINT,
             )
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -114,12 +114,12 @@ class Policy:
 
     def _check_shapes(self, expected: dict[str, list[int]]) -> None:
         """PolicyError if the graph has other inputs or outputs than policy.json says."""
-        found = {}
+        actual = {}
         for value in (*self._session.get_inputs(), *self._session.get_outputs()):
             batch_axis = 1 if value.name == "noise" else 0
-            found[value.name] = [size for axis, size in enumerate(value.shape) if axis != batch_axis]
-        if found != expected:
-            names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+            actual[value.name] = [size for axis, size in enumerate(value.shape) if axis != batch_axis]
+        if actual != expected:
+            names = sorted(name for name in {*actual, *expected} if actual.get(name) != expected.get(name))
             raise PolicyError(
                 f"'{self.folder / GRAPH_FILE}' does not fit {SPEC_FILE}, which belongs to another policy: "
                 f"{', '.join(names)} differ. Export the policy again."

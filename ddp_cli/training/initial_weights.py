@@ -62,11 +62,11 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
         }
         return values | {name: _list_items(items) for name, items in observations.items()}
 
-    found, wanted = settings(config), settings(expected)
+    actual_values, expected_values = settings(config), settings(expected)
     return [
-        f"{name} is {found.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
-        for name in {**found, **wanted}
-        if found.get(name) != wanted.get(name)
+        f"{name} is {actual_values.get(name, 'absent')}, expected {expected_values.get(name, 'absent')}"
+        for name in {**actual_values, **expected_values}
+        if actual_values.get(name) != expected_values.get(name)
     ]
 
 

@@ -194,10 +194,10 @@ IDENTITY_NAMES = {
 }  # fmt: skip
 
 
-def _find_differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _find_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
     """What differs between two identities of stores."""
     differences = []
-    for key, value in found.items():
+    for key, value in actual.items():
         # Runs of older versions do not know which observations were recorded.
         before = expected.get(key, value if key == "observations" else None)
         if before != value:

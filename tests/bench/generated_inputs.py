@@ -66,8 +66,8 @@ def run(*args: object) -> tuple[int, str]:
 def make_inputs(folder: Path) -> dict[str, Path]:
     """A small valid input of each kind."""
     from conftest import TINY
+    from core.published_checkpoint import published_cfg, save_ckpt
     from core.published_recipe import state_dict
-    from core.test_safe_unpickle import published_cfg, save_ckpt
 
     from ddp_cli.config import PolicyConfig
 

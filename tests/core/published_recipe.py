@@ -81,3 +81,12 @@ def _layer(name: str, config: PolicyConfig) -> str:
     if in_encoder:
         name = name.replace("norm3", "norm2")
     return name.replace("cond_emb.", "cond_obs_emb.").replace("encoder.mlp", "encoder")
+
+
+def low_dim_weights(config: PolicyConfig) -> dict[str, Tensor]:
+    """The state dict of a low-dim policy, which normalizes all observations as one vector in the order of the task."""
+    weights = state_dict(config)
+    for part in ("scale", "offset"):
+        values = [weights.pop(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim]
+        weights[f"normalizer.params_dict.obs.{part}"] = torch.cat(values)
+    return weights

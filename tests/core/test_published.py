@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from core.published_recipe import inputs, state_dict, weight
+from core.published_recipe import inputs, low_dim_weights, state_dict, weight
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
@@ -104,10 +104,7 @@ def test_action_steps_only_with_causal_attention_attends_to_all_observations() -
 
 
 def import_published_state(config: PolicyConfig) -> DiffusionPolicy:
-    weights = state_dict(config)
-    for part in ("scale", "offset"):
-        values = [weights.pop(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim]
-        weights[f"normalizer.params_dict.obs.{part}"] = torch.cat(values)
+    weights = low_dim_weights(config)
     policy = import_published(weights, config)
     expected = policy.normalizer.get_buffer("object_scale")
     assert torch.equal(expected, weights["normalizer.params_dict.obs.scale"][:14])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ddp, ok, refused
 from core.published_checkpoint import OBS_KEYS, TARGET, low_dim_cfg, published_cfg, save_ckpt, shape_meta
-from core.published_recipe import CAMERAS, LOW_DIM, inputs, state_dict
+from core.published_recipe import CAMERAS, LOW_DIM, inputs, low_dim_weights, state_dict
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
@@ -88,10 +88,7 @@ def test_low_dim_observations_are_read_in_the_order_of_obs_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = PolicyConfig(task="can", obs="state", n_layer=2, n_emb=32)
-    weights = state_dict(config)
-    for part in ("scale", "offset"):
-        values = [weights.pop(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim]
-        weights[f"normalizer.params_dict.obs.{part}"] = torch.cat(values)
+    weights = low_dim_weights(config)
     policy, meta = load_published(save_ckpt(tmp_path / "m.ckpt", low_dim_cfg(OBJECT_LAST), weights, monkeypatch))
     assert "assumed" not in meta
     obs = {key: torch.randn(2, 2, width) for key, width in config.low_dim.items()}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ddp, ok, refused
 from core.published_checkpoint import published_cfg, save_ckpt, shape_meta
-from core.published_recipe import inputs, state_dict
+from core.published_recipe import inputs, low_dim_weights, state_dict
 from safetensors.torch import save_file
 
 from ddp_cli.config import PolicyConfig
@@ -40,10 +40,7 @@ def test_settings_of_low_dim_checkpoints_are_read_from_their_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = PolicyConfig(task="can", obs="state", n_layer=2, n_emb=32)
-    weights = state_dict(config)
-    for part in ("scale", "offset"):
-        values = [weights.pop(f"normalizer.params_dict.{key}.{part}") for key in config.low_dim]
-        weights[f"normalizer.params_dict.obs.{part}"] = torch.cat(values)
+    weights = low_dim_weights(config)
     cfg = published_cfg("a.DiffusionTransformerLowdimPolicy", model={"n_layer": 2, "n_emb": 32, "input_dim": 7})
     del cfg["policy"]["n_layer"], cfg["policy"]["n_emb"], cfg["policy"]["crop_shape"]
     cfg["task_name"] = "can_lowdim"

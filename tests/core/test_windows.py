@@ -29,42 +29,48 @@ def test_validation_split_leaves_an_episode_for_training() -> None:
     assert validation_episodes(100, 0.0, 42).sum() == 0
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_windows_equal_a_brute_force_reference(seed: int) -> None:
-    """The reference pads every episode by repetition and takes all windows of the result."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 15, rng.integers(1, 6))
-    horizon = int(rng.integers(1, 12))
-    before, after = rng.integers(0, horizon, 2)
+def reference_windows(
+    lengths: np.ndarray, horizon: int, before: int, after: int, pad_short: bool = False
+) -> np.ndarray:
+    """Pads every episode by repetition and takes all windows of the result, (M, horizon).
+
+    With `pad_short`, episodes shorter than the horizon are extended by their last step before anything else; windows
+    that begin after the end of the episode are left out, since they hold nothing but its last step.
+    """
     expected, start = [], 0
     for length in lengths:
         steps = np.arange(start, start + length)
-        padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * after]).astype(int)
-        expected += [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
+        missing = max(0, horizon - length) if pad_short else 0
+        padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * (missing + after)]).astype(int)
+        windows = [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
+        expected += windows[: before + length] if pad_short else windows
         start += length
+    return np.array(expected).reshape(-1, horizon)
+
+
+def random_episodes(seed: int, max_horizon: int) -> tuple[np.ndarray, int, int, int]:
+    """Lengths of episodes, horizon, and the steps by which windows may begin before and end after an episode."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 15, rng.integers(1, 6))
+    horizon = int(rng.integers(1, max_horizon))
+    before, after = rng.integers(0, horizon, 2).tolist()
+    return lengths, horizon, before, after
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_equal_a_brute_force_reference(seed: int) -> None:
+    lengths, horizon, before, after = random_episodes(seed, 12)
     steps = window_steps(window_bounds(np.cumsum(lengths), horizon, before, after), horizon)
-    np.testing.assert_array_equal(steps, np.array(expected).reshape(-1, horizon))
+    np.testing.assert_array_equal(steps, reference_windows(lengths, horizon, before, after))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_padded_short_episodes_equal_a_brute_force_reference(seed: int) -> None:
-    """Episodes shorter than the horizon are extended by their last step before anything else."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 15, rng.integers(1, 6))
-    horizon = int(rng.integers(1, 20))
-    before, after = rng.integers(0, horizon, 2)
-    expected, start = [], 0
-    for length in lengths:
-        steps = np.arange(start, start + length)
-        missing = max(0, horizon - length)
-        padded = np.concatenate([[steps[0]] * before, steps, [steps[-1]] * (missing + after)]).astype(int)
-        windows = [padded[i : i + horizon] for i in range(len(padded) - horizon + 1)]
-        # Windows that begin after the end of the episode hold nothing but its last step.
-        expected += windows[: before + length]
-        start += length
+    lengths, horizon, before, after = random_episodes(seed, 20)
     ends = np.cumsum(lengths)
     bounds = window_bounds(ends, horizon, before, after, pad_short=True)
-    np.testing.assert_array_equal(window_steps(bounds, horizon), np.array(expected).reshape(-1, horizon))
+    expected = reference_windows(lengths, horizon, before, after, pad_short=True)
+    np.testing.assert_array_equal(window_steps(bounds, horizon), expected)
     assert (count_windows(ends, bounds) > 0).all()
 
 

@@ -89,7 +89,7 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path: Path, zarr_format: int) -
     path = write_store(tmp_path / "s.zarr", LENGTHS, zarr_format)
     expected = expected_array("action", LENGTHS)
     file = chunk_file(path, "action", 0)
-    content, found = file.read_bytes(), 0
+    content, n_refused = file.read_bytes(), 0
     for position in [*range(16), *range(16, len(content), len(content) // 40), len(content) - 1]:
         damaged = bytearray(content)
         damaged[position] ^= 1
@@ -98,8 +98,8 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path: Path, zarr_format: int) -
             np.testing.assert_array_equal(Store(path).read("action"), expected)
         except DataError as e:
             assert f"data/action is damaged: chunk file {file.name}, episodes 0 to 2." in e.message  # noqa: PT017
-            found += 1
-    assert found > 40
+            n_refused += 1
+    assert n_refused > 40
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "another chunk"])

@@ -13,7 +13,8 @@ from conftest import ddp, ok, refused
 
 from ddp_cli.data.actions import rotation_6d_to_axis_angle
 from ddp_cli.data.conversion import convert
-from ddp_cli.data.conversion_plan import ConvertOptions
+from ddp_cli.data.conversion_plan import ConvertOptions, plan_conversion
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.inspection import inspect_source
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
@@ -185,3 +186,15 @@ def test_recordings_of_other_simulators_are_refused(path: Path) -> None:
     with pytest.raises(DataError, match="'Isaac-Stack-Cube-v0', which is not an environment of robosuite"):
         to_store(path)
     assert inspect_source(path)["plan"] == ("rejects this file: Isaac-Stack-Cube-v0 is not an environment of robosuite")
+
+
+def test_rerender_does_not_read_recorded_observations(path: Path) -> None:
+    """It is the way on where they are damaged."""
+    with h5py.File(path, "r+") as f:
+        for demo in f["data"].values():
+            demo.create_dataset("obs/agentview_image", (len(demo["actions"]), 84, 84, 3), "u1", chunks=(1, 84, 84, 3))
+    with DemoFile(path) as demos:
+        with pytest.raises(DataError, match="chunks of demo_0/obs/agentview_image were never written"):
+            plan_conversion(demos, ConvertOptions())
+        plan = plan_conversion(demos, ConvertOptions(rerender=True))
+    assert (plan.recorded_keys, plan.computed, len(plan.demo_names)) == ((), {}, 2)
