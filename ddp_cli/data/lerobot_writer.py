@@ -33,6 +33,7 @@ from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 from ddp_cli.video.video import VideoWriter
 
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+KEY_FRAME_INTERVAL = 8  # short, since training reads frames in random order
 INSTRUCTIONS = {
     "lift": "Lift the cube.",
     "can": "Put the can into its compartment.",
@@ -57,7 +58,7 @@ def _write(store: Store, out: Path, progress: Progress) -> int:
     for cameras_done, key in enumerate(store.image_keys):
         pixel_statistics = _PixelStatistics()
         path = out / VIDEO_PATH.format(video_key=feature_of(key), chunk_index=0, file_index=0)
-        with VideoWriter(path, lossless=True) as video:
+        with VideoWriter(path, lossless=True, key_frame_interval=KEY_FRAME_INTERVAL) as video:
             for begin, end in store.episode_bounds:
                 images = store.read(key, rows=slice(begin, end))
                 pixel_statistics.add(images)

@@ -36,6 +36,7 @@ from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
 from ddp_cli.deploy import runtime
 from ddp_cli.deploy.export_check import (
+    TOLERANCES,
     compare_actions,
     compare_episodes,
     compare_limits,
@@ -43,7 +44,8 @@ from ddp_cli.deploy.export_check import (
     summary_lines,
 )
 from ddp_cli.deploy.exported_folder import open_exported_policy
-from ddp_cli.deploy.metadata import format_readme, policy_metadata
+from ddp_cli.deploy.metadata import policy_metadata
+from ddp_cli.deploy.model_card import format_model_card
 from ddp_cli.deploy.onnx_export import (
     Encoder,
     convert_to_float16,
@@ -62,8 +64,6 @@ from ddp_cli.inference.folded_denoiser import supports_folding
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, obs_keys
 from ddp_cli.sim.simulator import Simulator
 
-TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
-"""Largest accepted difference from torch in float32. Actions range from -1 to 1."""
 MIN_OPSET, MAX_OPSET = 18, 25
 
 
@@ -148,7 +148,7 @@ def _write_folder(
         _write_json(folder / "proof.json", proof)
     hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != runtime.SPEC_FILE}
     _write_json(folder / runtime.SPEC_FILE, spec | {"sha256": hashes})
-    (folder / "README.md").write_text(format_readme(spec, options.format, proof))
+    (folder / "README.md").write_text(format_model_card(spec, options.format, proof))
     return proof
 
 

@@ -23,6 +23,8 @@ from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.safety import ActionLimits, Array, is_rotation
 from ddp_cli.sim.simulator import Simulator
 
+TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
+"""Largest accepted difference from torch in float32. Delta actions range from -1 to 1."""
 TIMED_CHUNKS = 40  # after one that warms up
 NOISE_WIDTHS = (1.0, 10.0, 100.0)  # standard deviations
 ROUNDING = 1e-5  # largest change of an action that is within its limits

@@ -79,18 +79,10 @@ def _module(g: GraphBuilder, module: Any, x: str) -> str:
         assert not isinstance(module.padding, str)
         return g("Conv", x, *map(g.constant, weights), strides=module.stride, pads=[*module.padding] * 2)
     if isinstance(module, nn.GroupNorm):
-        return _group_norm(g, module, x)
+        return g.group_norm(x, module)
     if isinstance(module, nn.MaxPool2d):
         k, s, p = ([size] * 2 for size in (module.kernel_size, module.stride, module.padding))
         return g("MaxPool", x, kernel_shape=k, strides=s, pads=p * 2)
     if isinstance(module, nn.Linear):
         return g.linear_layer(x, module)
     return g.gelu(x) if isinstance(module, nn.GELU) else g({nn.ReLU: "Relu"}[type(module)], x)
-
-
-def _group_norm(g: GraphBuilder, norm: nn.GroupNorm, x: str) -> str:
-    """As torch's exporter writes it: opsets below 21 have no GroupNormalization with a weight per channel."""
-    ones, zeros = g.constant(torch.ones(norm.num_groups)), g.constant(torch.zeros(norm.num_groups))
-    groups = g("Reshape", x, g.int64(0, norm.num_groups, -1))
-    y = g("Reshape", g("InstanceNormalization", groups, ones, zeros, epsilon=norm.eps), g("Shape", x))
-    return g("Add", g("Mul", y, g.constant(norm.weight[:, None, None])), g.constant(norm.bias[:, None, None]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -59,6 +60,15 @@ class GraphBuilder:
     def layer_norm(self, x: str, norm: nn.LayerNorm) -> str:
         weights = self.constant(norm.weight), self.constant(norm.bias)
         return self("LayerNormalization", x, *weights, axis=-1, epsilon=norm.eps)
+
+    def group_norm(self, x: str, norm: nn.GroupNorm) -> str:
+        """As torch's exporter writes it: opsets below 21 have no GroupNormalization with a weight per channel."""
+        ones, zeros = self.constant(torch.ones(norm.num_groups)), self.constant(torch.zeros(norm.num_groups))
+        groups = self("Reshape", x, self.int64(0, norm.num_groups, -1))
+        y = self("InstanceNormalization", groups, ones, zeros, epsilon=norm.eps)
+        y = self("Reshape", y, self("Shape", x))
+        y = self("Mul", y, self.constant(norm.weight[:, None, None]))
+        return self("Add", y, self.constant(norm.bias[:, None, None]))
 
     def gelu(self, x: str) -> str:
         """Exact GELU from Erf: opsets below 20 have no Gelu."""

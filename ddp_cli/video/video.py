@@ -26,8 +26,7 @@ H264: dict[str, Any] = {
 }  # fmt: skip
 LOSSLESS: dict[str, Any] = {
     "fps": CONTROL_HZ, "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
-    # A key frame every 8 frames: training reads frames in random order.
-    "output_params": ["-crf", "0", "-g", "8", "-movflags", "+faststart"],
+    "output_params": ["-crf", "0", "-movflags", "+faststart"],
 }  # fmt: skip
 GIF: dict[str, Any] = {
     "fps": CONTROL_HZ / GIF_FRAME_STEP, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
@@ -62,10 +61,17 @@ class VideoWriter:
     """Writes an H.264 video for browsers at the control rate, or a repeating GIF of every second frame and the last.
 
     The file appears once it is complete. `colors` are part of the palette of a GIF, however few pixels have them.
-    `lossless` stores the exact frames, of any even size; browsers may not be able to play them.
+    `lossless` stores the exact frames, of any even size; browsers may not be able to play them. `key_frame_interval`
+    is a number of frames; the encoder chooses without it.
     """
 
-    def __init__(self, path: Path, colors: Sequence[tuple[int, int, int]] = (), lossless: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        colors: Sequence[tuple[int, int, int]] = (),
+        lossless: bool = False,
+        key_frame_interval: int | None = None,
+    ) -> None:
         check_format(path)
         # imageio does not let ffmpeg write to a name that ends in .gif.
         suffix = ".mp4" if is_gif(path) else path.suffix
@@ -73,6 +79,8 @@ class VideoWriter:
         self._frames = self._written = 0
         self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
         settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else H264
+        if key_frame_interval is not None:
+            settings = settings | {"output_params": [*settings["output_params"], "-g", str(key_frame_interval)]}
         with ExitStack() as stack:
             stack.enter_context(lock_output(path))
             self._writer: Any = imageio.get_writer(self._partial, format="FFMPEG", ffmpeg_log_level="error", **settings)

@@ -244,9 +244,9 @@ def main() -> None:
                 print(f"FAULT {kind} --seed {seed} --count 1 --kinds {kind}: {e}", flush=True)
             finally:
                 os.chdir(start)
-    for kind in kinds:
-        print(f"{kind}: {tried[kind]} inputs, {refused[kind]} refused, {faults[kind]} faults")
-    print(f"{sum(tried.values())} inputs, {sum(faults.values())} faults")
+            if (i + 1) % 100 == 0 or i + 1 == args.count:
+                counts = [f"{k}: {tried[k]} inputs, {refused[k]} refused, {faults[k]} faults" for k in kinds]
+                print(*counts, f"{i + 1} inputs, {sum(faults.values())} faults", sep="\n", flush=True)
 
 
 if __name__ == "__main__":
