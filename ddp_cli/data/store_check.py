@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import IMAGE_SIZE, Task
+from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task
 
 REPAIR_HINT = "Convert the demonstrations again, or copy the store again."
 ATTRIBUTE_TYPES = {"render": str, "env_args": dict, "versions": dict, "action": dict, "source": dict}
@@ -26,6 +26,9 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     for key, expected in ATTRIBUTE_TYPES.items():
         if not isinstance(attributes[key], expected):
             raise DataError(f"'{path}': the attribute '{key}' is damaged.", REPAIR_HINT)
+    action = attributes["action"]
+    if (action.get("convention"), action.get("dim")) not in [(name, a["dim"]) for name, a in ACTIONS.items()]:
+        raise DataError(f"'{path}': the attribute 'action' is damaged.", REPAIR_HINT)
 
 
 def check_episode_array(path: Path, array: Any) -> None:

@@ -15,7 +15,7 @@ ATTRIBUTES = {
     "obs": "image",
     "env_args": {},
     "versions": {},
-    "action": {"dim": 7},
+    "action": {"convention": "delta", "dim": 7},
     "source": {"sha256": "x", "demos": ["demo_0"]},
 }
 

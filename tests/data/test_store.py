@@ -98,6 +98,16 @@ def test_faults_are_named(tmp_path: Path, kind: str, message: str) -> None:
         Store(damaged(write_store(tmp_path / "s.zarr", [3]), kind))
 
 
+@pytest.mark.parametrize("action", [{}, {"convention": {"a": 1}, "dim": 7}, {"convention": "absolute", "dim": 7}, None])
+def test_a_damaged_action_convention_is_named(tmp_path: Path, action: object) -> None:
+    path = write_store(tmp_path / "s.zarr", [3])
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"]["action"] = action
+    (path / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the attribute 'action' is damaged"):
+        Store(path)
+
+
 def test_missing_and_damaged_arrays_are_named(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s.zarr", [3])
     store = Store(path)
