@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.choices import Obs
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task
 
@@ -26,6 +27,8 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     for key, expected in ATTRIBUTE_TYPES.items():
         if not isinstance(attributes[key], expected):
             raise DataError(f"'{path}': the attribute '{key}' is damaged.", REPAIR_HINT)
+    if attributes.get("obs", "image") not in get_args(Obs):
+        raise DataError(f"'{path}': the attribute 'obs' is damaged.", REPAIR_HINT)
     action = attributes["action"]
     if (action.get("convention"), action.get("dim")) not in [(name, a["dim"]) for name, a in ACTIONS.items()]:
         raise DataError(f"'{path}': the attribute 'action' is damaged.", REPAIR_HINT)

@@ -84,7 +84,7 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
     names = inherited["source"].get("demos", [])
     demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
     return inherited | {
-        "obs": store.attrs.get("obs", "image"),
+        "obs": "image" if store.image_keys else "state",
         "action": ACTIONS[convention],
         "source": inherited["source"] | {"demos": demos},
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},

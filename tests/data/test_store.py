@@ -98,13 +98,24 @@ def test_faults_are_named(tmp_path: Path, kind: str, message: str) -> None:
         Store(damaged(write_store(tmp_path / "s.zarr", [3]), kind))
 
 
-@pytest.mark.parametrize("action", [{}, {"convention": {"a": 1}, "dim": 7}, {"convention": "absolute", "dim": 7}, None])
-def test_a_damaged_action_convention_is_named(tmp_path: Path, action: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("action", {}),
+        ("action", {"convention": {"a": 1}, "dim": 7}),
+        ("action", {"convention": "absolute", "dim": 7}),
+        ("action", None),
+        ("obs", "x"),
+        ("obs", None),
+        ("obs", []),
+    ],
+)
+def test_damaged_attributes_are_named(tmp_path: Path, key: str, value: object) -> None:
     path = write_store(tmp_path / "s.zarr", [3])
     content = json.loads((path / "zarr.json").read_text())
-    content["attributes"]["action"] = action
+    content["attributes"][key] = value
     (path / "zarr.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="the attribute 'action' is damaged"):
+    with pytest.raises(DataError, match=f"the attribute '{key}' is damaged"):
         Store(path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_actions_of_a_copy_match_those_of_a_conversion(lift_demos: Path, lift_st
     assert copied.attrs["action"] == converted.attrs["action"]
     copy_store(copied, tmp_path / "delta.zarr", None, "delta", 3, no_progress)
     np.testing.assert_allclose(Store(tmp_path / "delta.zarr").read("action"), lift_store.read("action"), atol=1e-5)
+
+
+def test_an_early_state_store_that_does_not_say_so_is_copied(lift_demos: Path, tmp_path: Path) -> None:
+    convert(lift_demos, tmp_path / "s.zarr", 1, no_progress, ConvertOptions("state", check=0))
+    content = json.loads((tmp_path / "s.zarr/zarr.json").read_text())
+    del content["attributes"]["obs"]
+    (tmp_path / "s.zarr/zarr.json").write_text(json.dumps(content))
+    copy_store(Store(tmp_path / "s.zarr"), tmp_path / "copy.zarr", None, None, 3, no_progress)
+    copy = Store(tmp_path / "copy.zarr")
+    assert (copy.attrs["obs"], copy.image_keys) == ("state", [])
+    np.testing.assert_array_equal(copy.read("object"), Store(tmp_path / "s.zarr").read("object"))
 
 
 def test_interrupted_copy_is_resumed(lift_store: Store, tmp_path: Path) -> None:
