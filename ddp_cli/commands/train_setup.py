@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,7 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     from ddp_cli.data.store import Store, resolve_task
     from ddp_cli.presets import default_preset, parse_settings, train_config
     from ddp_cli.training.run import create_run
+    from ddp_cli.training.run_folder import default_run_name
 
     name = train_options.name
     if name is not None and (Path(name).name != name or name in ("", "..")):
@@ -65,7 +65,7 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     _check_verified(store, train_options.allow_unverified)
     values.setdefault("actions", store.attrs["action"]["convention"])
     config = train_config(task, obs, preset, file_values, values)
-    folder = runs / task.name / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = runs / task.name / (name or default_run_name())
     run = create_run(folder, config, store, device, console.note, processes, initial_weights, numbered=name is None)
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     shared = f", {processes.world_size} processes" if processes.world_size > 1 else ""

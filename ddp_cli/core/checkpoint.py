@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.disk import atomic_folder, file_hash, remove_folder
+from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import CheckpointError, ConfigError
 
 FORMAT = 1
@@ -31,6 +32,9 @@ PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Of files that may be checkpoints of the published code."""
 
 Meta = dict[str, JsonValue]
+
+META_TYPES = {"policy": dict, "render": str, "action": dict, "store": dict, "versions": dict, "env_args": dict}
+"""Types of what describes a policy, in config.json and in policy.json of an exported one, where it is not null."""
 
 
 def save_checkpoint(
@@ -69,7 +73,19 @@ def load_meta(folder: Path) -> Meta:
             f"checkpoint '{folder}' has format {version}, this version of ddp reads format {FORMAT}.",
             "Install the version of ddp that wrote it.",
         )
+    check_meta(meta, folder / CONFIG, hint)
     return dict(meta)
+
+
+def check_meta(meta: Mapping[str, Any], path: Path, hint: str) -> None:
+    """CheckpointError if a value of `meta`, the content of `path`, has another type than META_TYPES says."""
+    store = meta.get("store")
+    values = {key: meta.get(key) for key in META_TYPES}
+    values |= {"store.versions": store.get("versions")} if isinstance(store, dict) else {}
+    for key, value in values.items():
+        expected = META_TYPES.get(key, dict)
+        if value is not None and not isinstance(value, expected):
+            raise CheckpointError(f"'{path}' is damaged: {key} is of type {type(value).__name__}.", hint)
 
 
 def check_not_file(path: Path) -> None:
@@ -155,13 +171,3 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def checkpoint_step(path: Path) -> int:
     """The training step in a checkpoint folder's name."""
     return int(path.name.removeprefix("step-"))
-
-
-def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> None:
-    """Remove all checkpoints but the newest `keep` at multiples of `every` steps and those of the steps `always`."""
-    checkpoints = list_checkpoints(run)
-    periodic = [p for p in checkpoints if checkpoint_step(p) % every == 0]
-    steps_to_keep = always | {checkpoint_step(p) for p in periodic[-keep:]}
-    for path in checkpoints:
-        if checkpoint_step(path) not in steps_to_keep:
-            remove_folder(path)

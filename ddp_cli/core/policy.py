@@ -10,7 +10,6 @@ Do features, D trajectory width (Da, or Da + Do when inpainting), R noise sample
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,34 +20,14 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
 from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample
 from ddp_cli.core.normalizer import Normalizer
-from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop, sample_crop_offsets
-from ddp_cli.core.windows import to_device_async
-from ddp_cli.tasks import IMAGE_SIZE
+from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
+from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
 
 DenoiserFactory = Callable[[Tensor], DenoiseFn]
 """Conditions a denoiser on features (B, To, Do)."""
 
 FUSION_DIM = 128
 """Number of features that `fusion` appends."""
-
-
-@dataclass(frozen=True)
-class TrainingNoise:
-    """The random part of the loss of a batch. It is sampled for a whole batch and then sliced, so a sample gets the
-    same noise whatever the number of processes or accumulation steps.
-    """
-
-    crop_offsets: dict[str, Tensor]  # per camera (B, n_encoded_steps, 2); empty: central crops
-    noise: Tensor  # (B, R, T, D)
-    timesteps: Tensor  # (B, R)
-
-    def select(self, rows: slice, device: torch.device) -> TrainingNoise:
-        """The noise of the samples `rows`, on `device`."""
-        return TrainingNoise(
-            {key: to_device_async(offsets[rows], device) for key, offsets in self.crop_offsets.items()},
-            to_device_async(self.noise[rows], device),
-            to_device_async(self.timesteps[rows], device),
-        )
 
 
 class DiffusionPolicy(nn.Module):
@@ -116,16 +95,9 @@ class DiffusionPolicy(nn.Module):
         self, batch_size: int, generator: torch.Generator, noise_samples: int = 1, random_crops: bool = True
     ) -> TrainingNoise:
         """The random part of the loss of a batch, on the CPU: noise, timesteps and, if `random_crops`, crop offsets."""
-        config = self.config
-        crop_offsets = {}
-        if random_crops:
-            for key in self.encoders:
-                n_images = batch_size * config.n_encoded_steps
-                offsets = sample_crop_offsets(n_images, IMAGE_SIZE, config.crop_shape, generator)
-                crop_offsets[key] = offsets.unflatten(0, (batch_size, config.n_encoded_steps))
-        noise = torch.randn(batch_size, noise_samples, *self.trajectory_shape, generator=generator)
-        timesteps = torch.randint(0, config.num_train_timesteps, (batch_size, noise_samples), generator=generator)
-        return TrainingNoise(crop_offsets, noise, timesteps)
+        return sample_training_noise(
+            self.config, self.trajectory_shape, batch_size, generator, noise_samples, random_crops
+        )
 
     def compute_loss(
         self,
@@ -147,7 +119,7 @@ class DiffusionPolicy(nn.Module):
         if noise is None:
             noise = torch.randn(batch_size, *self.trajectory_shape, device=device)
         if timesteps is None:
-            timesteps = torch.randint(0, self.config.num_train_timesteps, (batch_size,), device=device)
+            timesteps = sample_timesteps(self.config, (batch_size,), device=device)
         return self.loss_from_features(features, actions, noise[:, None], timesteps[:, None])
 
     def loss_from_features(self, features: Tensor, actions: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

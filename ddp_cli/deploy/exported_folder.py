@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.core.checkpoint import check_meta
 from ddp_cli.deploy.runtime import FORMAT_VERSION, GRAPH_FILE, SPEC_FILE, Policy, PolicyError
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import CheckpointError
@@ -55,6 +56,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED_KEYS if key not in spec]
     if missing or not isinstance(spec["policy"], dict):
         raise CheckpointError(f"'{path}' has no {(missing or ['policy'])[0]}.", REPAIR_HINT)
+    check_meta(spec, path, REPAIR_HINT)
     return spec
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.errors import CheckpointError, ConfigError, DdpError
 
 if TYPE_CHECKING:
     from ddp_cli.config import PolicyConfig
@@ -73,6 +73,8 @@ def open_policy_source(
         }
         return _open_exported_source(folder, [name for name, value in options.items() if value is not None])
     meta = load_meta(folder)
+    if meta.get("render") is None:
+        raise CheckpointError(f"'{folder}' does not say how its images were rendered.", "Use another checkpoint.")
     config = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
     device = str(choose_device(device))
     engine = choose_engine(config, device.partition(":")[0], engine)
@@ -164,7 +166,7 @@ def inspect_policy(path: Path) -> dict[str, Any]:
         "parameters": _count_parameters(config, None if exported else folder),
         "resumable": (folder / TRAIN_STATE).is_file(),
         "store": {"file": _store_path(run), **store} if store else None,
-        "versions": {**store.get("versions", {}), **meta.get("versions", {})},
+        "versions": {**(store.get("versions") or {}), **(meta.get("versions") or {})},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
@@ -184,7 +186,6 @@ def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
 
     from ddp_cli.core.checkpoint import MODEL
     from ddp_cli.core.policy import DiffusionPolicy
-    from ddp_cli.errors import CheckpointError
 
     if checkpoint is None:
         return sum(parameter.numel() for parameter in DiffusionPolicy(config).parameters())

@@ -16,7 +16,8 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import CONFIG, Meta, load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError, ConfigError, UnknownNameError
-from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_compiled_denoise_fn, supports_folding
+from ddp_cli.inference.compiled_denoiser import make_compiled_denoise_fn
+from ddp_cli.inference.folded_denoiser import FoldedDenoiser, supports_folding
 from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
 from ddp_cli.safety import ActionLimits
 

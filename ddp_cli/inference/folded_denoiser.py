@@ -29,7 +29,6 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser, timestep_embedding
 from ddp_cli.core.diffusion import DenoiseFn
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -133,21 +132,5 @@ def make_torch_denoise_fn(denoiser: Denoiser) -> FoldedDenoiseFn:
             x = torch.baddbmm(x + layer.cross_attention.out.bias, weights, memory.values[i].flatten(1, 2))
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm3(x))))
         return denoiser.head(denoiser.ln_f(x))
-
-    return denoise
-
-
-def make_compiled_denoise_fn(denoiser: Denoiser) -> FoldedDenoiseFn:
-    """`make_torch_denoise_fn` with torch.compile, on a GPU with CUDA graphs. Compiles on the first call."""
-    on_gpu = denoiser.pos_emb.device.type == "cuda"
-    mode = "reduce-overhead" if on_gpu else "default"
-    compiled = torch.compile(make_torch_denoise_fn(denoiser), dynamic=False, mode=mode)
-
-    def denoise(x: Tensor, memory: FoldedMemory) -> Tensor:
-        try:
-            return compiled(x, memory)
-        except Exception as e:  # a missing compiler raises one of many types
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise ConfigError(f"torch.compile does not work on this machine: {reason}", "Use --engine torch.") from e
 
     return denoise

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.checkpoint import Meta, checkpoint_path, prune_checkpoints, save_checkpoint
+from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import DdpError
+from ddp_cli.training.checkpoint_retention import prune_checkpoints
 from ddp_cli.training.dataloader import TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.run_folder import link_best_checkpoint

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ class NewRunFolder:
 def _write_config(folder: Path, content: dict[str, Any]) -> None:
     with atomic_file(folder / "config.json") as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def default_run_name() -> str:
+    """The name of a run that is not given one: the date and time at which it starts."""
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def create_run_folder(folder: Path, numbered: bool = False) -> NewRunFolder:

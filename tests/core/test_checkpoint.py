@@ -12,6 +12,7 @@ from conftest import DOOR
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
 from ddp_cli.core import checkpoint_selection
+from ddp_cli.deploy.policy_source import inspect_policy, open_policy_source
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
 
@@ -92,6 +93,27 @@ def test_a_failed_save_leaves_no_files(checkpoint: Path, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         ck.save_checkpoint(target, policy.config, policy.state_dict(), {}, {"step": 1})
     assert not target.parent.exists()  # it was created for the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"versions": []}, "versions is of type list"),
+        ({"store": {"versions": "x"}}, r"store\.versions is of type str"),
+        ({"store": 3}, "store is of type int"),
+        ({"render": {}}, "render is of type dict"),
+        ({"policy": "x"}, "damaged"),
+    ],
+)
+def test_values_of_another_type_are_named(checkpoint: Path, changes: dict, message: str) -> None:
+    meta = json.loads((checkpoint / ck.CONFIG).read_text())
+    (checkpoint / ck.CONFIG).write_text(json.dumps(meta | changes))
+    with pytest.raises(CheckpointError, match=message):
+        ck.load_meta(checkpoint)
+    (checkpoint / ck.CONFIG).write_text(json.dumps(meta | {"render": None, "store": None, "versions": None}))
+    assert inspect_policy(checkpoint)["versions"] == {}
+    with pytest.raises(CheckpointError, match="does not say how its images were rendered"):
+        open_policy_source(checkpoint, "cpu", None, None, "auto")
 
 
 def test_loading_a_training_state_executes_no_code(checkpoint: Path, tmp_path: Path) -> None:

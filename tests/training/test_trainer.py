@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from ddp_cli.core.policy import TrainingNoise
+from ddp_cli.core.training_noise import TrainingNoise
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
 from ddp_cli.training.dataloader import load_training_data
