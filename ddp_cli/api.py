@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.choices import FIRST_SEED, Engine, Sampler
+from ddp_cli.choices import Engine, Sampler
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import ConfigError
 from ddp_cli.evaluation.evaluation import Evaluation
 from ddp_cli.evaluation.evaluation import evaluate as evaluate_agent
 from ddp_cli.evaluation.rollout import EpisodeResult, clamp_chunk
+from ddp_cli.seeds import FIRST_SEED
 from ddp_cli.tasks import IMAGE_SIZE
 
 __all__ = ["LoadedPolicy", "evaluate", "load_policy", "open_store"]

@@ -27,7 +27,7 @@ FLOORS = [
     {"tasks", "parallel"},
     {"base_config", "rotation", "disk", "console"},
     {"locks"},
-    {"errors", "choices", "safety"},
+    {"errors", "choices", "seeds", "memory", "safety"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""
 

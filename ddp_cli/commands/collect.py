@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console
-from ddp_cli.choices import FIRST_SEED, purposes_of_seeds
 from ddp_cli.commands import options
+from ddp_cli.seeds import FIRST_SEED, purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.data.collection import CollectionResult

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddp_cli import console
-from ddp_cli.choices import FIRST_SEED, purposes_of_seeds, unused_seed
 from ddp_cli.commands import options
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import DdpError
 from ddp_cli.parallel import default_workers, preload_workers
+from ddp_cli.seeds import FIRST_SEED, purposes_of_seeds, unused_seed
 
 if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes

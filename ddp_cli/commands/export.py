@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import choices, console
-from ddp_cli.choices import FIRST_SEED
 from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
+from ddp_cli.seeds import FIRST_SEED
 
 if TYPE_CHECKING:
     from torch import Tensor

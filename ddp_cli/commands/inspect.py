@@ -23,7 +23,7 @@ def inspect(
 ) -> None:
     """Describe a file, store, dataset, run, checkpoint or exported policy."""
     from ddp_cli.data.inspection import describe_source, inspect_source
-    from ddp_cli.deploy.policy_source import inspect_policy, is_policy
+    from ddp_cli.deploy.policy_inspection import inspect_policy, is_policy
     from ddp_cli.task_file import read_task
 
     if source.is_file() and source.suffix in (".ckpt", ".pt", ".pth"):

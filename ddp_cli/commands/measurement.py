@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.choices import Engine, Sampler, purposes_of_seeds
+from ddp_cli.choices import Engine, Sampler
 from ddp_cli.deploy.policy_source import PolicySource, is_exported, open_policy_source
+from ddp_cli.seeds import purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation

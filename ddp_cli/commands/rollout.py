@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import console
-from ddp_cli.choices import FIRST_SEED, Engine, Sampler
+from ddp_cli.choices import Engine, Sampler
 from ddp_cli.commands import options
 from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
+from ddp_cli.seeds import FIRST_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.grid import Grid

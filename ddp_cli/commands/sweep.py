@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.choices import unused_seed
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
+from ddp_cli.seeds import unused_seed
 
 if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes

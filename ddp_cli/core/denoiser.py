@@ -158,12 +158,6 @@ class Denoiser(nn.Module):
         x = self.head(self.ln_f(x))
         return x[:, 1:] if self.encoder is None else x
 
-    def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay. None on biases, norms and position embeddings."""
-        decay = [p for p in self.parameters() if p.ndim == 2]
-        no_decay = [p for p in self.parameters() if p.ndim != 2]
-        return decay, no_decay
-
 
 def causal_masks(config: PolicyConfig) -> tuple[Tensor | None, Tensor | None]:
     """Attention masks, True where attention is allowed: (T, T) among the tokens, (T, S) from tokens to memory.

@@ -21,13 +21,13 @@ from ddp_cli.data.observations import Episode, RenderSpec, build_episode
 from ddp_cli.data.recorded_observations import read_observations, read_step
 from ddp_cli.data.replay_check import ReplayResult, check_demo, summarize_checks
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.errors import ConfigError
 from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map, run_in_thread
 from ddp_cli.sim.environment import check_action_convention, simulator_versions
+from ddp_cli.sim.observable_checks import check_state_determines_observations
 from ddp_cli.sim.renderer import check_render_profile
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, Task, check_obs
+from ddp_cli.tasks import ACTIONS, Task, check_obs
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("compare", "check" or "convert"), how much of it is done, and its total: demos, or steps."""
@@ -211,24 +211,3 @@ def _make_episode_builder(task: Task, spec: RenderSpec) -> Callable[[Demo], Epis
     if not task.is_built_in:
         check_state_determines_observations(sim)
     return functools.partial(build_episode, sim, spec)
-
-
-def check_state_determines_observations(sim: Simulator) -> None:
-    """ConfigError if the task has observables that setting a state does not restore (accelerations, for example):
-    their values in the store would differ from those in a rollout.
-    """
-    sim.reset(0)
-    rng = np.random.default_rng(0)
-    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
-        sim.step(action)
-    state, expected = sim.state(), sim.low_dim()
-    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
-        sim.step(action)
-    sim.set_kinematic_state(state)
-    not_restored = [key for key, value in sim.low_dim().items() if not np.array_equal(value, expected[key])]
-    if not_restored:
-        raise ConfigError(
-            f"task '{sim.task.name}': '{not_restored[0]}' is not determined by the recorded state, so it cannot be "
-            "converted.",
-            "Remove it from the task.",
-        )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.invariants import looks_absolute, share_of_clipped_steps
 from ddp_cli.data.observations import RenderSpec
 from ddp_cli.data.recorded_observations import check_observations, reason_unusable
-from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.errors import DataError
 
 

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -150,25 +149,3 @@ def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
                     file.write(images)
             checksums[key] = checksum
         (partial / "identity").write_text(json.dumps({"store": _identity(store, keys), "crc32": checksums}))
-
-
-def memory_budget(memory_gb: float) -> float:
-    """Memory that decoded images may take [bytes]: `memory_gb`, or half of what is available if it is 0."""
-    return memory_gb * 1e9 or available_memory() / 2
-
-
-def available_memory() -> int:
-    """Memory that this process can still allocate [bytes], by the machine and by the limit of its control group."""
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-        free = int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        group = Path("/sys/fs/cgroup")
-        stat = (group / "memory.stat").read_text()
-        cache = int(stat.split("inactive_file ")[1].split()[0])  # counted as used, freed on demand
-        limit = int((group / "memory.max").read_text())
-        return max(0, min(free, limit - int((group / "memory.current").read_text()) + cache))
-    except (OSError, IndexError, ValueError):  # no control group, or one without a limit
-        return free

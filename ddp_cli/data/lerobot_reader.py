@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_checks import ValueChecks, check_finite, check_indices
 from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
 from ddp_cli.data.lerobot_files import find_files, read_episodes, read_integer, table_of_episode, video_of_episode
@@ -38,7 +39,6 @@ from ddp_cli.data.lerobot_layout import (
 )
 from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, shorten
 from ddp_cli.data.parquet import COPY_AGAIN, read_columns
-from ddp_cli.data.store_copy import select_episodes
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError

@@ -10,31 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.actions import absolute_to_delta, delta_to_absolute
+from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.locks import lock_output
 from ddp_cli.sim.environment import check_action_convention
 from ddp_cli.tasks import ACTIONS
-
-
-def select_episodes(count: int, only: str | None, where: str) -> list[int]:
-    """Indices that the Python slice `only` (`:50`, `10:20`, `::2`) selects from `count` episodes; None selects all.
-
-    DataError, with `where` naming the source, when `only` is no slice or selects nothing.
-    """
-    if only is None:
-        return list(range(count))
-    parts = only.split(":")
-    try:
-        if len(parts) not in (2, 3):
-            raise ValueError
-        indices = list(range(count))[slice(*(int(part) if part else None for part in parts))]
-    except ValueError:
-        raise DataError(f"'{only}' is not a slice of episodes.", "Write --only :50 or --only 10:20.") from None
-    if not indices:
-        raise DataError(f"'{only}' selects none of the {count} episodes of {where}.", "Write --only :50.")
-    return indices
 
 
 def copy_store(

@@ -59,7 +59,7 @@ from ddp_cli.deploy.onnx_export import (
 )
 from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
-from ddp_cli.inference.agent import action_limits
+from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.folded_denoiser import supports_folding
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, obs_keys
 from ddp_cli.sim.simulator import Simulator

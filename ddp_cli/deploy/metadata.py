@@ -9,7 +9,7 @@ from ddp_cli import __version__
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
-from ddp_cli.inference.agent import action_limits
+from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys
 from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
 

@@ -1,4 +1,4 @@
-"""The policy that is evaluated, recorded or inspected: a checkpoint or an exported folder, and how to run it.
+"""The policy that is evaluated or recorded: a checkpoint or an exported folder, and how to run it.
 
 Imports are inside the functions: commands import this file when `ddp` starts.
 """
@@ -9,12 +9,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ddp_cli.errors import CheckpointError, ConfigError, DdpError
+from ddp_cli.errors import CheckpointError, DdpError
 
 if TYPE_CHECKING:
-    from ddp_cli.config import PolicyConfig
     from ddp_cli.evaluation.rollout import Agent
     from ddp_cli.tasks import Task
 
@@ -61,8 +60,9 @@ def open_policy_source(
     """
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
-    from ddp_cli.inference.agent import choose_engine, load_agent
+    from ddp_cli.inference.agent import load_agent
     from ddp_cli.inference.device import choose_device
+    from ddp_cli.inference.engine import choose_engine
 
     if is_exported(folder):
         options = {
@@ -100,108 +100,3 @@ def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySourc
 
 
 # -- inspection -----------------------------------------------------------------------------------
-
-
-def is_policy(path: Path) -> bool:
-    """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
-    from ddp_cli.core.checkpoint import CONFIG, MODEL
-
-    is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
-    return is_checkpoint or (path / "checkpoints" / "best").exists() or is_exported(path)
-
-
-def inspect_policy(path: Path) -> dict[str, Any]:
-    """Describe a checkpoint, the best checkpoint of a run, or an exported folder, after comparing its files with the
-    hashes that it records.
-
-    The values can be written as JSON:
-
-        kind                                    "checkpoint" or "exported policy"
-        path, run                               the folder; the run that it belongs to, or None
-        format, precision                       of exported policies; None for checkpoints
-        task, obs, action                       name, image or state, action convention with its frame and rotation
-        inputs                                  observation key -> shape of one step
-        n_obs_steps, horizon, n_action_steps    [control steps]
-        sampler, inference_steps
-        step                                    training step, or None if it was imported
-        parameters                              number of trainable parameters
-        resumable                               whether training can continue from it
-        store                                   file (None if unknown), demos, steps, ... of the training data, or None
-        versions                                library -> version
-        files                                   name -> size [bytes]
-
-    CheckpointError if there is no policy or it is damaged.
-    """
-    from ddp_cli.config import PolicyConfig
-    from ddp_cli.core.checkpoint import TRAIN_STATE, check_weights, load_meta
-    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
-    from ddp_cli.deploy.exported_folder import check_files, read_spec
-
-    exported = is_exported(path)
-    folder = path if exported else resolve_checkpoint(path, Path())
-    meta: dict[str, Any] = read_spec(folder) if exported else load_meta(folder)
-    if exported:
-        check_files(folder, meta)
-    else:
-        check_weights(folder, meta)
-    config = PolicyConfig(**meta["policy"])
-    run = folder.parents[1] if folder.parent.name == "checkpoints" else None
-    store = meta.get("store") or {}
-    return {
-        "kind": "exported policy" if exported else "checkpoint",
-        "path": str(folder),
-        "run": str(run) if run else None,
-        "format": meta.get("files") if exported else None,
-        "precision": meta.get("precision") if exported else None,
-        "task": config.task.name,
-        "obs": config.obs,
-        "action": meta.get("action"),
-        "inputs": _input_shapes(config),
-        "n_obs_steps": config.n_obs_steps,
-        "horizon": config.horizon,
-        "n_action_steps": config.n_action_steps,
-        "sampler": config.sampler,
-        "inference_steps": config.num_inference_steps,
-        "step": meta.get("step"),
-        "parameters": _count_parameters(config, None if exported else folder),
-        "resumable": (folder / TRAIN_STATE).is_file(),
-        "store": {"file": _store_path(run), **store} if store else None,
-        "versions": {**(store.get("versions") or {}), **(meta.get("versions") or {})},
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
-    }
-
-
-def _input_shapes(config: PolicyConfig) -> dict[str, list[int]]:
-    from ddp_cli.tasks import IMAGE_SIZE
-
-    images = {key: [IMAGE_SIZE, IMAGE_SIZE, 3] for key in config.image_keys}
-    return images | {key: [width] for key, width in config.low_dim.items()}
-
-
-def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
-    """From the header of the checkpoint's weights, or else from the architecture."""
-    import math
-
-    from safetensors import SafetensorError, safe_open
-
-    from ddp_cli.core.checkpoint import MODEL
-    from ddp_cli.core.policy import DiffusionPolicy
-
-    if checkpoint is None:
-        return sum(parameter.numel() for parameter in DiffusionPolicy(config).parameters())
-    try:
-        with safe_open(checkpoint / MODEL, "pt") as weights:
-            names = [name for name in weights.keys() if not name.startswith("normalizer.")]  # noqa: SIM118
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"'{checkpoint / MODEL}' is damaged.", "Use another checkpoint.") from e
-
-
-def _store_path(run: Path | None) -> str | None:
-    """The store that a run was trained on, as its config.json names it."""
-    from ddp_cli.config import read_json
-
-    try:
-        return str(read_json(run / "config.json")["data"]) if run else None
-    except (ConfigError, KeyError):
-        return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from ddp_cli.core.checkpoint import checkpoint_step, list_checkpoints
-from ddp_cli.disk import remove_folder
+from ddp_cli.config import TrainConfig
+from ddp_cli.core.checkpoint import checkpoint_path, checkpoint_step, list_checkpoints
+from ddp_cli.disk import remove_folder, replace_link
 
 
 def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> None:
@@ -16,3 +18,18 @@ def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> Non
     for path in checkpoints:
         if checkpoint_step(path) not in steps_to_keep:
             remove_folder(path)
+
+
+def link_best_checkpoint(run: Path, step: int, success_rates: dict[int, float]) -> int:
+    """Link `best` to the checkpoint with the highest success rate, by default that of `step`; returns its step."""
+    best = step
+    available = {s: rate for s, rate in success_rates.items() if checkpoint_path(run, s).is_dir()}
+    if available:
+        best = max(available, key=lambda s: (available[s], s))  # the later of equals
+    replace_link(run / "checkpoints" / "best", checkpoint_path(run, best))
+    return best
+
+
+def checkpoint_interval(config: TrainConfig, total: int) -> int:
+    """Steps between periodic checkpoints: as configured, as often as evaluations, or ten in a run."""
+    return config.checkpoint_every or config.eval_every or math.ceil(total / 10)

@@ -11,18 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import DdpError
-from ddp_cli.training.checkpoint_retention import prune_checkpoints
-from ddp_cli.training.dataloader import TrainingData
+from ddp_cli.training.checkpoint_retention import checkpoint_interval, link_best_checkpoint, prune_checkpoints
 from ddp_cli.training.distributed import Processes
-from ddp_cli.training.run_folder import link_best_checkpoint
 from ddp_cli.training.trainer import Trainer
 from ddp_cli.training.validation import validate
 
-TIMED_STEPS = 30  # steps that measure the rate of a run given in minutes; the first third is warm-up
 MAX_CONSECUTIVE_SKIPS = 5  # skipped (non-finite) steps in a row after which training has diverged
 
 
@@ -51,29 +47,6 @@ class Callbacks:
     """The success rate of a checkpoint, or None if it could not be measured; called every `eval_every` steps."""
     success_rates: dict[int, float] = field(default_factory=dict)
     """Success rates measured so far, by step; `train` adds to them."""
-
-
-def plan_steps(
-    config: TrainConfig, data: TrainingData, device: torch.device, processes: Processes
-) -> tuple[int, float]:
-    """The length of the run in steps, and the measured steps/s (0 unless the length is given in minutes).
-
-    For a length in minutes, a temporary trainer runs a few steps to measure the rate.
-    """
-    if config.steps:
-        return config.steps, 0.0
-    if config.epochs:
-        return max(1, round(config.epochs * len(data.train) / config.batch_size)), 0.0
-    trainer = Trainer(config, data, device, processes, total=1_000_000)
-    started = measured_from = time.perf_counter()
-    for i in range(TIMED_STEPS):
-        if i == TIMED_STEPS // 3:
-            measured_from = time.perf_counter()
-        float(trainer.step()["total"])
-    now = time.perf_counter()
-    rate = (TIMED_STEPS - TIMED_STEPS // 3) / (now - measured_from)
-    steps = max(1, int((config.minutes * 60.0 - (now - started)) * rate))
-    return processes.run_on_main(lambda: (steps, rate))
 
 
 class _StepMetrics:
@@ -179,11 +152,6 @@ def train(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks) -> Path
         metrics.add(trainer.step())
         if is_main:
             callbacks.on_progress(Progress(trainer.step_number, trainer.total, metrics.loss, trainer.lr, metrics.rate))
-
-
-def checkpoint_interval(config: TrainConfig, total: int) -> int:
-    """Steps between periodic checkpoints: as configured, as often as evaluations, or ten in a run."""
-    return config.checkpoint_every or config.eval_every or math.ceil(total / 10)
 
 
 def _save(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks, with_validation: bool) -> None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.training.losses import Objective
@@ -15,7 +15,7 @@ from ddp_cli.training.losses import Objective
 def make_optimizer(config: TrainConfig, objective: Objective) -> torch.optim.AdamW:
     """AdamW with the published weight-decay groups."""
     policy = objective.policy
-    decay, no_decay = policy.denoiser.weight_decay_groups()
+    decay, no_decay = weight_decay_groups(policy.denoiser)
     fusion = policy.fusion.parameters() if policy.fusion is not None else []
     encoder = [*policy.encoders.parameters(), *fusion, *objective.heads.parameters()]
     groups = [
@@ -24,6 +24,12 @@ def make_optimizer(config: TrainConfig, objective: Objective) -> torch.optim.Ada
         {"params": encoder, "weight_decay": config.obs_encoder_weight_decay},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def weight_decay_groups(denoiser: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters with and without weight decay. None on biases, norms and position embeddings."""
+    parameters = list(denoiser.parameters())
+    return [p for p in parameters if p.ndim == 2], [p for p in parameters if p.ndim != 2]
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

@@ -24,11 +24,11 @@ def make_evaluator(run: Run, device: str, should_stop: Callable[[], bool]) -> Ca
     It writes a report and a video of the first episode into the run's folder. It returns None if the simulator fails,
     or if `should_stop()` becomes true.
     """
-    from ddp_cli.choices import FIRST_SEED
     from ddp_cli.evaluation.evaluation import evaluate, record_in_subprocess
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.inference.agent import load_agent
     from ddp_cli.parallel import default_workers
+    from ddp_cli.seeds import FIRST_SEED
 
     # On a GPU every worker takes memory in addition to the training. Two workers at least: with one, episodes would
     # run in this process, and a crash of the simulator would end the training.

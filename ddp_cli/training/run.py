@@ -10,21 +10,22 @@ import torch
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import Meta
-from ddp_cli.data.image_cache import memory_budget
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
 from ddp_cli.locks import Lock
+from ddp_cli.memory import keep_freed_memory, memory_budget
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.initial_weights import load_initial_weights
-from ddp_cli.training.loop import Callbacks, plan_steps, train
+from ddp_cli.training.loop import Callbacks, train
 from ddp_cli.training.metrics import Metrics
 from ddp_cli.training.run_folder import (
     NewRunFolder,
     checkpoint_meta,
     create_run_folder,
 )
-from ddp_cli.training.trainer import Trainer, keep_freed_memory
+from ddp_cli.training.run_length import plan_steps
+from ddp_cli.training.trainer import Trainer
 
 Log = Callable[[str], None]
 

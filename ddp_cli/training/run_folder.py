@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.data.store import Store
-from ddp_cli.disk import atomic_file, remove, remove_leftovers, replace_link
+from ddp_cli.disk import atomic_file, remove, remove_leftovers
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
 from ddp_cli.training.trainer import Trainer
@@ -252,13 +252,3 @@ def find_training_store(checkpoint: Path) -> Path | None:
     except (ConfigError, KeyError, TypeError, IndexError):
         return None
     return path if path.exists() else None
-
-
-def link_best_checkpoint(run: Path, step: int, success_rates: dict[int, float]) -> int:
-    """Link `best` to the checkpoint with the highest success rate, by default that of `step`; returns its step."""
-    best = step
-    available = {s: rate for s, rate in success_rates.items() if checkpoint_path(run, s).is_dir()}
-    if available:
-        best = max(available, key=lambda s: (available[s], s))  # the later of equals
-    replace_link(run / "checkpoints" / "best", checkpoint_path(run, best))
-    return best

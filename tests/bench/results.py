@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.choices import FIRST_SEED
 from ddp_cli.evaluation.statistics import wilson_interval
+from ddp_cli.seeds import FIRST_SEED
 from ddp_cli.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"

@@ -12,7 +12,8 @@ from conftest import DOOR
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
 from ddp_cli.core import checkpoint_selection
-from ddp_cli.deploy.policy_source import inspect_policy, open_policy_source
+from ddp_cli.deploy.policy_inspection import inspect_policy
+from ddp_cli.deploy.policy_source import open_policy_source
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
 

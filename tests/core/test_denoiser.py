@@ -71,16 +71,6 @@ def test_timestep_embedding_equals_its_formula() -> None:
     assert row.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_no_weight_decay_on_biases_norms_and_position_embeddings() -> None:
-    net = make_denoiser()
-    decay, no_decay = net.weight_decay_groups()
-    names = {id(p): n for n, p in net.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in decay} == {"weight"}
-    assert not any("norm" in names[id(p)] or "ln_f" in names[id(p)] for p in decay)
-    assert {"pos_emb", "cond_pos_emb", "head.bias", "ln_f.weight"} <= {names[id(p)] for p in no_decay}
-    assert len(decay) + len(no_decay) == len(names)
-
-
 @pytest.mark.parametrize("p", [0.1, 0.3])
 def test_dropout_has_bernoulli_moments_in_every_column(p: float) -> None:
     torch.manual_seed(0)

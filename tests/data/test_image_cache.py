@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from ddp_cli.data.image_cache import available_memory, cache_folder, decode_arrays
+from ddp_cli.data.image_cache import cache_folder, decode_arrays
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
+from ddp_cli.memory import available_memory
 from ddp_cli.tasks import CAMERAS, PROPRIO
 from ddp_cli.training.dataloader import BatchLoader, load_training_data
 

@@ -9,8 +9,9 @@ from conftest import ddp, ok_json, refused
 
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
+from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.store import Store
-from ddp_cli.data.store_copy import copy_store, select_episodes
+from ddp_cli.data.store_copy import copy_store
 from ddp_cli.errors import DataError
 
 

@@ -25,7 +25,8 @@ from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.exported_policy import load_exported_agent
 from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 from ddp_cli.errors import CheckpointError, DdpError
-from ddp_cli.inference.agent import action_limits, load_agent
+from ddp_cli.inference.action_limits import action_limits
+from ddp_cli.inference.agent import load_agent
 from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.safety import ActionLimits
 

@@ -18,7 +18,8 @@ from ddp_cli.core.published import import_published
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.checkpoint_import import import_checkpoint
 from ddp_cli.deploy.export import ExportOptions, export_policy
-from ddp_cli.deploy.policy_source import inspect_policy, is_policy, open_policy_source, resolve_policy
+from ddp_cli.deploy.policy_inspection import inspect_policy, is_policy
+from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
 from ddp_cli.errors import CheckpointError, DdpError
 
 LOW_DIM_INPUTS = {"robot0_eef_pos": [3], "robot0_eef_quat": [4], "robot0_gripper_qpos": [2]}

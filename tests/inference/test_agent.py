@@ -7,8 +7,9 @@ from core.test_policy import make_policy, random_obs
 from inference.test_engines import UNFOLDABLE, make_trained_policy
 
 from ddp_cli.errors import ConfigError, UnknownNameError
-from ddp_cli.inference.agent import PolicyAgent, choose_engine
+from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.inference.device import choose_device
+from ddp_cli.inference.engine import choose_engine
 from ddp_cli.inference.folded_denoiser import supports_folding
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.inference.agent import make_predict_fn
+from ddp_cli.inference.engine import make_predict_fn
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph, n_noise_tensors, sample_noise

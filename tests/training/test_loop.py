@@ -14,8 +14,9 @@ from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
-from ddp_cli.training.loop import MAX_CONSECUTIVE_SKIPS, Callbacks, plan_steps
+from ddp_cli.training.loop import MAX_CONSECUTIVE_SKIPS, Callbacks
 from ddp_cli.training.run import run_training
+from ddp_cli.training.run_length import plan_steps
 
 
 def test_training_stops_after_several_consecutive_non_finite_steps(lift_store: Store, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_cli.choices import purposes_of_seeds, unused_seed
+from ddp_cli.seeds import purposes_of_seeds, unused_seed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""The length of a run in steps, from steps, epochs or minutes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ddp_cli.config import TrainConfig
+from ddp_cli.training.dataloader import TrainingData
+from ddp_cli.training.distributed import Processes
+from ddp_cli.training.trainer import Trainer
+
+TIMED_STEPS = 30  # steps that measure the rate of a run given in minutes; the first third is warm-up
+
+
+def plan_steps(
+    config: TrainConfig, data: TrainingData, device: torch.device, processes: Processes
+) -> tuple[int, float]:
+    """The length of the run in steps, and the measured steps/s (0 unless the length is given in minutes).
+
+    For a length in minutes, a temporary trainer runs a few steps to measure the rate.
+    """
+    if config.steps:
+        return config.steps, 0.0
+    if config.epochs:
+        return max(1, round(config.epochs * len(data.train) / config.batch_size)), 0.0
+    trainer = Trainer(config, data, device, processes, total=1_000_000)
+    started = measured_from = time.perf_counter()
+    for i in range(TIMED_STEPS):
+        if i == TIMED_STEPS // 3:
+            measured_from = time.perf_counter()
+        float(trainer.step()["total"])
+    now = time.perf_counter()
+    rate = (TIMED_STEPS - TIMED_STEPS // 3) / (now - measured_from)
+    steps = max(1, int((config.minutes * 60.0 - (now - started)) * rate))
+    return processes.run_on_main(lambda: (steps, rate))
