@@ -74,7 +74,14 @@ class LoadedPolicy:
         return chunk.astype(np.float32)
 
     def _as_observed(self, key: str, value: Any) -> NDArray[Any]:
-        return np.asarray(value, np.uint8 if len(self.obs_shapes[key]) == 3 else np.float32)
+        array = np.asarray(value)
+        if len(self.obs_shapes[key]) == 3:
+            if array.dtype != np.uint8:  # a cast would turn images of 0 to 1 black
+                raise ConfigError(f"'{key}' is {array.dtype}, expected uint8 from 0 to 255.")
+            return array
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ConfigError(f"'{key}' is not finite numbers.", "Give the observation in the units of the store.")
+        return array.astype(np.float32)
 
 
 def load_policy(

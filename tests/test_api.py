@@ -47,6 +47,11 @@ def test_a_checkpoint_and_its_export_act_alike(trained: Path, policy_folder: Pat
         np.testing.assert_array_equal(policy.act(obs), first)
         actions.append(first)
     np.testing.assert_array_equal(np.clip(actions[0], -1, 1), actions[1])
+    as_float = {key: value / 255 if key.endswith("_image") else value for key, value in obs.items()}
+    with pytest.raises(ConfigError, match="'agentview_image' is float64, expected uint8"):  # a cast would make it black
+        policy.act(as_float)
+    with pytest.raises(ConfigError, match="'robot0_eef_pos' is not finite numbers"):
+        policy.act(obs | {"robot0_eef_pos": obs["robot0_eef_pos"] * np.nan})
     with pytest.raises(ConfigError, match="'agentview_image' is missing"):
         policy.act({})
     with pytest.raises(ConfigError, match=r"'agentview_image' has shape \(2, 10, 10, 3\), expected \(2, 84, 84, 3\)"):

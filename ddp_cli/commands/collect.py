@@ -10,7 +10,7 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import options
-from ddp_cli.seeds import FIRST_SEED, purposes_of_seeds
+from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.data.collection import CollectionResult
@@ -30,7 +30,11 @@ def collect(
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", min=0, help="Seed of the first episode; following episodes count up.", rich_help_panel="Content"
+            "--seed",
+            min=0,
+            max=MAX_SEED,
+            help="Seed of the first episode; following episodes count up.",
+            rich_help_panel="Content",
         ),
     ] = FIRST_SEED["collect"],
     out: Annotated[

@@ -14,9 +14,9 @@ from ddp_cli.commands import options
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.parallel import default_workers, preload_workers
-from ddp_cli.seeds import FIRST_SEED, purposes_of_seeds, unused_seed
+from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds, unused_seed
 
 if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes
@@ -59,6 +59,7 @@ def evaluate(
         typer.Option(
             "--seed",
             min=0,
+            max=MAX_SEED,
             help="Seed of the first episode; following episodes count up.",
             rich_help_panel=options.EPISODES,
         ),
@@ -194,6 +195,13 @@ def _sweep_image(out: Path, overwrite: bool) -> Path:
 
 def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Processes) -> dict[str, Any]:
     sources = [eval_options.open(folder, processes) for folder in folders]  # all are checked before the first runs
+    for source in sources[1:]:
+        if source.task != sources[0].task:
+            raise ConfigError(
+                f"'{sources[0].folder}' is a policy of '{sources[0].task.name}', '{source.folder}' of "
+                f"'{source.task.name}': their success rates cannot be compared.",
+                "Evaluate them one by one.",
+            )
     reports = [measure(source, eval_options, processes) for source in sources]
     return reports[0] if len(reports) == 1 else compare(*reports)
 

@@ -15,7 +15,7 @@ from ddp_cli.choices import Engine, Sampler
 from ddp_cli.commands import options
 from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
-from ddp_cli.seeds import FIRST_SEED
+from ddp_cli.seeds import FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.grid import Grid
@@ -39,6 +39,7 @@ def rollout(
         typer.Option(
             "--seed",
             min=0,
+            max=MAX_SEED,
             help="Seed of the episode, as in `ddp eval`.",
             show_default=str(FIRST_SEED["eval"]),
             rich_help_panel=options.EPISODES,

@@ -21,6 +21,7 @@ from ddp_cli.data.observations import Episode, RenderSpec, build_episode
 from ddp_cli.data.recorded_observations import read_observations, read_step
 from ddp_cli.data.replay_check import ReplayResult, check_demo, summarize_checks
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map, run_in_thread
 from ddp_cli.sim.environment import check_action_convention, simulator_versions
@@ -32,8 +33,9 @@ from ddp_cli.tasks import ACTIONS, Task, check_obs
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("compare", "check" or "convert"), how much of it is done, and its total: demos, or steps."""
 
-MIN_COMPARED_STEPS = 9  # in all demos together; one of each demo at least
-DEMOS_PER_WORKER = 20  # that are worth starting a process, when one step of each is compared
+STEPS_PER_DEMO = 3  # that are compared with the simulator; a fault may begin in the middle of a demo
+MIN_COMPARED_STEPS = 9  # in all demos together
+DEMOS_PER_WORKER = 20  # that are worth starting a process, when some steps of each are compared
 
 
 NO_STATES = {
@@ -120,7 +122,14 @@ def _check_recording(
     """
     frames = _compare_frames(demos, plan, workers, progress)
     faults = {frame.demo: frame.image_faults for frame in frames if frame.image_faults}
-    if options.skip_bad and len(faults) < len(frames):
+    if options.skip_bad and faults and len(faults) == len(frames):
+        name, texts = next(iter(faults.items()))
+        raise DataError(
+            f"'{demos.path}': the images of every demo differ from the rendered ones "
+            f"({name}: {'; '.join(texts.values())}).",
+            "Render them with --rerender.",
+        )
+    if options.skip_bad:
         plan = plan.without_demos({demo: "; ".join(texts.values()) for demo, texts in faults.items()})
         frames = [frame for frame in frames if frame.demo not in faults]
     for key in plan.recorded_keys:
@@ -133,11 +142,11 @@ def _check_recording(
 
 
 def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progress: Progress) -> list[FrameResult]:
-    """Compares the recorded observations of the middle step of every demo; in small files, of more steps."""
+    """Compares the recorded observations of some steps of every demo; in small files, of more steps."""
     if not plan.recorded_keys:
         return []
     count = len(plan.demo_names)
-    n_steps = max(1, MIN_COMPARED_STEPS // count)
+    n_steps = max(STEPS_PER_DEMO, MIN_COMPARED_STEPS // count)
     results = {name: FrameResult(name) for name in plan.demo_names}
     frames = (frame for name in plan.demo_names for frame in _read_frames(demos, name, plan.recorded_keys, n_steps))
     progress("compare", 0, count)

@@ -29,7 +29,7 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, select_by_filter
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
 from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
-from ddp_cli.data.invariants import check_time
+from ddp_cli.data.invariants import check_intended, check_time
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
@@ -157,6 +157,8 @@ class DemoFile:
                     f"{location}: {key}[{step}, {column}] is {array[step, column]}.",
                     "Remove this demo or record it again.",
                 )
+        if intended is not None:
+            check_intended(intended, actions, location)
         if self.has_states:
             check_time(states[:, 0], location)
         if self.task.model_varies and not self.task.is_built_in and not demo.xml:

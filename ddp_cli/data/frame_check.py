@@ -1,4 +1,4 @@
-"""Compares the recorded observations of every demo with those of the simulator, at one step of each.
+"""Compares the recorded observations of every demo with those of the simulator, at some steps of each.
 
 Files are merged from several sources: a few demos may have images that are upside down, or observations of another
 robosuite version, without any in the demos that are replayed (replay_check.py).

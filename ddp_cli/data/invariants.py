@@ -17,6 +17,7 @@ Floats = NDArray[np.floating[Any]]
 
 TIME_TOLERANCE = 0.1  # of the control period
 QUATERNION_TOLERANCE = 1e-2  # of the norm; float16 has 3 digits
+MIN_SIMILARITY = 0.5  # of intended and executed translations; 0.9 and more in demonstrations of `ddp collect`
 CLIP_TOLERANCE = 1e-3
 ABSOLUTE_SHARE = 0.95  # of steps with a value above 1
 MAX_REACH = 3.0  # [m], from the origin of the world
@@ -43,6 +44,23 @@ def check_time(time: Floats, location: str, rate: float = CONTROL_HZ) -> None:
         f"({len(jumps)} of {len(steps)} steps): {cause}.",
         "Record this demo again, or split it where the time jumps.",
     )
+
+
+def check_intended(intended: Floats, actions: Floats, location: str) -> None:
+    """DataError unless the `intended` actions (n, 7) are those that were disturbed to the executed `actions` (n, 7):
+    what a policy learns is not replayed, so it is compared with what was executed.
+    """
+    a, b = intended[:, :3].ravel(), actions[:, :3].ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not np.any(b):
+        return
+    similarity = float(a @ b) / norms if norms else 0.0
+    if similarity < MIN_SIMILARITY:
+        raise DataError(
+            f"{location}: its intended actions do not resemble the executed ones (cosine similarity {similarity:.2f}, "
+            f"expected at least {MIN_SIMILARITY:g}).",
+            "Remove `intended` from this demo to imitate its executed actions.",
+        )
 
 
 def check_quaternions(quaternions: Floats, location: str) -> None:

@@ -33,7 +33,8 @@ CHUNK_INTERVAL = 25  # [steps] between the recorded states at which chunks start
 MAX_POSITION_ERROR = 5.0  # [mm], of the end effector after a chunk
 MAX_ROTATION_ERROR = 3.0  # [deg]
 MAX_GAP_ERROR = 5.0  # [mm], of the gap between the fingers
-MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks
+MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of all demos
+MIN_SHARE_OF_DEMO = 0.5  # of the chunks of each demo
 MAX_STARTUP_STEPS = 8  # after which a start-up effect must be gone
 MAX_STARTUP_ERRORS = (30.0, 10.0, MAX_GAP_ERROR)  # [mm], [deg], [mm]: robosuite varies the initial joints by 0.02 rad
 MAX_LISTED_DEMOS = 5
@@ -85,9 +86,11 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
     chunk_errors = [
         _replay_chunk(replay_sim, demo, actions, recorded_poses, start, start + CHUNK_STEPS)
         for start in range(0, max(1, len(actions) - CHUNK_STEPS), CHUNK_INTERVAL)
+        if len(actions) > 1  # of a single step, nothing was recorded after its action
     ]
-    startup_mm = 0.0
-    error_after_startup = _find_startup_effect(replay_sim, demo, actions, recorded_poses, chunk_errors[0])
+    startup_mm, error_after_startup = 0.0, None
+    if chunk_errors:
+        error_after_startup = _find_startup_effect(replay_sim, demo, actions, recorded_poses, chunk_errors[0])
     if error_after_startup is not None:
         startup_mm, chunk_errors[0] = chunk_errors[0][0], error_after_startup
     replay_sim.set_state(demo.states[0])
@@ -175,6 +178,9 @@ def summarize_checks(results: list[ReplayResult], frames: list[FrameResult] | No
         return {"result": "not verified", "why": "no demo was checked", "demos": []}
     frames = frames or []
     errors = np.array([error for result in results for error in result.chunks])  # (chunks, 3)
+    if not len(errors):
+        why = "the replayed demos have a single step: what their actions do was not recorded"
+        return {"result": "not verified", "why": why, "demos": []}
     startup_errors = [result.startup_mm for result in results if result.startup_mm]
     values = {
         "chunks": len(errors),
@@ -193,6 +199,10 @@ def summarize_checks(results: list[ReplayResult], frames: list[FrameResult] | No
         "image_faults": {frame.demo: list(frame.image_faults.values()) for frame in frames if frame.image_faults},
         "models": sorted({result.model for result in results}),
     }
+    shares = {
+        result.demo: float(np.mean((np.array(result.chunks) <= LIMITS).all(1))) for result in results if result.chunks
+    }
+    values["wrong_demos"] = [name for name, share in shares.items() if share < MIN_SHARE_OF_DEMO]
     reasons = _failure_reasons(values)
     return {
         "result": "failed" if reasons else "passed",
@@ -213,6 +223,13 @@ def _failure_reasons(values: dict[str, Any]) -> list[str]:
             f"{values['chunks_within_limits']:.0%} of {values['chunks']} replayed chunks of {CHUNK_STEPS} actions end "
             f"within {MAX_POSITION_ERROR:g} mm and {MAX_ROTATION_ERROR:g} degrees of the recorded end-effector pose, "
             f"with the finger gap within {MAX_GAP_ERROR:g} mm, expected at least {MIN_SHARE_WITHIN_LIMITS:.0%}"
+        )
+    wrong = values["wrong_demos"]
+    if wrong and not reasons:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        reasons.append(
+            f"most replayed chunks of {wrong[0]}{more} end further than {MAX_POSITION_ERROR:g} mm or "
+            f"{MAX_ROTATION_ERROR:g} degrees from the recorded end-effector pose; leave out these demos"
         )
     faults = values["image_faults"]
     if faults:

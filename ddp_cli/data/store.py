@@ -27,6 +27,7 @@ from ddp_cli.task_file import read_task, task_file_path, task_from_json
 from ddp_cli.tasks import TASKS, Task, describe_difference
 
 STORE_FORMAT = 1
+HASHED_IMAGES = 16
 CHECK_RESULTS = ("passed", "failed", "not verified")
 STORE_MARKERS = ("zarr.json", ".zgroup")
 """Every store, of either zarr format, holds one of these files."""
@@ -117,6 +118,17 @@ class Store:
     def content_hash(self) -> str:
         """SHA-256 of the actions and the episode ends."""
         return hashlib.sha256(self.read("action").tobytes() + self.episode_ends.tobytes()).hexdigest()
+
+    def observations_hash(self) -> str:
+        """SHA-256 of all vectors, and of some images of every camera: hashing all of them would take minutes."""
+        digest = hashlib.sha256()
+        for key in self.task.vectors("state"):
+            digest.update(self.read(key).tobytes())
+        rows = sorted({round(i) for i in np.linspace(0, int(self.episode_ends[-1]) - 1, HASHED_IMAGES).tolist()})
+        for key in self.image_keys:
+            for row in rows:
+                digest.update(self.read(key, rows=slice(row, row + 1)).tobytes())
+        return digest.hexdigest()
 
     def _array(self, key: str, group: str = "data") -> Any:
         array = self._find_array(key, group)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.choices import Obs
+from ddp_cli.choices import Obs, RenderProfile
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task
 
@@ -27,6 +27,11 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     for key, expected in ATTRIBUTE_TYPES.items():
         if not isinstance(attributes[key], expected):
             raise DataError(f"'{path}': the attribute '{key}' is damaged.", REPAIR_HINT)
+    source = attributes["source"]
+    if not isinstance(source.get("sha256", ""), str) or not isinstance(source.get("demos", []), list):
+        raise DataError(f"'{path}': the attribute 'source' is damaged.", REPAIR_HINT)
+    if attributes["render"] not in get_args(RenderProfile):
+        raise DataError(f"'{path}': the attribute 'render' is damaged.", REPAIR_HINT)
     if attributes.get("obs", "image") not in get_args(Obs):
         raise DataError(f"'{path}': the attribute 'obs' is damaged.", REPAIR_HINT)
     action = attributes["action"]
@@ -36,7 +41,7 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
 
 def check_episode_array(path: Path, array: Any) -> None:
     """DataError unless the array meta/episode_ends can be read completely."""
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0] or not all(array.shards or array.chunks):
         raise DataError(f"'{path}': meta/episode_ends has shape {array.shape} and type {array.dtype}.", REPAIR_HINT)
     for _, file in missing_chunks(array, path / "meta" / "episode_ends"):
         raise DataError(f"'{path}': the chunk file meta/episode_ends/{file} is missing.", REPAIR_HINT)
@@ -76,6 +81,8 @@ def check_arrays(
         if tuple(array.shape) != shape or array.dtype != dtype:
             actual = f"shape {tuple(array.shape)} and type {array.dtype}"
             raise DataError(f"'{path}': data/{key} has {actual}, expected {shape} and {dtype}.", REPAIR_HINT)
+        if not all(array.shards or array.chunks):
+            raise DataError(f"'{path}': data/{key} has chunks of size 0.", REPAIR_HINT)
         missing = list(missing_chunks(array, path / "data" / key))
         if missing:
             first_row, file = missing[0]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ddp_cli.config import TrainConfig
 from ddp_cli.core.windows import Batch, Windows, batch_indices, count_windows, window_bounds, window_steps
 from ddp_cli.data.image_cache import DecodedArrays, decode_arrays
 from ddp_cli.data.store import Store
-from ddp_cli.errors import ConfigError
+from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.memory import memory_budget
 from ddp_cli.parallel import default_workers
 from ddp_cli.training.validation_split import validation_episodes
@@ -55,13 +57,15 @@ def load_training_data(
     Images that exceed `budget` [bytes] (None: `memory_budget`) stay on disk, see `data/image_cache.py`; with `write`
     this process may decode them there. Arrays are moved to the GPU if they fit in its memory.
 
-    Raises ConfigError if no demonstration to train on fits the horizon.
+    Raises ConfigError if no demonstration to train on fits the horizon, DataError for values that are not finite.
     """
     policy = config.policy
     keys = [*policy.image_keys, *policy.low_dim]
     extra = ["object"] if config.object_weight else []
     budget = memory_budget(config.memory_gb) if budget is None else budget
     arrays = decode_arrays(store, [*keys, *extra, "action"], budget, info, write, config.cache_dir)
+    for key in (*policy.low_dim, *extra, "action"):
+        _check_finite(store, key, arrays.data[key])
     held_out = validation_episodes(len(store.episode_ends), config.val_ratio, config.seed)
     data_device = _choose_device(arrays, device)
     tensors = {k: torch.from_numpy(np.asanyarray(a)).to(data_device) for k, a in arrays.data.items()}
@@ -83,6 +87,16 @@ def load_training_data(
     min_steps = 1 if config.pad_short else max(1, policy.horizon - policy.pad_before - policy.pad_after)
     n_used, n_held_out = int(np.count_nonzero(sum(counts))), int(np.count_nonzero(counts[1]))
     return TrainingData(splits[0], splits[1], len(held_out), n_used, n_held_out, min_steps)
+
+
+def _check_finite(store: Store, key: str, values: NDArray[Any]) -> None:
+    faulty = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(faulty):
+        episode = int(np.searchsorted(store.episode_ends, faulty[0], side="right"))
+        raise DataError(
+            f"'{store.path}': data/{key} is not finite in {len(faulty)} steps, the first is in episode {episode}.",
+            "Convert the demonstrations again.",
+        )
 
 
 def _choose_device(arrays: DecodedArrays, device: torch.device) -> torch.device:

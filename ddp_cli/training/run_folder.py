@@ -194,8 +194,9 @@ def write_store_path(folder: Path, path: Path) -> None:
 
 IDENTITY_NAMES = {
     "sha256": "the recording", "demos": "the number of demonstrations", "steps": "the number of steps",
-    "actions_sha256": "the content of the actions", "task": "the task", "render": "the render profile",
-    "action": "the action convention", "versions": "the simulator versions",
+    "actions_sha256": "the content of the actions", "observations_sha256": "the content of the observations",
+    "task": "the task", "render": "the render profile", "action": "the action convention",
+    "versions": "the simulator versions",
     "observations": "the copied observations",
 }  # fmt: skip
 
@@ -204,8 +205,8 @@ def _find_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[
     """What differs between two identities of stores."""
     differences = []
     for key, value in actual.items():
-        # Runs of older versions do not know which observations were recorded.
-        before = expected.get(key, value if key == "observations" else None)
+        # Runs of older versions do not know which observations were recorded, nor their hash.
+        before = expected.get(key, value if key in ("observations", "observations_sha256") else None)
         if before != value:
             values = f" ({value} instead of {before})" if isinstance(value, int) or key == "render" else ""
             differences.append(f"{IDENTITY_NAMES[key]} differs{values}")
@@ -213,13 +214,14 @@ def _find_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[
 
 
 def store_identity(store: Store) -> dict[str, Any]:
-    """What identifies the content of a store: its source, how it was converted, and the hash of its actions."""
+    """What identifies the content of a store: its source, how it was converted, and hashes of its content."""
     source = store.attrs["source"]
     return {
         "sha256": source["sha256"],
         "demos": len(source["demos"]),
         "steps": int(store.episode_ends[-1]),
         "actions_sha256": store.content_hash(),
+        "observations_sha256": store.observations_hash(),
         "observations": source.get("observations", []),
         **{k: store.attrs[k] for k in ("task", "render", "action", "versions")},
     }

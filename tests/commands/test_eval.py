@@ -147,3 +147,10 @@ def test_a_sweep_evaluates_every_combination_and_plots_it(trained: Path, policy_
     assert "contradicts --sweep sampler=" in refused(ddp("eval", run, "--sweep", "sampler=dpm", "--sampler", "ddim"))
     assert "whose sampler is fixed" in refused(ddp("eval", policy_folder, "--sweep", "sampler=ddim"))
     assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))
+
+
+def test_policies_of_different_tasks_are_not_compared(trained: Path) -> None:
+    square = Path(__file__).parents[2] / "sample_data/square-policy"
+    message = refused(ddp("eval", trained / "lift/tiny", square, "-n", 1))
+    assert "is a policy of 'lift'" in message
+    assert "of 'square': their success rates cannot be compared" in message

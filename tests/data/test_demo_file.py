@@ -27,7 +27,8 @@ def make_demo(length: int = 5, seed: int = 1, xml: str = "<mujoco/>") -> Demo:
 
 
 def make_disturbed_demo(length: int = 5) -> Demo:
-    return dataclasses.replace(make_demo(length), intended=np.random.default_rng(9).uniform(-1, 1, (length, 7)))
+    demo = make_demo(length)
+    return dataclasses.replace(demo, intended=demo.actions + np.random.default_rng(9).uniform(-0.1, 0.1, (length, 7)))
 
 
 def write_demos(path: Path, *demos: Demo) -> Path:

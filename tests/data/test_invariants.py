@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddp_cli.data.invariants import check_quaternions, check_time, looks_absolute, share_of_clipped_steps
+from ddp_cli.data.invariants import (
+    check_intended,
+    check_quaternions,
+    check_time,
+    looks_absolute,
+    share_of_clipped_steps,
+)
 from ddp_cli.errors import DataError
 
 TIME = np.arange(40) / 20.0
@@ -63,3 +69,14 @@ def test_absolute_actions_are_recognized_by_their_values() -> None:
     keyboard[:, 0] = 3.75
     assert not looks_absolute(keyboard)
     assert not looks_absolute(rng.uniform(-2, 2, (50, 7)))
+
+
+def test_intended_actions_resemble_the_executed_ones() -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (40, 7))
+    disturbed = actions + rng.normal(0, 0.2, actions.shape)
+    check_intended(actions, disturbed, "demo_0")
+    check_intended(actions[:3] * 0, actions[:3] * 0, "demo_0")
+    for wrong in (-actions, actions * 0, rng.uniform(-1, 1, (40, 7))):
+        with pytest.raises(DataError, match="demo_0: its intended actions do not resemble the executed ones"):
+            check_intended(wrong, disturbed, "demo_0")

@@ -22,7 +22,7 @@ from pathlib import Path
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 
-convert(Path(sys.argv[1]), Path(sys.argv[2]), 1, lambda *_: None, ConvertOptions(check=1, skip_bad=True))
+convert(Path(sys.argv[1]), Path(sys.argv[2]), 1, lambda *_: None, ConvertOptions(check=1))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB
 """
 IMAGE_KEYS = ("agentview_image", "robot0_eye_in_hand_image")

@@ -196,6 +196,7 @@ def test_training_refuses_a_failed_check(lift_demos: Path, tmp_path: Path, monke
     with h5py.File("d.hdf5", "r+") as f:
         for demo in f["data"].values():
             demo["actions"][:, :3] *= -1
+            del demo["intended"]
     convert_command = ["convert", "d.hdf5", "--out", "s.zarr", "--obs", "state", "--check", "1", "--workers", "1"]
     assert "warning: check failed" in ok(ddp(*convert_command)).stderr
     train = ["train", "--task", "lift", "--obs", "state", "--data", "s.zarr", "--steps", "1", "--preset", "laptop"]
@@ -261,6 +262,32 @@ def test_images_of_one_demo_that_are_upside_down_fail_the_check_or_are_skipped(
     result = convert(path, tmp_path / "t.zarr", 1, no_progress, options)
     assert (result.episodes, result.check["result"]) == (1, "passed")
     assert result.left_out == {"demo_1": "agentview_image is upside down"}
+    with h5py.File(path, "r+") as f:
+        f["data/demo_0/obs/agentview_image"][:] = f["data/demo_0/obs/agentview_image"][:][:, ::-1]
+    with pytest.raises(DataError, match="the images of every demo differ .*demo_0: agentview_image is upside down"):
+        convert(path, tmp_path / "u.zarr", 1, no_progress, options)
+
+
+def test_faults_that_begin_in_the_middle_of_a_demo_are_found(
+    image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "MIN_COMPARED_STEPS", 1)  # as in a file of many demos
+
+    def black_from_the_middle(images: np.ndarray) -> np.ndarray:
+        images[len(images) * 3 // 5 :] = 0
+        return images
+
+    def moved_from_the_middle(values: np.ndarray) -> np.ndarray:
+        values[len(values) * 3 // 5 :] += 0.3
+        return values
+
+    black = in_demo_1(image_file, tmp_path, "agentview_image", black_from_the_middle)
+    check = convert(black, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE).check
+    assert check["result"] == "failed"
+    assert "demo_1: agentview_image" in check["why"]
+    moved = in_demo_1(image_file, tmp_path, "robot0_eef_pos", moved_from_the_middle)
+    result = convert(moved, tmp_path / "t.zarr", 1, no_progress, CHECK_ONE)
+    assert result.computed == {"robot0_eef_pos": "its values differ from the simulator's in demo_1"}
 
 
 def test_values_of_one_demo_that_differ_are_recomputed(image_file: Path, lift_store: Store, tmp_path: Path) -> None:

@@ -147,6 +147,29 @@ def test_the_store_holds_the_check(lift_demos: Path, tmp_path: Path, actions: st
     assert check["replay_mm"] < (1e-6 if actions == "delta" else 1.0)
 
 
+def test_demos_of_one_step_are_not_verified(lift_demos: Path, tmp_path: Path) -> None:
+    with h5py.File(lift_demos) as f, h5py.File(tmp_path / "d.hdf5", "w") as out:
+        data = out.create_group("data")
+        data.attrs["env_args"] = f["data"].attrs["env_args"]
+        f.copy("models", out)
+        demo = data.create_group("demo_0")
+        demo["states"], demo["actions"] = f["data/demo_0/states"][:1], np.ones((1, 7))
+        demo.attrs["model"] = f["data/demo_0"].attrs["model"]
+    check = convert(tmp_path / "d.hdf5", tmp_path / "s.zarr", 1, lambda *_: None, ConvertOptions("state")).check
+    assert check["result"] == "not verified"
+    assert "the replayed demos have a single step" in check_summary(check)
+
+
+def test_one_wrong_demo_among_many_fails_the_check() -> None:
+    good, bad = [(1.0, 1.0, 1.0)] * 12, [(90.0, 9.0, 0.0)] * 4
+    results = [ReplayResult(f"demo_{i}", "m", True, True, 1.0, 1.0, good) for i in range(12)]
+    assert summarize_checks(results)["result"] == "passed"
+    check = summarize_checks([*results, ReplayResult("demo_12", "m", True, False, 400.0, 9.0, bad)])
+    assert (check["result"], check["wrong_demos"]) == ("failed", ["demo_12"])
+    assert check["chunks_within_limits"] > 0.9
+    assert "most replayed chunks of demo_12 end further than 5 mm" in check["why"]
+
+
 def test_a_store_of_demos_with_another_effect_holds_a_failed_check(lift_demos: Path, tmp_path: Path) -> None:
     copy = tmp_path / "d.hdf5"
     copy.write_bytes(lift_demos.read_bytes())

@@ -108,6 +108,8 @@ def test_faults_are_named(tmp_path: Path, kind: str, message: str) -> None:
         ("obs", "x"),
         ("obs", None),
         ("obs", []),
+        ("render", "ful"),
+        ("source", {"demos": 3, "sha256": ""}),
     ],
 )
 def test_damaged_attributes_are_named(tmp_path: Path, key: str, value: object) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 from conftest import tiny_config
 from training.run_helpers import (
     CPU,
@@ -119,6 +122,27 @@ def test_resume_rejects_another_store(lift_store: Store, tmp_path: Path) -> None
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="not the store"):
         resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["robot0_eef_pos", "agentview_image"])
+def test_resume_rejects_a_store_with_other_observations(lift_zarr: Path, tmp_path: Path, key: str) -> None:
+    """The actions are the same, and so is the source that the store names."""
+    store = Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr"))
+    train_new_run(Store(store), tmp_path / "run", tiny_config(steps=1))
+    release(resume(tmp_path / "run"))
+    array = zarr.open_group(store, mode="r+")[f"data/{key}"]
+    array[:] = array[:] // 2 if array.dtype == np.uint8 else array[:] + 0.5
+    with pytest.raises(DataError, match="the content of the observations differs"):
+        resume(tmp_path / "run")
+
+
+def test_values_that_are_not_finite_are_refused_before_training(lift_zarr: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr"))
+    array = zarr.open_group(store, mode="r+")["data/robot0_eef_pos"]
+    array[-1] = np.nan
+    with pytest.raises(DataError, match="data/robot0_eef_pos is not finite in 1 steps, the first is in episode 1"):
+        train_new_run(Store(store), tmp_path / "run", tiny_config(steps=1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_training_state_of_another_version_is_rejected(lift_store: Store, tmp_path: Path) -> None:
