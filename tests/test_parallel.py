@@ -80,7 +80,7 @@ def is_running(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
     try:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the process may end while its status is read
         return False
 
 
