@@ -1,4 +1,6 @@
-"""Memory of this machine: how much is available, how much of it training data may use."""
+"""Memory of this machine: how much is available, how much of it training data may use, and the reuse of freed
+buffers.
+"""
 
 from __future__ import annotations
 

@@ -96,15 +96,11 @@ class LeRobotDataset:
                 digest.update(bytes.fromhex(file_hash(path)))
         return digest.hexdigest()
 
-    def _is_verified(self) -> bool:
-        """Whether the store that the dataset was written from passed its replay check."""
+    @property
+    def original_check(self) -> dict[str, Any]:
+        """The attribute `check` of the store that the dataset was written from; NOT_VERIFIED if there is none."""
         check = self.attrs.get("check")
-        return isinstance(check, dict) and check.get("result") == "passed"
-
-    def check_result(self) -> dict[str, Any]:
-        """The attribute `check` of a store: not verified, or failed if that of the written store was."""
-        check = self.attrs.get("check")
-        return check if isinstance(check, dict) and check.get("result") == "failed" else NOT_VERIFIED
+        return check if isinstance(check, dict) else NOT_VERIFIED
 
     def _stored_task(self) -> Task | None:
         if "task" not in self.attrs:
@@ -145,7 +141,7 @@ class LeRobotDataset:
         DataError for the first fault. Adds to `notes`.
         """
         self._check_indices_of_tables()
-        checks = ValueChecks(self.task, self.convention, with_motion=not self._is_verified())
+        checks = ValueChecks(self.task, self.convention, with_motion=self.original_check.get("result") != "passed")
         images = {key: TableImages(self.path, feature_of(key)) for key in self.cameras if not self._is_video(key)}
         for i in indices:
             rows, positions = self._rows(i)
@@ -282,5 +278,6 @@ def read_lerobot(
     }
     with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
         writer.extend(dataset.episodes(indices[writer.episodes :]), progress)
-        writer.finish({"check": dataset.check_result()})
+        check = dataset.original_check
+        writer.finish({"check": check if check.get("result") == "failed" else NOT_VERIFIED})
     return sum(lengths)

@@ -41,7 +41,8 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
 
 def check_episode_array(path: Path, array: Any) -> None:
     """DataError unless the array meta/episode_ends can be read completely."""
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0] or not all(array.shards or array.chunks):
+    _check_chunk_shape(path, "meta/episode_ends", array)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
         raise DataError(f"'{path}': meta/episode_ends has shape {array.shape} and type {array.dtype}.", REPAIR_HINT)
     for _, file in missing_chunks(array, path / "meta" / "episode_ends"):
         raise DataError(f"'{path}': the chunk file meta/episode_ends/{file} is missing.", REPAIR_HINT)
@@ -81,14 +82,18 @@ def check_arrays(
         if tuple(array.shape) != shape or array.dtype != dtype:
             actual = f"shape {tuple(array.shape)} and type {array.dtype}"
             raise DataError(f"'{path}': data/{key} has {actual}, expected {shape} and {dtype}.", REPAIR_HINT)
-        if not all(array.shards or array.chunks):
-            raise DataError(f"'{path}': data/{key} has chunks of size 0.", REPAIR_HINT)
+        _check_chunk_shape(path, f"data/{key}", array)
         missing = list(missing_chunks(array, path / "data" / key))
         if missing:
             first_row, file = missing[0]
             more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
             episodes = name_episodes(ends, first_row, first_row + chunk_rows(array))
             raise DataError(f"'{path}': the chunk file data/{key}/{file}{more} ({episodes}).", REPAIR_HINT)
+
+
+def _check_chunk_shape(path: Path, name: str, array: Any) -> None:
+    if not all(array.shards or array.chunks):
+        raise DataError(f"'{path}': {name} has chunks of size 0.", REPAIR_HINT)
 
 
 def missing_chunks(array: Any, folder: Path, rows: int | None = None) -> Iterator[tuple[int, str]]:

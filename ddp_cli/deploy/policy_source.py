@@ -97,6 +97,3 @@ def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySourc
         folder, config.task, config.obs, config.actions, str(spec["render"]), spec.get("step"), config.sampler,
         config.num_inference_steps, "exported", functools.partial(load_exported_agent, folder),
     )  # fmt: skip
-
-
-# -- inspection -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept, and which are deleted."""
+"""How often a run is checkpointed, which checkpoints are kept, and which is `best`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: when to stop, which metrics to log, and which checkpoints to keep."""
+"""The training loop: when to stop, which metrics to log, and when to save and evaluate."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class NewRunFolder:
             "train": trainer.config.model_dump(mode="json"),
             "total_steps": trainer.total,
             "data": str(store.path.absolute()),
-            "store": store_identity(store),
+            "store": meta["store"],
         }
         _write_config(self.path, config)
 
