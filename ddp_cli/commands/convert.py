@@ -122,7 +122,7 @@ def convert(
         typer.Option(
             "--check",
             min=0,
-            help="Demonstrations to replay in the simulator to verify the recording; 0 for none.",
+            help="Demonstrations to replay as a whole to verify the recording; of the others, some chunks. 0 for none.",
             rich_help_panel="Verification",
         ),
     ] = 3,
@@ -211,7 +211,7 @@ def _image_origin(task: Task, result: ConversionResult, seconds: float) -> str:
 
 
 def _report_check(result: ConversionResult) -> None:
-    from ddp_cli.data.replay_check import check_summary
+    from ddp_cli.data.check_summary import check_summary
 
     text = f"check {check_summary(result.check)}"
     if result.check["result"] == "failed":
@@ -237,7 +237,7 @@ def run_conversion(
         def progress(stage: str, done: int, total: int) -> None:
             since, first = started.setdefault(stage, (time.perf_counter(), done))
             rate = (done - first) / max(time.perf_counter() - since, 1e-9)
-            units = {"compare": "demonstrations compared", "check": "demonstrations replayed"}
+            units = {"compare": "demonstrations compared", "check": "demonstrations checked"}
             update(done, total, units.get(stage, f"steps, {rate:.0f}/s"))
 
         return convert_demos(source, out, workers or default_workers(), progress, convert_options, task)

@@ -88,8 +88,8 @@ def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
 
 def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
     """Converts a LeRobot dataset to a store."""
+    from ddp_cli.data.check_summary import check_summary
     from ddp_cli.data.lerobot_reader import read_lerobot
-    from ddp_cli.data.replay_check import check_summary
     from ddp_cli.data.store import STORE_MARKERS, Store
 
     out = copy.out or options.default_store(dataset.task.name, dataset.obs)

@@ -91,7 +91,7 @@ def report_data(run: Run) -> None:
 
 def _check_verified(store: Store, allow_unverified: bool) -> None:
     """DdpError if the store failed its replay check."""
-    from ddp_cli.data.replay_check import check_summary
+    from ddp_cli.data.check_summary import check_summary
 
     if store.check["result"] == "failed" and not allow_unverified:
         raise DdpError(

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from ddp_cli.data.check_summary import not_verified, summarize_checks, wrong_demos
 from ddp_cli.data.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, ConvertOptions, plan_conversion
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.frame_check import Frame, FrameResult, check_frame
 from ddp_cli.data.observations import Episode, RenderSpec, build_episode
 from ddp_cli.data.recorded_observations import read_observations, read_step
-from ddp_cli.data.replay_check import ReplayResult, check_demo, summarize_checks
+from ddp_cli.data.replay_check import ReplayResult, check_demo
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
@@ -35,12 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 STEPS_PER_DEMO = 3  # that are compared with the simulator; a fault may begin in the middle of a demo
 MIN_COMPARED_STEPS = 9  # in all demos together
-DEMOS_PER_WORKER = 20  # that are worth starting a process, when some steps of each are compared
-
-
-NO_STATES = {
-    "result": "not verified", "why": "the file holds no simulator states from which to replay", "demos": [],
-}  # fmt: skip
+DEMOS_PER_WORKER = 20  # that are worth starting a process, when some steps of each are compared or replayed
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def convert(
         if demos.has_states:
             plan, check = _check_recording(demos, plan, options, workers, progress)
         else:
-            check = NO_STATES
+            check = not_verified("the file holds no simulator states from which to replay")
         attributes = {
             "render": plan.render_spec.render,
             "obs": options.obs,
@@ -138,7 +134,13 @@ def _check_recording(
             plan = plan.with_computed({key}, f"its values differ from the simulator's in {differing[0]}")
     # Recorded observations are never copied without replaying a demo.
     count = min(max(options.check, bool(plan.recorded_keys)), len(plan.demo_names))
-    return plan, summarize_checks(_replay_demos(demos, plan, count, workers, progress), frames)
+    results = _replay_demos(demos, plan, count, workers, progress)
+    wrong = wrong_demos(results)
+    right = [result for result in results if result.demo not in wrong]
+    if options.skip_bad and any(result.whole for result in right):
+        plan = plan.without_demos(dict.fromkeys(wrong, "its actions have another effect when they are replayed"))
+        results, frames = right, [frame for frame in frames if frame.demo not in wrong]
+    return plan, summarize_checks(results, frames)
 
 
 def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progress: Progress) -> list[FrameResult]:
@@ -181,26 +183,27 @@ def _make_frame_check(task: Task) -> Callable[[Frame], FrameResult]:
 def _replay_demos(
     demos: DemoFile, plan: ConversionPlan, count: int, workers: int, progress: Progress
 ) -> list[ReplayResult]:
-    """Replays `count` demos, spread evenly over the file."""
+    """Replays `count` demos as a whole, spread evenly over the file, and some chunks of all others."""
     if not count:
         return []
-    indices = np.linspace(0, len(plan.demo_names) - 1, count).round().astype(int)
-    sample = (demos.read(plan.demo_names[i]) for i in indices)
+    total = len(plan.demo_names)
+    whole = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
+    sample = ((demos.read(name), i in whole) for i, name in enumerate(plan.demo_names))
     results: list[ReplayResult] = []
-    progress("check", 0, count)
+    progress("check", 0, total)
     make_check = functools.partial(_make_demo_check, demos.task, plan.render_spec, demos.info.lite_physics)
-    with closing(ordered_map(make_check, sample, min(workers, count))) as checks:
+    with closing(ordered_map(make_check, sample, min(workers, count + total // DEMOS_PER_WORKER))) as checks:
         for result in checks:
             results.append(result)
-            progress("check", len(results), count)
+            progress("check", len(results), total)
     return results
 
 
-def _make_demo_check(task: Task, spec: RenderSpec, lite_physics: bool) -> Callable[[Demo], ReplayResult]:
+def _make_demo_check(task: Task, spec: RenderSpec, lite_physics: bool) -> Callable[[tuple[Demo, bool]], ReplayResult]:
     sim = replay_sim = Simulator(task, spec.render, lite_physics=lite_physics)
     if spec.actions == "absolute":
         replay_sim = Simulator(task, spec.render, "absolute", lite_physics)
-    return functools.partial(check_demo, sim, spec, replay_sim)
+    return lambda item: check_demo(sim, spec, replay_sim, item[0], whole=item[1])
 
 
 def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:

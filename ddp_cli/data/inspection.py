@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from ddp_cli.data.check_summary import check_summary
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.demo_file_inspection import describe_demo_file, inspect_demo_file
 from ddp_cli.data.hdf5 import reject_folder_of_files
 from ddp_cli.data.lerobot_inspection import inspect_lerobot
 from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
-from ddp_cli.data.replay_check import check_summary
 from ddp_cli.data.store import STORE_MARKERS, Store
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import Task

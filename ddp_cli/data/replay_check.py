@@ -1,9 +1,13 @@
 """Checks a recording by replay: do its actions have the recorded effect in this simulator?
 
-Actions are replayed in chunks, from recorded states at regular intervals: as many as a policy executes between
-observations. The end-effector pose after each chunk is compared with the recorded one. This shows what training on the
-demos is worth: other controllers, frames or scales fail at once, whereas a replay of a whole episode drifts away over
-many contacts even if all is well. The whole episode is replayed, too; its outcome is reported, not judged.
+Actions are replayed in chunks, from recorded states: as many as a policy executes between observations. The
+end-effector pose after each chunk is compared with the recorded one. This shows what training on the demos is worth:
+other controllers, frames or scales fail at once, whereas a replay of a whole episode drifts away over many contacts
+even if all is well.
+
+Of some demos, the chunks cover every action, and the whole episode is replayed, too; its outcome is reported, not
+judged. Of all others, only the chunks with the most motion are replayed, where wrong actions show most; if one of them
+fails, so are all.
 
 robosuite's collectors restore a state before the first action, but not the controller, whose goal is still that of
 another initial pose: the first actions have another effect than when they are replayed. Up to robosuite 1.4 this lasts
@@ -13,31 +17,23 @@ drift by the rest of the demo: see `_find_startup_effect`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d
 from ddp_cli.data.demo import Demo
-from ddp_cli.data.frame_check import FrameResult
-from ddp_cli.data.image_faults import MIN_PSNR
 from ddp_cli.data.observations import RenderSpec, load_demo_model
-from ddp_cli.data.store_check import REPAIR_HINT
-from ddp_cli.errors import DataError
 from ddp_cli.rotation import rotation_angle
 from ddp_cli.sim.simulator import Array, Simulator
 
 CHUNK_STEPS = 8  # actions that are replayed from a recorded state
-CHUNK_INTERVAL = 25  # [steps] between the recorded states at which chunks start
 MAX_POSITION_ERROR = 5.0  # [mm], of the end effector after a chunk
 MAX_ROTATION_ERROR = 3.0  # [deg]
 MAX_GAP_ERROR = 5.0  # [mm], of the gap between the fingers
-MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of all demos
-MIN_SHARE_OF_DEMO = 0.5  # of the chunks of each demo
+MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of the demos that are replayed as a whole
 MAX_STARTUP_STEPS = 8  # after which a start-up effect must be gone
 MAX_STARTUP_ERRORS = (30.0, 10.0, MAX_GAP_ERROR)  # [mm], [deg], [mm]: robosuite varies the initial joints by 0.02 rad
-MAX_LISTED_DEMOS = 5
 
 Pose = tuple[Array, Array, float]
 """End-effector position [m] (3,), orientation (3, 3), and gap between the fingers [m]."""
@@ -45,6 +41,16 @@ PoseError = tuple[float, float, float]
 """Of the position [mm], the orientation [deg], and the gap between the fingers [mm]."""
 
 LIMITS: PoseError = (MAX_POSITION_ERROR, MAX_ROTATION_ERROR, MAX_GAP_ERROR)
+
+
+@dataclass(frozen=True)
+class WholeReplay:
+    """A replay of all actions of a demo from its first state."""
+
+    succeeds: bool
+    mm: float
+    deg: float
+    """Largest end-effector error of the replay."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +62,28 @@ class ReplayResult:
     """Source of the model, see observations.MODEL_RECORDED."""
     succeeds: bool
     """Whether the recorded states meet the success condition of the task."""
-    replay_succeeds: bool
-    """Whether a replay of all actions from the first state succeeds."""
-    replay_mm: float
-    replay_deg: float
-    """Largest end-effector error of this replay."""
     chunks: list[PoseError]
-    """Error after each chunk; if there is a start-up effect, the first chunk begins after it."""
+    """Error after each replayed chunk; if there is a start-up effect, the first chunk begins after it."""
     startup_mm: float = 0.0
     """Position error of the first chunk [mm] with the start-up effect; 0 without one."""
+    whole: WholeReplay | None = None
+    """None if the demo was not replayed as a whole."""
+
+    @property
+    def share_within_limits(self) -> float:
+        """Share of the replayed chunks that end within the limits."""
+        return float(np.mean([is_within(error, LIMITS) for error in self.chunks]))
 
 
-# -- replaying a demo -------------------------------------------------------------------------------
+def is_within(error: PoseError, limits: PoseError) -> bool:
+    """Whether no value of `error` exceeds that of `limits`."""
+    return all(value <= limit for value, limit in zip(error, limits, strict=True))
 
 
-def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo) -> ReplayResult:
+def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, whole: bool = True) -> ReplayResult:
     """Replays `demo` in `replay_sim`, which takes actions in the convention of the store, and compares the end-effector
-    poses with those of the recorded states, set in `sim`. Both may be the same simulator.
+    poses with those of the recorded states, set in `sim`. Both may be the same simulator. Without `whole`, only the
+    chunks with the most motion are replayed if they are within the limits.
     """
     model = load_demo_model(sim, demo)
     recorded_poses, succeeds = [], False
@@ -80,78 +91,86 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
         sim.set_kinematic_state(state)
         recorded_poses.append(_pose(sim))
         succeeds = succeeds or sim.is_success()
-    actions = _executed_actions(sim, spec, demo)
     if replay_sim is not sim:
         load_demo_model(replay_sim, demo)
-    chunk_errors = [
-        _replay_chunk(replay_sim, demo, actions, recorded_poses, start, start + CHUNK_STEPS)
-        for start in range(0, max(1, len(actions) - CHUNK_STEPS), CHUNK_INTERVAL)
-        if len(actions) > 1  # of a single step, nothing was recorded after its action
-    ]
-    startup_mm, error_after_startup = 0.0, None
-    if chunk_errors:
-        error_after_startup = _find_startup_effect(replay_sim, demo, actions, recorded_poses, chunk_errors[0])
+    replay = _Replay(sim, spec, replay_sim, demo, recorded_poses)
+    if not whole:
+        errors = [replay.chunk_error(start) for start in _chunks_with_most_motion(recorded_poses)]
+        if all(is_within(error, LIMITS) for error in errors):
+            return ReplayResult(demo.name, model, succeeds, errors)
+    # Of the last step, nothing was recorded after its action.
+    errors = [replay.chunk_error(start) for start in range(0, len(demo.actions) - 1, CHUNK_STEPS)]
+    startup_mm, error_after_startup = 0.0, _find_startup_effect(replay, errors)
     if error_after_startup is not None:
-        startup_mm, chunk_errors[0] = chunk_errors[0][0], error_after_startup
-    replay_sim.set_state(demo.states[0])
-    replay_errors, replay_succeeds = [(0.0, 0.0, 0.0)], False
-    for action, pose in zip(actions, recorded_poses, strict=True):
-        replay_errors.append(_pose_error(_pose(replay_sim), pose))
-        replay_succeeds = replay_sim.step(action) or replay_succeeds
-    position_error, rotation_error, _ = np.max(replay_errors, axis=0)
-    return ReplayResult(
-        demo.name, model, succeeds, replay_succeeds, float(position_error), float(rotation_error), chunk_errors,
-        startup_mm,
-    )  # fmt: skip
+        startup_mm, errors[0] = errors[0][0], error_after_startup
+    return ReplayResult(demo.name, model, succeeds, errors, startup_mm, replay.whole() if whole else None)
 
 
-def _replay_chunk(
-    sim: Simulator, demo: Demo, actions: Array, recorded_poses: list[Pose], start: int, end: int
-) -> PoseError:
-    """The error after the actions [start, end) from the recorded state `start`."""
-    end = min(end, len(actions) - 1)
-    sim.set_state(demo.states[start], actions[:start, -1])
-    for action in actions[start:end]:
-        sim.step(action)
-    return _pose_error(_pose(sim), recorded_poses[end])
+class _Replay:
+    """Executes actions of a demo from its recorded states, in the convention of the store."""
+
+    def __init__(
+        self, sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, recorded_poses: list[Pose]
+    ) -> None:
+        self._sim, self._spec, self._replay_sim = sim, spec, replay_sim
+        self._demo, self._recorded_poses = demo, recorded_poses
+
+    def chunk_error(self, start: int) -> PoseError:
+        """The error after `CHUNK_STEPS` actions, or as many as there are, from the recorded state `start`."""
+        end = min(start + CHUNK_STEPS, len(self._demo.actions) - 1)
+        actions = self._executed_actions(start, end)
+        self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start, -1])
+        for action in actions:
+            self._replay_sim.step(action)
+        return _pose_error(_pose(self._replay_sim), self._recorded_poses[end])
+
+    def whole(self) -> WholeReplay:
+        """Executes all actions from the first state."""
+        actions = self._executed_actions(0, len(self._demo.actions))
+        self._replay_sim.set_state(self._demo.states[0])
+        errors, succeeds = [], False
+        for action, pose in zip(actions, self._recorded_poses, strict=True):
+            errors.append(_pose_error(_pose(self._replay_sim), pose))
+            succeeds = self._replay_sim.step(action) or succeeds
+        position_error, rotation_error, _ = np.max(errors, axis=0)
+        return WholeReplay(succeeds, float(position_error), float(rotation_error))
+
+    def _executed_actions(self, start: int, end: int) -> Array:
+        """The executed actions [start, end), not the intended ones: (n, 7), or (n, 10) if absolute."""
+        states, actions = self._demo.states[start:end], self._demo.actions[start:end]
+        if self._spec.source_actions == "absolute":
+            return axis_angle_to_rotation_6d(actions)
+        if self._spec.actions == "delta":
+            return actions
+        goals = []
+        for state, action in zip(states, actions, strict=True):
+            self._sim.set_state(state)
+            goals.append(self._sim.absolute_goal(action))
+        return np.stack(goals)
 
 
-def _find_startup_effect(
-    sim: Simulator, demo: Demo, actions: Array, recorded_poses: list[Pose], first_error: PoseError
-) -> PoseError | None:
+def _chunks_with_most_motion(poses: list[Pose]) -> list[int]:
+    """First steps of the chunks in which the recorded position, orientation and gap of the fingers change most."""
+    starts = range(max(0, len(poses) - CHUNK_STEPS))
+    motions = [_pose_error(poses[i + CHUNK_STEPS], poses[i]) for i in starts]
+    if not motions:
+        return [0] if len(poses) > 1 else []
+    return sorted(set(np.argmax(motions, axis=0).tolist()))
+
+
+def _find_startup_effect(replay: _Replay, errors: list[PoseError]) -> PoseError | None:
     """The error of the first chunk after a start-up effect, None if there is no such effect.
 
-    It is one if the first chunk is beyond the limits, but not far, one that begins a few steps later is within them,
-    and so are the chunks that cover the rest of the demo without a gap.
+    `errors` are those of the chunks that cover the demo. It is one if the first chunk is beyond the limits, but not
+    far, one that begins a few steps later is within them, and so are those of the rest of the demo.
     """
-    if _is_within(first_error, LIMITS) or not _is_within(first_error, MAX_STARTUP_ERRORS):
+    if not errors or is_within(errors[0], LIMITS) or not is_within(errors[0], MAX_STARTUP_ERRORS):
         return None
-    for start in range(1, min(1 + MAX_STARTUP_STEPS, len(actions) - CHUNK_STEPS)):
-        error = _replay_chunk(sim, demo, actions, recorded_poses, start, start + CHUNK_STEPS)
-        if _is_within(error, LIMITS):
-            rest = [
-                _is_within(_replay_chunk(sim, demo, actions, recorded_poses, i, i + CHUNK_STEPS), LIMITS)
-                for i in range(start + CHUNK_STEPS, len(actions) - 1, CHUNK_STEPS)
-            ]
-            return error if np.mean(rest or [False]) >= MIN_SHARE_WITHIN_LIMITS else None
-    return None
-
-
-def _is_within(error: PoseError, limits: PoseError) -> bool:
-    return all(value <= limit for value, limit in zip(error, limits, strict=True))
-
-
-def _executed_actions(sim: Simulator, spec: RenderSpec, demo: Demo) -> Array:
-    """The executed actions, not the intended ones, in the convention of the store: (n, 7) or (n, 10)."""
-    if spec.source_actions == "absolute":
-        return axis_angle_to_rotation_6d(demo.actions)
-    if spec.actions == "delta":
-        return demo.actions
-    goals = []
-    for state, action in zip(demo.states, demo.actions, strict=True):
-        sim.set_state(state)
-        goals.append(sim.absolute_goal(action))
-    return np.stack(goals)
+    rest = [is_within(error, LIMITS) for error in errors[1:]]
+    if np.mean(rest or [False]) < MIN_SHARE_WITHIN_LIMITS:
+        return None
+    later = (replay.chunk_error(start) for start in range(1, MAX_STARTUP_STEPS + 1))
+    return next((error for error in later if is_within(error, LIMITS)), None)
 
 
 def _pose(sim: Simulator) -> Pose:
@@ -164,116 +183,3 @@ def _pose_error(pose: Pose, reference: Pose) -> PoseError:
         float(np.degrees(rotation_angle(pose[1], reference[1]))),
         abs(pose[2] - reference[2]) * 1e3,
     )
-
-
-# -- the result for a file --------------------------------------------------------------------------
-
-
-def summarize_checks(results: list[ReplayResult], frames: list[FrameResult] | None = None) -> dict[str, Any]:
-    """The attribute `check` of a store: passed or failed, the reasons, the limits and the measured values.
-
-    `frames` are the comparisons of recorded observations, of every demo.
-    """
-    if not results:
-        return {"result": "not verified", "why": "no demo was checked", "demos": []}
-    frames = frames or []
-    errors = np.array([error for result in results for error in result.chunks])  # (chunks, 3)
-    if not len(errors):
-        why = "the replayed demos have a single step: what their actions do was not recorded"
-        return {"result": "not verified", "why": why, "demos": []}
-    startup_errors = [result.startup_mm for result in results if result.startup_mm]
-    values = {
-        "chunks": len(errors),
-        "chunks_within_limits": float(np.mean((errors <= LIMITS).all(1))),
-        "chunk_mm_p90": float(np.quantile(errors[:, 0], 0.9)),
-        "chunk_deg_p90": float(np.quantile(errors[:, 1], 0.9)),
-        "chunk_gap_mm_p90": float(np.quantile(errors[:, 2], 0.9)),
-        "recorded_successes": sum(result.succeeds for result in results),
-        "replay_successes": sum(result.replay_succeeds for result in results),
-        "replay_mm": max(result.replay_mm for result in results),
-        "replay_deg": max(result.replay_deg for result in results),
-        "startup_demos": len(startup_errors),
-        "startup_mm": max(startup_errors, default=0.0),
-        "psnr": min((frame.psnr for frame in frames if frame.psnr is not None), default=None),
-        "compared_demos": len(frames),
-        "image_faults": {frame.demo: list(frame.image_faults.values()) for frame in frames if frame.image_faults},
-        "models": sorted({result.model for result in results}),
-    }
-    shares = {
-        result.demo: float(np.mean((np.array(result.chunks) <= LIMITS).all(1))) for result in results if result.chunks
-    }
-    values["wrong_demos"] = [name for name, share in shares.items() if share < MIN_SHARE_OF_DEMO]
-    reasons = _failure_reasons(values)
-    return {
-        "result": "failed" if reasons else "passed",
-        "why": "; ".join(reasons),
-        "limits": {
-            "chunk_steps": CHUNK_STEPS, "mm": MAX_POSITION_ERROR, "deg": MAX_ROTATION_ERROR, "gap_mm": MAX_GAP_ERROR,
-            "share": MIN_SHARE_WITHIN_LIMITS, "psnr_db": MIN_PSNR,
-        },
-        **values,
-        "demos": [asdict(result) | {"chunks": len(result.chunks)} for result in results],
-    }  # fmt: skip
-
-
-def _failure_reasons(values: dict[str, Any]) -> list[str]:
-    reasons = []
-    if values["chunks_within_limits"] < MIN_SHARE_WITHIN_LIMITS:
-        reasons.append(
-            f"{values['chunks_within_limits']:.0%} of {values['chunks']} replayed chunks of {CHUNK_STEPS} actions end "
-            f"within {MAX_POSITION_ERROR:g} mm and {MAX_ROTATION_ERROR:g} degrees of the recorded end-effector pose, "
-            f"with the finger gap within {MAX_GAP_ERROR:g} mm, expected at least {MIN_SHARE_WITHIN_LIMITS:.0%}"
-        )
-    wrong = values["wrong_demos"]
-    if wrong and not reasons:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        reasons.append(
-            f"most replayed chunks of {wrong[0]}{more} end further than {MAX_POSITION_ERROR:g} mm or "
-            f"{MAX_ROTATION_ERROR:g} degrees from the recorded end-effector pose; leave out these demos"
-        )
-    faults = values["image_faults"]
-    if faults:
-        reasons.append(
-            f"the images of {len(faults)} of {values['compared_demos']} demos do not match the rendered ones "
-            f"({'; '.join(_image_fault_lines(faults))}); --rerender renders them, --skip-bad leaves these demos out"
-        )
-    return reasons
-
-
-def _image_fault_lines(faults: dict[str, list[str]]) -> list[str]:
-    """How the images of the first demos differ, one line per demo."""
-    lines = [f"{demo}: {', '.join(texts)}" for demo, texts in faults.items()]
-    more = [f"and {len(lines) - MAX_LISTED_DEMOS} more"] if len(lines) > MAX_LISTED_DEMOS else []
-    return lines[:MAX_LISTED_DEMOS] + more
-
-
-def check_summary(check: dict[str, Any]) -> str:
-    """The attribute `check` of a store in one line. Stores of older versions lack some of its values.
-
-    DataError if it is damaged.
-    """
-    try:
-        return _summarize(check) if check.get("demos") else f"not verified: {check['why']}"
-    except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise DataError(f"the attribute 'check' of the store is damaged ({type(e).__name__}: {e}).", REPAIR_HINT) from e
-
-
-def _summarize(check: dict[str, Any]) -> str:
-    count = len(check["demos"])
-    text = (
-        f"{check['result']}: {count} {'demo' if count == 1 else 'demos'} replayed; after {CHUNK_STEPS} actions the end "
-        f"effector is within {check['chunk_mm_p90']:.1f} mm and {check['chunk_deg_p90']:.1f} degrees of the recording "
-        f"(90th percentile of {check['chunks']} chunks); replays of whole demos drift by up to "
-        f"{check['replay_mm']:.0f} mm, {check['replay_successes']} of {count} succeed "
-        f"({check['recorded_successes']} as recorded)"
-    )
-    text += "".join(f"; model {model}" for model in check["models"] if "does not load" in model)
-    if check.get("startup_demos"):
-        text += (
-            f"; the first actions of {check['startup_demos']} of them had another effect when they were recorded (up "
-            f"to {check['startup_mm']:.0f} mm), as with robosuite's collectors"
-        )
-    if check["psnr"] is not None and not check.get("image_faults"):
-        of_demos = f" of {check['compared_demos']} demos" if "compared_demos" in check else ""
-        text += f"; recorded and rendered images{of_demos} agree with a PSNR of {check['psnr']:.0f} dB or more"
-    return text + (f". {check['why'][0].upper()}{check['why'][1:]}." if check["why"] else ".")

@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
+from ddp_cli.data.check_summary import check_summary, summarize_checks
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.frame_check import FrameResult
 from ddp_cli.data.observations import MODEL_CURRENT, MODEL_RECORDED, RenderSpec
-from ddp_cli.data.replay_check import ReplayResult, check_demo, check_summary, summarize_checks
+from ddp_cli.data.replay_check import ReplayResult, WholeReplay, check_demo
 from ddp_cli.data.store import Store
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -55,8 +56,12 @@ def inverted_gripper(demo: Demo) -> Demo:
 
 def test_demos_of_this_simulator_replay_exactly(sim: Simulator, demo: Demo) -> None:
     result = check_demo(sim, RenderSpec(), sim, demo)
-    assert (result.model, result.succeeds, result.replay_succeeds) == (MODEL_RECORDED, True, True)
-    assert (result.replay_mm, result.replay_deg) == (0.0, pytest.approx(0.0, abs=1e-5))
+    assert (result.model, result.succeeds, len(result.chunks)) == (
+        MODEL_RECORDED,
+        True,
+        -(-(len(demo.actions) - 1) // 8),
+    )
+    assert result.whole == WholeReplay(True, 0.0, pytest.approx(0.0, abs=1e-5))
     check = summarize_checks([result])
     assert (check["result"], check["why"]) == ("passed", "")
     assert "1 demo replayed" in check_summary(check)
@@ -90,7 +95,7 @@ def test_startup_effect_of_a_collector_is_told_from_drift(sim: Simulator, demo: 
     check = summarize_checks([result])
     assert (check["result"], check["startup_demos"]) == ("passed", 1)
     assert check["chunks_within_limits"] == 1
-    assert "the first actions of 1 of them had another effect" in check_summary(check)
+    assert "the first actions of 1 demo had another effect" in check_summary(check)
 
 
 @pytest.mark.parametrize("change", [scaled_actions, rotated_actions, shifted_states, inverted_gripper])
@@ -125,7 +130,7 @@ def test_states_are_set_in_the_current_model_if_the_recorded_one_does_not_load(s
 def test_limits_determine_the_result() -> None:
     def check(good: int, bad: int, faults: dict[str, str] | None = None, succeeds: bool = True) -> dict:
         chunks = [(1.0, 1.0, 1.0)] * good + [(6.0, 1.0, 1.0)] * bad
-        result = ReplayResult("demo_0", MODEL_CURRENT, succeeds, False, 90.0, 9.0, chunks)
+        result = ReplayResult("demo_0", MODEL_CURRENT, succeeds, chunks, whole=WholeReplay(False, 90.0, 9.0))
         return summarize_checks([result], [FrameResult("demo_0", 40.0), FrameResult("demo_1", 40.0, faults or {})])
 
     assert check(9, 1)["result"] == "passed"  # the replay of the whole demo may drift and fail
@@ -144,6 +149,7 @@ def test_the_store_holds_the_check(lift_demos: Path, tmp_path: Path, actions: st
     check = Store(tmp_path / "s.zarr").check
     assert check == result.check
     assert (check["result"], check["replay_successes"], len(check["demos"])) == ("passed", 1, 1)
+    assert check["checked_demos"] == 2
     assert check["replay_mm"] < (1e-6 if actions == "delta" else 1.0)
 
 
@@ -161,13 +167,43 @@ def test_demos_of_one_step_are_not_verified(lift_demos: Path, tmp_path: Path) ->
 
 
 def test_one_wrong_demo_among_many_fails_the_check() -> None:
-    good, bad = [(1.0, 1.0, 1.0)] * 12, [(90.0, 9.0, 0.0)] * 4
-    results = [ReplayResult(f"demo_{i}", "m", True, True, 1.0, 1.0, good) for i in range(12)]
+    whole = WholeReplay(True, 1.0, 1.0)
+    results = [ReplayResult(f"demo_{i}", "m", True, [(1.0, 1.0, 1.0)] * 12, whole=whole) for i in range(3)]
     assert summarize_checks(results)["result"] == "passed"
-    check = summarize_checks([*results, ReplayResult("demo_12", "m", True, False, 400.0, 9.0, bad)])
+    check = summarize_checks([*results, ReplayResult("demo_12", "m", True, [(90.0, 9.0, 0.0)] * 4)])
     assert (check["result"], check["wrong_demos"]) == ("failed", ["demo_12"])
-    assert check["chunks_within_limits"] > 0.9
-    assert "most replayed chunks of demo_12 end further than 5 mm" in check["why"]
+    assert check["chunks_within_limits"] == 1
+    assert "more than a quarter of the replayed chunks of demo_12 end further than 5 mm" in check["why"]
+
+
+@pytest.mark.parametrize("change", [rotated_actions, inverted_gripper])
+def test_wrong_demos_are_found_wherever_they_are(
+    lift_demos: Path, tmp_path: Path, change: Callable[[Demo], Demo]
+) -> None:
+    """Only the first demo is replayed as a whole."""
+    copy = tmp_path / "d.hdf5"
+    copy.write_bytes(lift_demos.read_bytes())
+    with DemoFile(copy) as file:
+        actions = change(file.read("demo_1")).actions
+    with h5py.File(copy, "r+") as f:
+        f["data/demo_1/actions"][:] = actions
+        del f["data/demo_1/intended"]
+    options = ConvertOptions("state", check=1)
+    check = convert(copy, tmp_path / "s.zarr", 1, lambda *_: None, options).check
+    assert (check["result"], check["wrong_demos"]) == ("failed", ["demo_1"])
+    options = dataclasses.replace(options, skip_bad=True)
+    result = convert(copy, tmp_path / "s.zarr", 1, lambda *_: None, options)
+    assert (result.check["result"], result.episodes, list(result.left_out)) == ("passed", 1, ["demo_1"])
+
+
+def test_chunks_cover_the_replayed_demo(sim: Simulator, demo: Demo) -> None:
+    """Actions that have an effect of their own anywhere, such as a single chunk that is too fast, are found."""
+    for start in (0, 8, 16, 24):
+        actions = demo.actions.copy()
+        actions[start : start + 8, :3] = 1
+        result = check_demo(sim, RenderSpec(), sim, dataclasses.replace(demo, actions=actions))
+        assert result.chunks[start // 8][0] > 5
+        assert result.share_within_limits == pytest.approx(1 - 1 / len(result.chunks))
 
 
 def test_a_store_of_demos_with_another_effect_holds_a_failed_check(lift_demos: Path, tmp_path: Path) -> None:
