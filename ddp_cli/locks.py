@@ -90,7 +90,7 @@ def acquire_lock(path: Path, blocking: bool = True) -> Lock:
 
 
 def _describe_process() -> str:
-    program = Path(sys.argv[0]).name.replace("cli.py", "ddp")
+    program = Path(sys.argv[0]).name.replace("__main__.py", "ddp").replace("cli.py", "ddp")
     return f"`{shlex.join([program, *sys.argv[1:]])}` (process {os.getpid()} on {socket.gethostname()})"
 
 

@@ -33,6 +33,9 @@ class CopyOptions:
 
     def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], int], unit: str = "steps") -> int:
         """Calls `write` with a progress callback while `out` is reserved, see `options.reserve_output`."""
+        if out.resolve().is_relative_to(self.source.resolve()):
+            what = "the source itself" if out.resolve() == self.source.resolve() else f"inside '{self.source}'"
+            raise DdpError(f"the output '{out}' is {what}.", "Name another one with --out.")
         with (
             options.reserve_output(out, self.overwrite, markers),
             console.progress(f"convert {self.source.name}") as update,

@@ -27,7 +27,7 @@ class EvalOptions:
 
     episodes: int
     seed: int
-    max_half_width: float
+    max_margin: float
     """Stop when the 95% interval is this narrow on each side; 0 runs all episodes."""
     sampler: Sampler | None
     inference_steps: int | None
@@ -46,7 +46,7 @@ def measure(
     source: PolicySource, eval_options: EvalOptions, processes: Processes, quiet: bool = False
 ) -> dict[str, Any]:
     """Runs the episodes of one policy, prints a table unless `quiet`, writes the report into its run and returns it."""
-    from ddp_cli.evaluation.report import write_report
+    from ddp_cli.evaluation.report import report_name, write_report
 
     folder, seed = source.folder, eval_options.seed
     console.note(f"policy {folder}, {source.sampler} with {source.inference_steps} steps, engine {source.engine}")
@@ -59,15 +59,14 @@ def measure(
     }  # fmt: skip
     count = len(result.episodes) + len(result.crashed_seeds)
     report |= result.to_json()
-    report["until_ci"] = eval_options.max_half_width or None
-    report["interval_is_approximate"] = bool(eval_options.max_half_width)
+    report["until_ci"] = eval_options.max_margin or None
+    report["interval_is_approximate"] = bool(eval_options.max_margin)
     report["seeds_also_used_for"] = [p for p in purposes_of_seeds(range(seed, seed + count)) if p in OTHER_PURPOSES]
     if processes.is_main:
         if not quiet:
             _print_table(report, result)
         if folder.parent.name == "checkpoints":
-            name = f"{folder.name}-{source.sampler}{source.inference_steps}-{seed}x{len(result.episodes)}.json"
-            write_report(folder.parents[1] / "eval" / name, report)
+            write_report(folder.parents[1] / "eval" / report_name(report), report)
     return report
 
 
@@ -89,7 +88,7 @@ def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Pr
 
         own = evaluate(
             source.make_agent, source.task, source.render, seeds, workers,
-            lambda episode: progress(episode.success), eval_options.max_half_width,
+            lambda episode: progress(episode.success), eval_options.max_margin,
         )  # fmt: skip
     parts = processes.gather(own)
     return Evaluation(

@@ -7,13 +7,24 @@ import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from ddp_cli.data.actions import axis_angle_to_rotation_6d
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.invariants import looks_absolute, share_of_clipped_steps
 from ddp_cli.data.observations import RenderSpec
-from ddp_cli.data.recorded_observations import check_observations, reason_unusable
+from ddp_cli.data.recorded_observations import check_observations, read_observations, reason_unusable
+from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
+
+ADVICE = Advice(
+    order="If the values are in another order, write quaternions as x, y, z, w, and actions as position, axis-angle, "
+    "gripper.",
+    goals='If they are goal poses, say so in env_args: "control_delta": false.',
+    offsets='If they are delta actions, say so in env_args: "control_delta": true.',
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,8 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     valid.check_observations(recorded_keys)
     source_actions = valid.find_action_convention()
     _check_actions(demos, options, source_actions)
+    if not demos.has_states:
+        valid.check_values(tuple(task.vectors("state")), source_actions)
     # Recorded images have robosuite's own rendering, so rollouts must render the same way.
     render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
     render_spec = RenderSpec(options.obs, options.actions or source_actions, source_actions, render)
@@ -206,6 +219,23 @@ class _ValidDemos:
                 "clipped, as the controller does"
             )
         return "delta"
+
+    def check_values(self, keys: tuple[str, ...], convention: str) -> None:
+        """Checks the recorded vectors `keys` and the actions of demos that cannot be replayed, by what is known of
+        every recording; demos whose values do not fit are invalid.
+        """
+        checks = ValueChecks(self.demos.task, convention, True, ADVICE)
+        for name in list(self.lengths):
+            actions = self.demos.read(name).actions
+            vectors = {key: np.asarray(x, np.float64) for key, x in read_observations(self.demos, name, keys).items()}
+            stored = axis_angle_to_rotation_6d(actions) if convention == "absolute" else actions.clip(-1, 1)
+            try:
+                checks.add({**vectors, "action": actions}, stored, f"'{self.demos.path}' {name}")
+            except DataError as e:
+                del self.lengths[name]
+                self._skip(name, e)
+        self._check_any_valid()
+        checks.finish(f"'{self.demos.path}'")
 
     def _check_new(self, demo: Demo) -> None:
         if not self.demos.has_states:  # the same actions may have been replayed from other states

@@ -79,13 +79,16 @@ def _summarize_plan(plan: ConversionPlan, demos: DemoFile) -> str:
     keys = (*demos.task.cameras, *demos.task.vectors("state"))
     computed = [key for key in keys if key not in plan.recorded_keys]
     reasons = f" ({'; '.join(plan.computed.values())})" if plan.computed else ""
+    condition = " if they agree with the simulator's" if demos.has_states else ""
     if not plan.recorded_keys:
         summary = f"renders all observations in the simulator{reasons}."
     elif computed:
         copied = ", ".join(plan.recorded_keys)
-        summary = f"copies {copied} from the file, and computes {', '.join(computed)} in the simulator{reasons}."
+        summary = (
+            f"copies {copied} from the file{condition}, and computes {', '.join(computed)} in the simulator{reasons}."
+        )
     else:
-        summary = "copies the observations from the file."
+        summary = f"copies the observations from the file{condition}."
     if not demos.has_states:
         summary += " The store will not be verified: the file holds no simulator states."
     return summary

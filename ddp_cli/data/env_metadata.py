@@ -100,8 +100,10 @@ def read_recording_info(attrs: Mapping[str, Any], source: str) -> RecordingInfo:
             f"{source} does not name its environment (attribute env_args or env of 'data').",
             "Name its task, for example --task lift.",
         )
-    if not isinstance(name, str) or not name or not isinstance(kwargs, dict):
+    if not isinstance(name, str) or not name:
         raise DataError(f"{source} does not name its environment: env_name is {name!r}.", ENV_HINT)
+    if not isinstance(kwargs, dict):
+        raise DataError(f"{source}: env_kwargs is {kwargs!r}, expected the arguments of the environment.", ENV_HINT)
     version = version if isinstance(version, str) else ""
     controller = _arm_controller(kwargs.get("controller_configs"), source)
     return RecordingInfo(tool, name, version, kwargs, controller, is_robosuite)

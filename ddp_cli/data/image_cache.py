@@ -104,6 +104,8 @@ def _update_cache(folder: Path, store: Store, keys: Sequence[str], reason: str, 
 def _identity(store: Store, keys: Sequence[str]) -> str:
     """What the decoded images depend on."""
     attributes = {key: store.attrs.get(key) for key in ("task", "render", "versions", "total", "source")}
+    if "content" in store.attrs:
+        attributes["content"] = [store.attrs["content"].get(f"data/{key}") for key in keys]
     encoded = {key: sum(file.stat().st_size for file in (store.path / "data" / key).rglob("*")) for key in keys}
     return json.dumps([attributes, store.content_hash(), encoded], sort_keys=True)
 

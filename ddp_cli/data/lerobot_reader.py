@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d
 from ddp_cli.data.episode_selection import select_episodes
-from ddp_cli.data.lerobot_checks import ValueChecks, check_finite, check_indices
+from ddp_cli.data.lerobot_checks import check_finite, check_indices
 from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
 from ddp_cli.data.lerobot_files import find_files, read_episodes, read_integer, table_of_episode, video_of_episode
 from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
@@ -40,6 +40,7 @@ from ddp_cli.data.lerobot_layout import (
 from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, shorten
 from ddp_cli.data.parquet import COPY_AGAIN, read_columns
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
@@ -47,6 +48,11 @@ from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, Task
 
 INDEX_COLUMNS = ("frame_index", "index", "timestamp")
+ADVICE = Advice(
+    order="If the values are in another order, say it in `names` of meta/info.json.",
+    goals="Convert it with --actions absolute if they are goal poses.",
+    offsets="Convert it with --actions delta if they are delta actions.",
+)
 CONTENT_FOLDERS = ("meta", "data", "videos", "images")
 NOT_VERIFIED = {"result": "not verified", "why": "a LeRobot dataset holds no simulator states to replay", "demos": []}
 
@@ -141,7 +147,8 @@ class LeRobotDataset:
         DataError for the first fault. Adds to `notes`.
         """
         self._check_indices_of_tables()
-        checks = ValueChecks(self.task, self.convention, with_motion=self.original_check.get("result") != "passed")
+        with_motion = self.original_check.get("result") != "passed"
+        checks = ValueChecks(self.task, self.convention, with_motion, ADVICE)
         images = {key: TableImages(self.path, feature_of(key)) for key in self.cameras if not self._is_video(key)}
         for i in indices:
             rows, positions = self._rows(i)
@@ -152,6 +159,10 @@ class LeRobotDataset:
             for reader in images.values():
                 reader.check(table_of_episode(self._folder, self._episodes[i]), positions, self._where(i))
         self._check_videos(indices)
+        if not any(name in rows for name in INDEX_COLUMNS):
+            self.notes.append("no frame_index, index or timestamp tells the order of the rows: taken as they are")
+        elif not any(name in rows for name in INDEX_COLUMNS[:2]) and not np.diff(rows["timestamp"]).any():
+            self.notes.append("the timestamps are constant, and no frame_index tells the order of the rows")
         self.notes += checks.finish(f"'{self.path}'")
 
     def _check_indices_of_tables(self) -> None:

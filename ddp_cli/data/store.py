@@ -66,6 +66,7 @@ class Store:
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
         store_check.check_episode_ends(path, self.episode_ends, self.attrs)
         store_check.check_arrays(path, self._find_array, self.task, self.attrs, self.episode_ends)
+        store_check.check_content(path, self._find_array, self.attrs, self.episode_ends)
 
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
         """The array `key`, or some of its rows, decoded; DataError if it is missing or damaged."""

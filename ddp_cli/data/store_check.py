@@ -1,12 +1,14 @@
 """Checks of a store's files and arrays when it is opened: nothing that a reader needs is missing.
 
 zarr reads a chunk whose file is missing as zeros, which would be black images. Damaged chunks are found when they are
-read, by the checksum of their zstd frames.
+read, by the checksum of their zstd frames. The attribute `content` holds these checksums,
+by which exchanged chunk files are found.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +20,7 @@ from ddp_cli.choices import Obs, RenderProfile
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task
 
+CHECKSUM_BYTES = 4
 REPAIR_HINT = "Convert the demonstrations again, or copy the store again."
 ATTRIBUTE_TYPES = {"render": str, "env_args": dict, "versions": dict, "action": dict, "source": dict}
 
@@ -30,6 +33,9 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     source = attributes["source"]
     if not isinstance(source.get("sha256", ""), str) or not isinstance(source.get("demos", []), list):
         raise DataError(f"'{path}': the attribute 'source' is damaged.", REPAIR_HINT)
+    content = attributes.get("content", {})
+    if not isinstance(content, dict) or not all(isinstance(checksums, str) for checksums in content.values()):
+        raise DataError(f"'{path}': the attribute 'content' is damaged.", REPAIR_HINT)
     if attributes["render"] not in get_args(RenderProfile):
         raise DataError(f"'{path}': the attribute 'render' is damaged.", REPAIR_HINT)
     if attributes.get("obs", "image") not in get_args(Obs):
@@ -91,6 +97,47 @@ def check_arrays(
             raise DataError(f"'{path}': the chunk file data/{key}/{file}{more} ({episodes}).", REPAIR_HINT)
 
 
+def check_content(
+    path: Path, find_array: Callable[[str, str], Any], attributes: dict[str, Any], ends: NDArray[np.int64]
+) -> None:
+    """DataError unless the chunk files are those that were written, by their checksums in the attribute `content`.
+
+    `find_array` returns an array by key and group, or None. Stores of earlier versions have no checksums.
+    """
+    for name, expected in attributes.get("content", {}).items():
+        group, _, key = name.partition("/")
+        array = find_array(key, group)
+        if array is None:
+            raise DataError(f"'{path}' has no array {name}.", REPAIR_HINT)
+        checksums = chunk_checksums(array, path / name)
+        if checksums == expected:
+            continue
+        for i, (first_row, file) in enumerate(chunk_files(array)):
+            digits = slice(2 * CHECKSUM_BYTES * i, 2 * CHECKSUM_BYTES * (i + 1))
+            if checksums[digits] != expected[digits]:
+                episodes = name_episodes(ends, first_row, first_row + chunk_rows(array))
+                where = f" ({episodes})" if group == "data" else ""
+                raise DataError(
+                    f"'{path}': the chunk file {name}/{file} is damaged, or not the one that was written{where}.",
+                    f"{REPAIR_HINT} If you changed the array on purpose, remove the attribute 'content'.",
+                )
+        raise DataError(f"'{path}': the attribute 'content' is damaged.", REPAIR_HINT)
+
+
+def chunk_checksums(array: Any, folder: Path) -> str:
+    """Checksums of all chunks of `array`, stored in `folder`: 8 hexadecimal digits each, 0 if the file is too short.
+
+    A zstd frame ends with a checksum of its decoded content (RFC 8878, 3.1.1), so only the end of a file is read.
+    """
+    checksums = b""
+    for _, file in chunk_files(array):
+        with (folder / file).open("rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(max(0, size - CHECKSUM_BYTES))
+            checksums += f.read().rjust(CHECKSUM_BYTES, b"\0")
+    return checksums.hex()
+
+
 def _check_chunk_shape(path: Path, name: str, array: Any) -> None:
     if not all(array.shards or array.chunks):
         raise DataError(f"'{path}': {name} has chunks of size 0.", REPAIR_HINT)
@@ -102,13 +149,18 @@ def missing_chunks(array: Any, folder: Path, rows: int | None = None) -> Iterato
     With `rows` only chunks of the first `rows` rows are expected.
     """
     files = {file.name for file in folder.iterdir()}
+    for first_row, file in chunk_files(array, rows):
+        # Early versions wrote a folder per chunk.
+        if not ((folder / file).is_file() if "/" in file else file in files):
+            yield first_row, file
+
+
+def chunk_files(array: Any, rows: int | None = None) -> Iterator[tuple[int, str]]:
+    """First row and file name of every chunk of `array`, or of its first `rows` rows."""
     chunks = array.shards or array.chunks
     shape = (array.shape[0] if rows is None else rows, *array.shape[1:])
     for index in itertools.product(*(range(-(-n // size)) for n, size in zip(shape, chunks, strict=True))):
-        file = array.metadata.encode_chunk_key(index)
-        # Early versions wrote a folder per chunk.
-        if not ((folder / file).is_file() if "/" in file else file in files):
-            yield index[0] * chunks[0], file
+        yield index[0] * chunks[0], array.metadata.encode_chunk_key(index)
 
 
 def chunk_rows(array: Any) -> int:

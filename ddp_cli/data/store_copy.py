@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.actions import absolute_to_delta, delta_to_absolute
+from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.errors import DataError, DdpError
+from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.sim.environment import check_action_convention
 from ddp_cli.tasks import ACTIONS
@@ -30,8 +31,6 @@ def copy_store(
     """Writes the episodes of `store` that `only` selects to `out`, with actions in `convention` (None: unchanged).
     Returns the number of steps. An interrupted copy is resumed.
     """
-    if out.resolve() == store.path.resolve():
-        raise DdpError(f"'{out}' is the source store itself.", "Name another output with --out.")
     indices = select_episodes(len(store.episode_ends), only, f"'{store.path}'")
     source_convention = store.attrs["action"]["convention"]
     convention = convention or source_convention
@@ -57,12 +56,13 @@ def copy_store(
     attributes = _attributes(store, indices, convention)
     with lock_output(out), StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
         writer.extend(map(read_episode, bounds[writer.episodes :]), progress)
-        writer.finish({})
+        writer.finish({"check": _check_of_copy(store, attributes)})
     return sum(lengths)
 
 
 def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, Any]:
-    inherited = {key: value for key, value in store.attrs.items() if key not in ("format", "task", "complete", "total")}
+    own = ("format", "task", "complete", "total", "episodes", "content", "check")
+    inherited = {key: value for key, value in store.attrs.items() if key not in own}
     names = inherited["source"].get("demos", [])
     demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
     return inherited | {
@@ -71,3 +71,17 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
         "source": inherited["source"] | {"demos": demos},
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }
+
+
+def _check_of_copy(store: Store, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The result of the source's replay check, as far as it holds for the copy: a failure always does."""
+    check = store.check
+    if check["result"] != "passed":
+        return check
+    source_convention = store.attrs["action"]["convention"]
+    if attributes["action"]["convention"] != source_convention:
+        return not_verified(f"the actions were computed from {source_convention} ones, which passed the replay check")
+    replayed = {demo["demo"] for demo in check["demos"]}
+    if check.get("checked_demos") != len(store.episode_ends) and not replayed & set(attributes["source"]["demos"]):
+        return not_verified("none of the replayed demos is among these")
+    return check

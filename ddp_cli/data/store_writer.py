@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from ddp_cli.data.store import STORE_FORMAT
-from ddp_cli.data.store_check import missing_chunks
+from ddp_cli.data.store_check import chunk_checksums, missing_chunks
 from ddp_cli.disk import replace
 from ddp_cli.errors import DataError, DdpError, WorkerError
 from ddp_cli.parallel import default_workers
@@ -37,7 +37,7 @@ CODEC = Zstd(level=3, checksum=True)
 """Every frame holds a checksum of its content. Decoders verify it without being told, so the metadata does not mention
 it, and any zarr library reads the chunks."""
 
-MUTABLE_ATTRIBUTES = ("episodes", "complete", "check")
+MUTABLE_ATTRIBUTES = ("episodes", "complete", "check", "content")
 """Attributes that change while a store is written."""
 
 
@@ -157,7 +157,9 @@ class StoreWriter:
                 f"'{self.path}': the chunk file {missing[0]} was removed while the store was written.",
                 "Run the same command again.",
             )
-        self._root.attrs.update({**attributes, "complete": True})
+        arrays = {name: self._root[name] for name in [*(f"data/{key}" for key in self._writers), "meta/episode_ends"]}
+        content = {name: chunk_checksums(array, self.partial / name) for name, array in arrays.items()}
+        self._root.attrs.update({**attributes, "content": content, "complete": True})
         self._finished = True  # from here on, an interruption leaves a complete store under one of the two names
         replace(self.partial, self.path)
 

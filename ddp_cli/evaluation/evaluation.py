@@ -84,12 +84,12 @@ def evaluate(
     seeds: Sequence[int],
     workers: int,
     on_episode: Callable[[EpisodeResult], None],
-    max_half_width: float = 0.0,
+    max_margin: float = 0.0,
 ) -> Evaluation:
     """Run one episode per seed. Results do not depend on the number of workers; crashed workers are retried.
 
     `make_agent` must be picklable: it is called once in each worker process, or in this process if `workers` is 1.
-    With `max_half_width`, stop after the first episode (in the order of `seeds`, the tenth or later) at which the 95%
+    With `max_margin`, stop after the first episode (in the order of `seeds`, the tenth or later) at which the 95%
     interval extends at most this far to either side. WorkerError if the first three episodes all crash their worker.
     """
     make_runner = functools.partial(_make_episode_runner, make_agent, task, render)
@@ -107,9 +107,10 @@ def evaluate(
                 continue
             evaluation.episodes.append(result)
             on_episode(result)
-            if len(evaluation.episodes) >= MIN_EPISODES_TO_STOP and max_half_width > 0.0:
+            if len(evaluation.episodes) >= MIN_EPISODES_TO_STOP and max_margin > 0.0:
                 low, high = evaluation.interval
-                if (high - low) / 2 <= max_half_width:
+                rate = evaluation.success_rate
+                if max(rate - low, high - rate) <= max_margin:
                     break
     return evaluation
 

@@ -71,6 +71,14 @@ def _optional(value: Any, expected_type: type[Value]) -> Value | None:
     return None if value is None else _typed(value, expected_type)
 
 
+def report_name(report: dict[str, Any]) -> str:
+    """File name of a report in its run: everything that its results depend on. Another evaluation never replaces it."""
+    seeds = f"{report['first_seed']}x{len(report['episodes'])}"
+    stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
+    sampler = f"{report['sampler']}{report['inference_steps']}"
+    return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}.json"
+
+
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write a JSON report atomically; waits for another process that writes the same one."""
     with lock_output(path, wait=lambda _: None), atomic_file(path) as partial:

@@ -74,13 +74,18 @@ def test_a_comparison_states_the_interval_of_the_difference(capsys: pytest.Captu
 
 def test_an_interval_that_stops_the_evaluation_is_called_approximate(trained: Path) -> None:
     command = ("eval", trained / "lift/tiny", "-n", 12, "--workers", 1, "--inference-steps", 1)
-    text = ok(ddp(*command, "--until-ci", 0.15)).stdout
+    text = ok(ddp(*command, "--until-ci", 0.28)).stdout
     assert "0 of 10 episodes" in text
     assert "approximate: when --until-ci stops depends on the results" in " ".join(text.split())
-    report = ok_json(*command, "--until-ci", 0.15)
-    assert (report["until_ci"], report["interval_is_approximate"], len(report["episodes"])) == (0.15, True, 10)
-    report = ok_json("eval", trained / "lift/tiny", "-n", 1, "--workers", 1, "--inference-steps", 1)
+    report = ok_json(*command, "--until-ci", 0.28)
+    assert (report["until_ci"], report["interval_is_approximate"], len(report["episodes"])) == (0.28, True, 10)
+    sampling = f"{report['sampler']}{report['inference_steps']}-{report['engine']}"
+    name = f"lift/tiny/eval/{Path(report['checkpoint']).name}-{sampling}-{report['first_seed']}x10{{}}.json"
+    assert (trained / name.format("-until-ci-0.28")).exists()
+    report = ok_json(*command, "-n", 10)
     assert (report["until_ci"], report["interval_is_approximate"]) == (None, False)
+    reports = [json.loads((trained / name.format(suffix)).read_text()) for suffix in ("", "-until-ci-0.28")]
+    assert [report["until_ci"] for report in reports] == [None, 0.28]  # the exact one did not replace the other
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,10 @@ def test_incompatibilities_are_named(info: RecordingInfo, message: str) -> None:
     ("attrs", "message"),
     [
         ({}, "does not name its environment"),
+        (
+            {"env_args": json.dumps({"env_name": "Lift", "env_kwargs": None})},
+            "env_kwargs is None, expected the arguments",
+        ),
         ({"env_args": "Lift"}, "env_args is not a JSON object"),
         ({"env_args": 7}, "env_args is not a JSON object"),
         ({"env_args": "[" * 100_000}, "env_args is not a JSON object"),

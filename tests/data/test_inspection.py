@@ -48,7 +48,7 @@ def test_demo_file_with_recorded_observations_and_filter_keys(demos: Path, lift_
                 file[f"data/demo_{i}/obs/{key}"] = lift_store.read(key, rows=slice(begin, end))
         file["mask/valid"] = [b"demo_1"]
     contents = inspect_source(demos)
-    assert contents["plan"] == "copies the observations from the file."
+    assert contents["plan"] == "copies the observations from the file if they agree with the simulator's."
     rows = dict(describe_source(contents))
     assert (rows["filter keys"], rows["actions"]) == ("valid", "delta")
     assert "agentview_image" in rows["observations"]

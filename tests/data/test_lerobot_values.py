@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data.lerobot_datasets import (
     ACTION,
+    DATA,
     EPISODES,
     STATE,
     convert_dataset,
@@ -65,6 +67,10 @@ def test_values_are_reordered_by_their_names(foreign: Path, lift_store: Store, t
     ]
 
 
+def roll(dataset: Path, name: str, steps: int) -> None:
+    write_column(dataset, name, np.roll(read_column(dataset, name), steps, axis=0))
+
+
 def zero_to_one(dataset: Path) -> None:
     actions = read_column(dataset, ACTION)
     actions[:, 6] = actions[:, 6] > 0
@@ -74,6 +80,9 @@ def zero_to_one(dataset: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another order": (lambda d: permute(d, STATE, GRIPPER_FIRST), r"quaternion of step 0 has norm 1\.4\d, expected 1"),
     "x for y": (lambda d: permute(d, STATE, [1, 0, *range(2, 9)]), r"position x fit the motion of y \(corr"),
+    "gripper inverted": (lambda d: scale(d, ACTION, -1, slice(6, 7)), r"gripper opens when its actions close it"),
+    "late": (lambda d: roll(d, ACTION, 6), r"moves 6 steps before its actions|moves 5 steps before its actions"),
+    "early": (lambda d: roll(d, ACTION, -6), r"moves [67] steps after its actions"),
     "-x for x": (lambda d: scale(d, STATE, -1, slice(0, 1)), "position x fit the motion of -x"),
     "w first": (lambda d: permute(d, STATE, [0, 1, 2, 6, 3, 4, 5, 7, 8]), "actions of rotation . fit the motion of"),
     "millimetres": (lambda d: scale(d, STATE, 1000, slice(0, 3)), "robot0_eef_pos is -?[0-9.]+ to .*, expected metres"),
@@ -149,6 +158,18 @@ def test_a_few_clipped_values_are_reported(foreign: Path, lift_store: Store, tmp
     assert dataset.notes == [f"action: clipped to [-1, 1] in 2 of {len(actions)} steps"]
     assert Store(tmp_path / "d.zarr").read("action")[[3, 9], 2].tolist() == [1, -1]
     assert "clipped to [-1, 1] in 2 of" in inspect_lerobot(foreign, get_task("lift"))["ddp convert"]
+
+
+def test_rows_whose_order_is_not_known_are_reported(foreign: Path, tmp_path: Path) -> None:
+    table = pq.read_table(foreign / DATA).drop_columns(["frame_index", "index"])
+    pq.write_table(table, foreign / DATA)
+    assert convert_dataset(foreign, tmp_path / "a.zarr", "delta").notes == []  # the timestamps tell it
+    write_column(foreign, "timestamp", np.zeros(table.num_rows))
+    note = "the timestamps are constant, and no frame_index tells the order of the rows"
+    assert convert_dataset(foreign, tmp_path / "b.zarr", "delta").notes == [note]
+    pq.write_table(table.drop_columns(["timestamp"]), foreign / DATA)
+    note = "no frame_index, index or timestamp tells the order of the rows: taken as they are"
+    assert convert_dataset(foreign, tmp_path / "c.zarr", "delta").notes == [note]
 
 
 def test_several_instructions_are_reported(foreign: Path, tmp_path: Path) -> None:

@@ -54,6 +54,32 @@ def test_actions_of_a_copy_match_those_of_a_conversion(lift_demos: Path, lift_st
     np.testing.assert_allclose(Store(tmp_path / "delta.zarr").read("action"), lift_store.read("action"), atol=1e-5)
 
 
+def change_check(store: Path, **values: object) -> Store:
+    content = json.loads((store / "zarr.json").read_text())
+    content["attributes"]["check"] |= values
+    (store / "zarr.json").write_text(json.dumps(content))
+    return Store(store)
+
+
+def test_a_copy_is_verified_as_far_as_its_source(lift_demos: Path, tmp_path: Path) -> None:
+    convert(lift_demos, tmp_path / "s.zarr", 1, no_progress, ConvertOptions("state", check=1))
+    store = Store(tmp_path / "s.zarr")
+
+    def check_of_copy(name: str, only: str | None, convention: str | None = None) -> tuple[str, str]:
+        copy_store(store, tmp_path / name, only, convention, 3, no_progress)
+        check = Store(tmp_path / name).check
+        return check["result"], check["why"]
+
+    assert check_of_copy("a", "1:") == ("passed", "")  # chunks of every demo were replayed
+    why = "the actions were computed from delta ones, which passed the replay check"
+    assert check_of_copy("b", None, "absolute") == ("not verified", why)
+    store = change_check(tmp_path / "s.zarr", checked_demos=None)  # as written by earlier versions
+    assert check_of_copy("c", "1:") == ("not verified", "none of the replayed demos is among these")
+    assert check_of_copy("d", ":1") == ("passed", "")
+    store = change_check(tmp_path / "s.zarr", result="failed", why="reason")
+    assert check_of_copy("e", None, "absolute") == ("failed", "reason")
+
+
 def test_an_early_state_store_that_does_not_say_so_is_copied(lift_demos: Path, tmp_path: Path) -> None:
     convert(lift_demos, tmp_path / "s.zarr", 1, no_progress, ConvertOptions("state", check=0))
     content = json.loads((tmp_path / "s.zarr/zarr.json").read_text())
@@ -82,9 +108,12 @@ def test_interrupted_copy_is_resumed(lift_store: Store, tmp_path: Path) -> None:
 def test_convert_copies_a_store(lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "is a store already" in refused(ddp("convert", lift_zarr))
-    assert "is the source store itself" in refused(ddp("convert", lift_zarr, "--out", lift_zarr, "--overwrite"))
+    assert "is the source itself" in refused(ddp("convert", lift_zarr, "--out", lift_zarr, "--overwrite"))
     same_path = lift_zarr.parent / ".." / lift_zarr.parent.name / lift_zarr.name
-    assert "is the source store itself" in refused(ddp("convert", lift_zarr, "--out", same_path, "--overwrite"))
+    assert "is the source itself" in refused(ddp("convert", lift_zarr, "--out", same_path, "--overwrite"))
+    inside = refused(ddp("convert", lift_zarr, "--out", lift_zarr / "data/copy.zarr"))
+    assert f"copy.zarr' is inside '{lift_zarr}'" in " ".join(inside.split())
+    assert not (lift_zarr / "data/copy.zarr").exists()
     assert ok_json("convert", lift_zarr, "--out", "a.zarr", "--only", ":1")["episodes"] == 1
     assert "--overwrite" in refused(ddp("convert", lift_zarr, "--out", "a.zarr"))
     assert ok_json("inspect", "a.zarr")["episodes"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -166,6 +167,32 @@ def test_observations_and_actions_without_states_are_copied_but_not_verified(
     assert "holds no simulator states" in store.check["why"]
     plan = inspect_source(without_states)["plan"]
     assert plan.startswith("copies the observations from the file. The store will not be verified")
+
+
+def test_values_of_a_file_without_states_are_checked(without_states: Path) -> None:
+    """There is nothing to replay, but the end effector has to move as the actions say."""
+    original = without_states.read_bytes()
+
+    def fault(change: Callable[[h5py.Group], None], names: tuple[str, ...] = ("demo_0", "demo_1")) -> str:
+        without_states.write_bytes(original)
+        with h5py.File(without_states, "r+") as f:
+            for name in names:
+                change(f["data"][name])
+        return " ".join(refused(ddp("convert", without_states, "--out", "s.zarr")).split())
+
+    def write(key: str, function: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.Group], None]:
+        def change(demo: h5py.Group) -> None:
+            demo[key][:] = function(demo[key][:])
+
+        return change
+
+    assert "fit the motion of" in fault(write("actions", lambda x: x[:, [1, 0, 2, 3, 4, 5, 6]]))
+    assert "demo_1: robot0_eef_pos is" in fault(write("obs/robot0_eef_pos", lambda x: 1000 * x), ("demo_1",))
+    assert "demo_1: the gripper value of its actions is 0 to 1" in fault(
+        write("actions", lambda x: np.concatenate([x[:, :6], (x[:, 6:] + 1) / 2], 1)), ("demo_1",)
+    )
+    result = to_store(without_states, ConvertOptions("state", skip_bad=True))
+    assert list(result.attrs["source"]["left_out"]) == ["demo_1"]
 
 
 def test_what_is_missing_in_a_file_without_states_is_named(without_states: Path) -> None:
