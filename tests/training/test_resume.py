@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import tiny_config
+from data.random_stores import forget_checksums
 from training.run_helpers import (
     CPU,
     assert_equal_training_state,
@@ -127,7 +128,7 @@ def test_resume_rejects_another_store(lift_store: Store, tmp_path: Path) -> None
 @pytest.mark.parametrize("key", ["robot0_eef_pos", "agentview_image"])
 def test_resume_rejects_a_store_with_other_observations(lift_zarr: Path, tmp_path: Path, key: str) -> None:
     """The actions are the same, and so is the source that the store names."""
-    store = Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr"))
+    store = forget_checksums(Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr")))
     train_new_run(Store(store), tmp_path / "run", tiny_config(steps=1))
     release(resume(tmp_path / "run"))
     array = zarr.open_group(store, mode="r+")[f"data/{key}"]
@@ -137,7 +138,7 @@ def test_resume_rejects_a_store_with_other_observations(lift_zarr: Path, tmp_pat
 
 
 def test_values_that_are_not_finite_are_refused_before_training(lift_zarr: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr"))
+    store = forget_checksums(Path(shutil.copytree(lift_zarr, tmp_path / "s.zarr")))
     array = zarr.open_group(store, mode="r+")["data/robot0_eef_pos"]
     array[-1] = np.nan
     with pytest.raises(DataError, match="data/robot0_eef_pos is not finite in 1 steps, the first is in episode 1"):
