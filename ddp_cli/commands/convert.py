@@ -23,8 +23,8 @@ EXAMPLES = options.examples(
     "ddp convert sample_data/square.hdf5 --obs state --only :50",
 )
 
-FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "check", "skip_bad", "workers")
-"""Options that apply to recordings with simulator states only."""
+FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers")
+"""Options that apply to HDF5 files only."""
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 
@@ -122,7 +122,8 @@ def convert(
         typer.Option(
             "--check",
             min=0,
-            help="Demonstrations to replay as a whole to verify the recording; of the others, some chunks. 0 for none.",
+            help="Demonstrations to replay as a whole to verify the recording; of the others, some chunks. 0: neither "
+            "replay any nor compare the actions with the motion.",
             rich_help_panel="Verification",
         ),
     ] = 3,
@@ -139,7 +140,7 @@ def convert(
     from ddp_cli.task_file import read_task
 
     if source.is_dir():
-        _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, overwrite, json))
+        _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json))
         return
     _reject_options(ctx, source, "a file", ("to",))
     with DemoFile(source, read_task(task) if task else None, filter_key) as demos:
@@ -173,7 +174,7 @@ def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
     else:
         reject_collection(copy.source)
         reject_folder_of_files(copy.source)
-        irrelevant = (*FILE_OPTIONS, "task", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
+        irrelevant = (*FILE_OPTIONS, "task", "check", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
         _reject_options(ctx, copy.source, "a store", irrelevant)
         convert_store(Store(copy.source), copy)
 

@@ -28,6 +28,7 @@ class CopyOptions:
     only: str | None
     actions: ActionConvention | None
     zarr_format: int
+    check: int
     overwrite: bool
     json: bool
 
@@ -97,7 +98,9 @@ def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
 
     out = copy.out or options.default_store(dataset.task.name, dataset.obs)
     steps = copy.run(
-        out, STORE_MARKERS, lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress)
+        out,
+        STORE_MARKERS,
+        lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress, copy.check > 0),
     )
     store = Store(out)
     copy.report(out, len(store.episode_ends), steps, dataset.notes)

@@ -112,7 +112,7 @@ def _read_demo(demos: DemoFile, name: str, keys: tuple[str, ...]) -> Demo:
 def _check_recording(
     demos: DemoFile, plan: ConversionPlan, options: ConvertOptions, workers: int, progress: Progress
 ) -> tuple[ConversionPlan, dict[str, Any]]:
-    """Compares the recorded observations with the simulator's and replays some demos.
+    """Compares the recorded observations with the simulator's and replays the demos.
 
     Returns the plan without the observations and demos that turned out to be wrong, and the attribute `check`.
     """
@@ -133,13 +133,16 @@ def _check_recording(
         if differing:
             plan = plan.with_computed({key}, f"its values differ from the simulator's in {differing[0]}")
     # Recorded observations are never copied without replaying a demo.
-    count = min(max(options.check, bool(plan.recorded_keys)), len(plan.demo_names))
+    count = max(options.check, bool(plan.recorded_keys))
     results = _replay_demos(demos, plan, count, workers, progress)
     wrong = wrong_demos(results)
-    right = [result for result in results if result.demo not in wrong]
-    if options.skip_bad and any(result.whole for result in right):
+    while options.skip_bad and wrong and len(wrong) < len(results):
         plan = plan.without_demos(dict.fromkeys(wrong, "its actions have another effect when they are replayed"))
-        results, frames = right, [frame for frame in frames if frame.demo not in wrong]
+        frames = [frame for frame in frames if frame.demo not in wrong]
+        results = [result for result in results if result.demo not in wrong]
+        if not any(result.whole for result in results):  # the demos that were replayed as a whole are left out
+            results = _replay_demos(demos, plan, count, workers, progress)
+        wrong = wrong_demos(results)
     return plan, summarize_checks(results, frames)
 
 
@@ -187,7 +190,9 @@ def _replay_demos(
     if not count:
         return []
     total = len(plan.demo_names)
-    whole = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
+    candidates = [i for i, length in enumerate(plan.lengths) if length > 1]  # of a single step, nothing can be compared
+    picks = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(int)
+    whole = {candidates[i] for i in picks}
     sample = ((demos.read(name), i in whole) for i, name in enumerate(plan.demo_names))
     results: list[ReplayResult] = []
     progress("check", 0, total)

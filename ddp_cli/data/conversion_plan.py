@@ -38,7 +38,7 @@ class ConvertOptions:
     rerender     render images even where they were recorded
     filter_key   use only the demos of this filter key
     only         a slice of these demos, for example ":50"
-    check        number of demos to replay in the simulator
+    check        number of demos to replay in the simulator; 0 for none, nor a comparison of actions and motion
     skip_bad     skip invalid demos instead of failing
     """
 
@@ -224,7 +224,7 @@ class _ValidDemos:
         """Checks the recorded vectors `keys` and the actions of demos that cannot be replayed, by what is known of
         every recording; demos whose values do not fit are invalid.
         """
-        checks = ValueChecks(self.demos.task, convention, True, ADVICE)
+        checks = ValueChecks(self.demos.task, convention, self.options.check > 0, ADVICE)
         for name in list(self.lengths):
             actions = self.demos.read(name).actions
             vectors = {key: np.asarray(x, np.float64) for key, x in read_observations(self.demos, name, keys).items()}

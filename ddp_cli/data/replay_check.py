@@ -6,8 +6,8 @@ other controllers, frames or scales fail at once, whereas a replay of a whole ep
 even if all is well.
 
 Of some demos, the chunks cover every action, and the whole episode is replayed, too; its outcome is reported, not
-judged. Of all others, only the chunks with the most motion are replayed, where wrong actions show most; if one of them
-fails, so are all.
+judged. Of all others, a third of the chunks is replayed: the last one, those at regular intervals, and those with the
+most motion, where wrong actions show most. If one of them ends beyond the limits, so are all.
 
 robosuite's collectors restore a state before the first action, but not the controller, whose goal is still that of
 another initial pose: the first actions have another effect than when they are replayed. Up to robosuite 1.4 this lasts
@@ -28,6 +28,7 @@ from ddp_cli.rotation import rotation_angle
 from ddp_cli.sim.simulator import Array, Simulator
 
 CHUNK_STEPS = 8  # actions that are replayed from a recorded state
+SAMPLE_INTERVAL = 3  # chunks, of demos that are not replayed as a whole
 MAX_POSITION_ERROR = 5.0  # [mm], of the end effector after a chunk
 MAX_ROTATION_ERROR = 3.0  # [deg]
 MAX_GAP_ERROR = 5.0  # [mm], of the gap between the fingers
@@ -69,11 +70,6 @@ class ReplayResult:
     whole: WholeReplay | None = None
     """None if the demo was not replayed as a whole."""
 
-    @property
-    def share_within_limits(self) -> float:
-        """Share of the replayed chunks that end within the limits."""
-        return float(np.mean([is_within(error, LIMITS) for error in self.chunks]))
-
 
 def is_within(error: PoseError, limits: PoseError) -> bool:
     """Whether no value of `error` exceeds that of `limits`."""
@@ -83,7 +79,7 @@ def is_within(error: PoseError, limits: PoseError) -> bool:
 def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, whole: bool = True) -> ReplayResult:
     """Replays `demo` in `replay_sim`, which takes actions in the convention of the store, and compares the end-effector
     poses with those of the recorded states, set in `sim`. Both may be the same simulator. Without `whole`, only the
-    chunks with the most motion are replayed if they are within the limits.
+    a sample of chunks is replayed if these are within the limits.
     """
     model = load_demo_model(sim, demo)
     recorded_poses, succeeds = [], False
@@ -95,7 +91,7 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
         load_demo_model(replay_sim, demo)
     replay = _Replay(sim, spec, replay_sim, demo, recorded_poses)
     if not whole:
-        errors = [replay.chunk_error(start) for start in _chunks_with_most_motion(recorded_poses)]
+        errors = [replay.chunk_error(start) for start in _sample_chunks(recorded_poses)]
         if all(is_within(error, LIMITS) for error in errors):
             return ReplayResult(demo.name, model, succeeds, errors)
     # Of the last step, nothing was recorded after its action.
@@ -149,13 +145,16 @@ class _Replay:
         return np.stack(goals)
 
 
-def _chunks_with_most_motion(poses: list[Pose]) -> list[int]:
-    """First steps of the chunks in which the recorded position, orientation and gap of the fingers change most."""
-    starts = range(max(0, len(poses) - CHUNK_STEPS))
-    motions = [_pose_error(poses[i + CHUNK_STEPS], poses[i]) for i in starts]
-    if not motions:
+def _sample_chunks(poses: list[Pose]) -> list[int]:
+    """First steps of chunks: at regular intervals, the last one, and those in which the recorded position, orientation
+    and gap of the fingers change most.
+    """
+    last = len(poses) - 1 - CHUNK_STEPS
+    if last < 0:
         return [0] if len(poses) > 1 else []
-    return sorted(set(np.argmax(motions, axis=0).tolist()))
+    motions = [_pose_error(poses[i + CHUNK_STEPS], poses[i]) for i in range(last + 1)]
+    regular = range(0, last, SAMPLE_INTERVAL * CHUNK_STEPS)
+    return sorted({*regular, last, *np.argmax(motions, axis=0).tolist()})
 
 
 def _find_startup_effect(replay: _Replay, errors: list[PoseError]) -> PoseError | None:

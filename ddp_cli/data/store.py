@@ -35,7 +35,7 @@ REQUIRED_ATTRIBUTES = ("format", "task", "render", "env_args", "versions", "acti
 
 
 class Store:
-    """A complete store, validated when opened: attributes, shapes, and that every chunk has a file. Every fault is a
+    """A complete store, validated when opened: attributes, shapes, and that every chunk has its file. Every fault is a
     DataError that names it.
     """
 
@@ -108,7 +108,7 @@ class Store:
 
     @property
     def check(self) -> dict[str, Any]:
-        """Result of replaying some demonstrations in the simulator; see data/replay_check.py."""
+        """Result of replaying the demonstrations in the simulator; see data/check_summary.py."""
         check = self.attrs.get(
             "check", {"result": "not verified", "why": "the store was written by an older version of ddp"}
         )

@@ -119,22 +119,26 @@ def check_content(
                 where = f" ({episodes})" if group == "data" else ""
                 raise DataError(
                     f"'{path}': the chunk file {name}/{file} is damaged, or not the one that was written{where}.",
-                    f"{REPAIR_HINT} If you changed the array on purpose, remove the attribute 'content'.",
+                    f"{REPAIR_HINT} If another program wrote the array on purpose, remove the attribute 'content'.",
                 )
         raise DataError(f"'{path}': the attribute 'content' is damaged.", REPAIR_HINT)
 
 
 def chunk_checksums(array: Any, folder: Path) -> str:
-    """Checksums of all chunks of `array`, stored in `folder`: 8 hexadecimal digits each, 0 if the file is too short.
+    """Checksums of all chunks of `array`, stored in `folder`: 8 hexadecimal digits each, 0 if the file is too short
+    or missing.
 
     A zstd frame ends with a checksum of its decoded content (RFC 8878, 3.1.1), so only the end of a file is read.
     """
     checksums = b""
     for _, file in chunk_files(array):
-        with (folder / file).open("rb") as f:
-            size = f.seek(0, os.SEEK_END)
-            f.seek(max(0, size - CHECKSUM_BYTES))
-            checksums += f.read().rjust(CHECKSUM_BYTES, b"\0")
+        try:
+            with (folder / file).open("rb") as f:
+                size = f.seek(0, os.SEEK_END)
+                f.seek(max(0, size - CHECKSUM_BYTES))
+                checksums += f.read().rjust(CHECKSUM_BYTES, b"\0")
+        except FileNotFoundError:
+            checksums += bytes(CHECKSUM_BYTES)
     return checksums.hex()
 
 

@@ -81,7 +81,9 @@ def _check_of_copy(store: Store, attributes: dict[str, Any]) -> dict[str, Any]:
     source_convention = store.attrs["action"]["convention"]
     if attributes["action"]["convention"] != source_convention:
         return not_verified(f"the actions were computed from {source_convention} ones, which passed the replay check")
-    replayed = {demo["demo"] for demo in check["demos"]}
-    if check.get("checked_demos") != len(store.episode_ends) and not replayed & set(attributes["source"]["demos"]):
+    # Stores of earlier versions list only the demos that were replayed as a whole.
+    checked = check.get("checked_demos", [demo["demo"] for demo in check["demos"]])
+    remaining = [name for name in attributes["source"]["demos"] if name in checked]
+    if not remaining:
         return not_verified("none of the replayed demos is among these")
-    return check
+    return check | {"checked_demos": remaining, "inherited": True}

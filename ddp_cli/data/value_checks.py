@@ -18,7 +18,7 @@ from ddp_cli.data.invariants import (
     looks_absolute,
     share_of_clipped_steps,
 )
-from ddp_cli.data.motion_check import check_gripper_direction, check_lag, check_motion, correlation
+from ddp_cli.data.motion_check import check_episode, check_gripper_direction, check_lag, check_motion, correlation
 from ddp_cli.errors import DataError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec, quaternion_to_matrix, rotation_angle
 from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
@@ -73,20 +73,22 @@ class ValueChecks:
         else:
             check_absolute_actions(store_action, self._task, vectors, location, self._advice)
         if self._with_motion:
-            self._add_motion(vectors, store_action)
+            self._add_motion(vectors, store_action, location)
 
-    def _add_motion(self, vectors: dict[str, Floats], action: Floats) -> None:
-        gap = vectors["robot0_gripper_qpos"][:, 0] - vectors["robot0_gripper_qpos"][:, 1]
-        self._grips.append((action[:-1, -1], -np.diff(gap)))
-        position = vectors["robot0_eef_pos"]
+    def _add_motion(self, vectors: dict[str, Floats], action: Floats, location: str) -> None:
+        position, qpos = vectors["robot0_eef_pos"], vectors["robot0_gripper_qpos"]
+        grips = (action[:-1, -1], -np.diff(qpos[:, 0] - qpos[:, 1]))
         if self._convention == "absolute":  # goals go where the end effector goes
             goal = action[:, :3]
+            check_episode((np.diff(goal, axis=0), np.diff(position, axis=0)), grips, location)
             self._append_motion("position", (goal - goal.mean(axis=0)) / DELTA_METRES, position - position.mean(axis=0))
-            return
-        rotation = quaternion_to_matrix(vectors["robot0_eef_quat"])
-        rotated = matrix_to_rotvec(rotation[1:] @ rotation[:-1].transpose(0, 2, 1))
-        self._append_motion("position", action[:-1, :3], np.diff(position, axis=0))
-        self._append_motion("rotation", action[:-1, 3:6], rotated)
+        else:
+            check_episode((action[:-1, :3], np.diff(position, axis=0)), grips, location)
+            rotation = quaternion_to_matrix(vectors["robot0_eef_quat"])
+            rotated = matrix_to_rotvec(rotation[1:] @ rotation[:-1].transpose(0, 2, 1))
+            self._append_motion("position", action[:-1, :3], np.diff(position, axis=0))
+            self._append_motion("rotation", action[:-1, 3:6], rotated)
+        self._grips.append(grips)
 
     def _append_motion(self, kind: str, commands: Floats, motion: Floats) -> None:
         unit = DELTA_METRES if kind == "position" else DELTA_RADIANS

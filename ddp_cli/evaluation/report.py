@@ -72,7 +72,7 @@ def _optional(value: Any, expected_type: type[Value]) -> Value | None:
 
 
 def report_name(report: dict[str, Any]) -> str:
-    """File name of a report in its run: everything that its results depend on. Another evaluation never replaces it."""
+    """File name of a report in its run: an evaluation with other options never replaces it."""
     seeds = f"{report['first_seed']}x{len(report['episodes'])}"
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ddp, ok_json, refused
 
+from ddp_cli.data.check_summary import check_summary
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.episode_selection import select_episodes
@@ -39,7 +40,8 @@ def test_copy_holds_the_selected_episodes_unchanged(lift_store: Store, tmp_path:
     for key in ("agentview_image", "robot0_eye_in_hand_image", "object", "robot0_eef_quat", "action"):
         np.testing.assert_array_equal(copy.read(key), lift_store.read(key, rows=slice(start, None)))
     assert copy.attrs["source"]["demos"] == ["demo_1"]
-    assert (copy.check, copy.attrs["render"]) == (lift_store.check, "fast")
+    assert copy.check == lift_store.check | {"checked_demos": ["demo_1"], "inherited": True}
+    assert copy.attrs["render"] == "fast"
     assert (tmp_path / "one.zarr/.zgroup").exists()
 
 
@@ -54,9 +56,10 @@ def test_actions_of_a_copy_match_those_of_a_conversion(lift_demos: Path, lift_st
     np.testing.assert_allclose(Store(tmp_path / "delta.zarr").read("action"), lift_store.read("action"), atol=1e-5)
 
 
-def change_check(store: Path, **values: object) -> Store:
+def change_check(store: Path, without: str = "", **values: object) -> Store:
     content = json.loads((store / "zarr.json").read_text())
     content["attributes"]["check"] |= values
+    content["attributes"]["check"].pop(without, None)
     (store / "zarr.json").write_text(json.dumps(content))
     return Store(store)
 
@@ -71,9 +74,12 @@ def test_a_copy_is_verified_as_far_as_its_source(lift_demos: Path, tmp_path: Pat
         return check["result"], check["why"]
 
     assert check_of_copy("a", "1:") == ("passed", "")  # chunks of every demo were replayed
+    assert "passed in the store that it was copied from: 1 demo" in check_summary(Store(tmp_path / "a").check)
+    copy_store(Store(tmp_path / "a"), tmp_path / "copy-of-a", None, None, 2, no_progress)
+    assert Store(tmp_path / "copy-of-a").check == Store(tmp_path / "a").check
     why = "the actions were computed from delta ones, which passed the replay check"
     assert check_of_copy("b", None, "absolute") == ("not verified", why)
-    store = change_check(tmp_path / "s.zarr", checked_demos=None)  # as written by earlier versions
+    store = change_check(tmp_path / "s.zarr", without="checked_demos")  # as written by earlier versions
     assert check_of_copy("c", "1:") == ("not verified", "none of the replayed demos is among these")
     assert check_of_copy("d", ":1") == ("passed", "")
     store = change_check(tmp_path / "s.zarr", result="failed", why="reason")

@@ -171,14 +171,14 @@ def test_observations_and_actions_without_states_are_copied_but_not_verified(
 
 def test_values_of_a_file_without_states_are_checked(without_states: Path) -> None:
     """There is nothing to replay, but the end effector has to move as the actions say."""
-    original = without_states.read_bytes()
+    original, out = without_states.read_bytes(), without_states.with_name("s.zarr")
 
     def fault(change: Callable[[h5py.Group], None], names: tuple[str, ...] = ("demo_0", "demo_1")) -> str:
         without_states.write_bytes(original)
         with h5py.File(without_states, "r+") as f:
             for name in names:
                 change(f["data"][name])
-        return " ".join(refused(ddp("convert", without_states, "--out", "s.zarr")).split())
+        return " ".join(refused(ddp("convert", without_states, "--out", out)).split())
 
     def write(key: str, function: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.Group], None]:
         def change(demo: h5py.Group) -> None:
@@ -187,6 +187,13 @@ def test_values_of_a_file_without_states_are_checked(without_states: Path) -> No
         return change
 
     assert "fit the motion of" in fault(write("actions", lambda x: x[:, [1, 0, 2, 3, 4, 5, 6]]))
+    assert Store(to_store(without_states, ConvertOptions("state", check=0)).path).check["result"] == "not verified"
+    assert "demo_1: the end effector moves against its actions" in fault(
+        write("actions", lambda x: x * [-1, -1, -1, 1, 1, 1, 1]), ("demo_1",)
+    )
+    assert "demo_0: the gripper opens when its actions close it" in fault(
+        write("actions", lambda x: x * [1, 1, 1, 1, 1, 1, -1]), ("demo_0",)
+    )
     assert "demo_1: robot0_eef_pos is" in fault(write("obs/robot0_eef_pos", lambda x: 1000 * x), ("demo_1",))
     assert "demo_1: the gripper value of its actions is 0 to 1" in fault(
         write("actions", lambda x: np.concatenate([x[:, :6], (x[:, 6:] + 1) / 2], 1)), ("demo_1",)
