@@ -22,7 +22,7 @@ from ddp_cli.data.replay_check import (
 from ddp_cli.data.store_check import REPAIR_HINT
 from ddp_cli.errors import DataError
 
-MAX_SHARE_OF_DEMO = 0.1  # of the chunks of each demo, beyond the limits; one always may be
+MAX_SHARE_OF_DEMO = 0.1  # of the chunks of each demo, beyond the limits; one of several always may be
 MAX_LISTED_DEMOS = 5
 
 
@@ -41,8 +41,8 @@ def _is_wrong(result: ReplayResult) -> bool:
     contacts.
     """
     wrong = sum(not is_within(error, LIMITS) for error in result.chunks)
-    wrong_gaps = sum(gap > MAX_GAP_ERROR for _, _, gap in result.chunks)
-    return wrong > max(1, MAX_SHARE_OF_DEMO * len(result.chunks)) or wrong_gaps > 0
+    has_wrong_gap = any(gap > MAX_GAP_ERROR for _, _, gap in result.chunks)
+    return has_wrong_gap or wrong > max(min(1, len(result.chunks) - 1), MAX_SHARE_OF_DEMO * len(result.chunks))
 
 
 def summarize_checks(results: list[ReplayResult], frames: list[FrameResult] | None = None) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def test_one_chunk_of_a_demo_may_drift_but_fingers_may_not() -> None:
 
     drift, fingers = (6.0, 1.0, 1.0), (1.0, 1.0, 6.0)
     assert [result(5, drift), result(5, drift, drift), result(5, fingers)] == ["passed", "failed", "failed"]
+    assert [result(1, drift), result(2, drift)] == ["failed", "passed"]
     assert [result(30, *[drift] * 3), result(30, *[drift] * 4)] == ["passed", "failed"]
 
 
