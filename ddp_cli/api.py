@@ -20,7 +20,6 @@ from ddp_cli.evaluation.evaluation import Evaluation
 from ddp_cli.evaluation.evaluation import evaluate as evaluate_agent
 from ddp_cli.evaluation.rollout import EpisodeResult, clamp_chunk
 from ddp_cli.seeds import FIRST_SEED
-from ddp_cli.tasks import IMAGE_SIZE
 
 __all__ = ["LoadedPolicy", "evaluate", "load_policy", "open_store"]
 
@@ -44,7 +43,7 @@ class LoadedPolicy:
         self._agent = source.make_agent()
         self.n_obs_steps = self._agent.n_obs_steps
         self.obs_shapes: dict[str, tuple[int, ...]] = {
-            **dict.fromkeys(source.task.images(source.obs), (IMAGE_SIZE, IMAGE_SIZE, 3)),
+            **{key: camera.shape for key, camera in source.task.images(source.obs).items()},
             **{key: (width,) for key, width in source.task.vectors(source.obs).items()},
         }
         """Shape of one observation by key: images uint8 (height, width, 3), all others float32."""

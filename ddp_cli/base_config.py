@@ -21,6 +21,10 @@ class BaseConfig(BaseModel):
     """What a key is called in messages."""
     default_hint: ClassVar[str] = "Change it with --set."
     """The next step for fields without a description."""
+    general_hint: ClassVar[str] = "Change one of them with --set."
+    """The next step for values that contradict each other."""
+    names_place: ClassVar[bool] = False
+    """Whether errors of values inside this one begin with the place of that value."""
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -31,21 +35,24 @@ class BaseConfig(BaseModel):
 
 def _to_config_error(config: type[BaseConfig], error: ValidationError) -> ConfigError:
     errors = error.errors()
+    fields = {field.alias or name: field for name, field in config.model_fields.items()}
     # A misspelt key that is required is reported as unknown (with a close match), not as missing.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return UnknownNameError(config.key_kind, location[0], sorted(config.model_fields))
+        return UnknownNameError(config.key_kind, location[0], sorted(fields))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        return cause
+        named = config.names_place and location
+        return ConfigError(f"{'.'.join(location)}: {cause.message}", cause.hint) if named else cause
     if first["type"] == "literal_error" and len(location) == 1:
-        return UnknownNameError(location[0], str(first["input"]), get_args(config.model_fields[location[0]].annotation))
+        valid_values = list(map(str, get_args(fields[location[0]].annotation)))
+        return UnknownNameError(location[0], str(first["input"]), valid_values)
     message = first["msg"].removeprefix("Value error, ")
     if not location:
-        return ConfigError(f"{message}.", "Change one of them with --set.")
+        return ConfigError(f"{message}.", config.general_hint)
     message = message[0].lower() + message[1:]
-    valid = config.model_fields[location[0]].description
+    valid = fields[location[0]].description
     hint = f"Valid: {valid}." if valid else config.default_hint
     if first["type"] == "missing" and len(location) > 1:  # a part of a value, such as the second of two numbers
         return ConfigError(f"{location[0]} = {first['input']!r}: {message}.", hint)

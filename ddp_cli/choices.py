@@ -13,6 +13,9 @@ Obs = Literal["image", "state"]
 ActionConvention = Literal["delta", "absolute"]
 """delta: the motion of the end effector in the base frame. absolute: its goal pose in the world frame."""
 
+PolicyActions = Literal["delta", "absolute", "recorded"]
+"""What a policy predicts: actions of robosuite's controller in a convention, or those of the schema as recorded."""
+
 RenderProfile = Literal["full", "fast", "coarse"]
 """full: the pixels of robosuite's camera observations. fast: no shadows, reflections or multisampling. coarse: also
 fewer faces for the arm. The pixels of a profile never change; other pixels get another name."""

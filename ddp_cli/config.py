@@ -14,18 +14,21 @@ from pydantic import Field, PlainSerializer, PlainValidator, field_validator, mo
 
 from ddp_cli.base_config import BaseConfig
 from ddp_cli.choices import (
-    ActionConvention,
     BetaSchedule,
     ImageBackbone,
     Obs,
+    PolicyActions,
     PredictionType,
     Sampler,
     TimestepSpacing,
     TrainingPrecision,
 )
 from ddp_cli.errors import ConfigError
+from ddp_cli.schema import ActionPart, Camera
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task, get_task
+from ddp_cli.tasks import RECORDED, Task, get_task
+
+MIN_CROP = 16  # [pixels]
 
 
 def as_task(value: Any) -> Task:
@@ -42,9 +45,9 @@ class PolicyConfig(BaseConfig):
 
     task: TaskField = get_task("square")
     obs: Obs = "image"
-    actions: ActionConvention = "delta"
+    actions: PolicyActions = "delta"
 
-    # windows, in control steps of 1/20 s
+    # windows, in control steps
     horizon: int = Field(10, ge=1, le=512)
     n_obs_steps: int = Field(2, ge=1, le=64)
     n_action_steps: int = Field(8, ge=1, le=512)
@@ -52,6 +55,9 @@ class PolicyConfig(BaseConfig):
     # vision
     encoder: ImageBackbone = "resnet18"
     crop_shape: tuple[int, int] = (76, 76)
+    """Height and width of the crop of every image, random in training, central otherwise."""
+    crop_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    """Sides of the crop as a share of those of each image, instead of `crop_shape`; 0: `crop_shape`."""
 
     fusion: int = Field(0, ge=0, le=4096)
     """Hidden width of an MLP over all features of one step; its output is appended to the features. It runs once per
@@ -87,12 +93,34 @@ class PolicyConfig(BaseConfig):
     timestep_spacing: TimestepSpacing = "auto"
 
     @model_validator(mode="after")
-    def _check_state_obs(self) -> Self:
-        if self.obs == "state" and not self.task.object:
+    def _check_observations(self) -> Self:
+        name = self.task.name
+        if self.obs == "state" and self.task.simulator and not self.task.object_dim:
             raise ConfigError(
-                f"the task '{self.task.name}' defines no object, which a state policy observes.",
+                f"the task '{name}' defines no object, which a state policy observes.",
                 'Add "object": {OBSERVABLE: WIDTH} to the task file and convert again, or train with --obs image.',
             )
+        if not self.cameras and not self.low_dim:
+            other = "image" if self.obs == "state" else "state"
+            raise ConfigError(f"the task '{name}' has no observations for --obs {self.obs}.", f"Use --obs {other}.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_actions(self) -> Self:
+        if (self.actions == RECORDED) != (self.task.simulator is None):
+            valid = "delta or absolute" if self.task.simulator else RECORDED
+            raise ValueError(f"actions '{self.actions}' do not fit the task '{self.task.name}': expected {valid}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        for key, camera in self.cameras.items():
+            for side, size in zip(self.crop(key), (camera.height, camera.width), strict=True):
+                if not MIN_CROP <= side <= size:
+                    setting = f"crop_ratio {self.crop_ratio}" if self.crop_ratio else f"crop_shape {self.crop_shape}"
+                    raise ValueError(
+                        f"{setting} must lie between {MIN_CROP} and {size} pixels, the size of the images '{key}'"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -113,8 +141,6 @@ class PolicyConfig(BaseConfig):
             raise ValueError("pred_action_steps_only needs obs_as_cond: inpainting fills in the whole window")
         if self.n_emb % self.n_head or self.n_emb % 2:
             raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
-        if not all(16 <= side <= IMAGE_SIZE for side in self.crop_shape):
-            raise ValueError(f"crop_shape {self.crop_shape} must lie between 16 and {IMAGE_SIZE}")
         return self
 
     @model_validator(mode="after")
@@ -155,9 +181,26 @@ class PolicyConfig(BaseConfig):
         return self.task.vectors(self.obs)
 
     @property
+    def cameras(self) -> dict[str, Camera]:
+        """Cameras by key, in the order of the features."""
+        return self.task.images(self.obs)
+
+    @property
     def image_keys(self) -> list[str]:
         """Image keys, in the order of the features."""
-        return list(self.task.images(self.obs))
+        return list(self.cameras)
+
+    def crop(self, key: str) -> tuple[int, int]:
+        """Height and width of the crop of a camera."""
+        if not self.crop_ratio:
+            return self.crop_shape
+        camera = self.cameras[key]
+        return round(self.crop_ratio * camera.height), round(self.crop_ratio * camera.width)
+
+    @property
+    def action_parts(self) -> tuple[ActionPart, ...]:
+        """The parts of an action."""
+        return self.task.action_parts(self.actions)
 
     @property
     def trajectory_steps(self) -> int:
@@ -181,7 +224,7 @@ class PolicyConfig(BaseConfig):
 
     @property
     def action_dim(self) -> int:
-        return int(ACTIONS[self.actions]["dim"])
+        return sum(part.width for part in self.action_parts)
 
     @property
     def pad_before(self) -> int:
@@ -270,7 +313,12 @@ class TrainConfig(BaseConfig):
             raise ValueError(
                 f"eval_every {self.eval_every} must be a multiple of checkpoint_every {self.checkpoint_every}"
             )
-        if self.object_loss and self.policy.obs == "image" and not self.policy.task.object:
+        if self.eval_every and not self.policy.task.simulator:
+            raise ConfigError(
+                f"eval_every {self.eval_every}: the task '{self.policy.task.name}' has no simulator.",
+                "Leave it at 0: only tasks of robosuite can be evaluated during training.",
+            )
+        if self.object_loss and self.policy.obs == "image" and not self.policy.task.object_dim:
             raise ConfigError(
                 f"object_loss {self.object_loss:g}: the task '{self.policy.task.name}' defines no object.",
                 'Leave it at 0, or add "object": {OBSERVABLE: WIDTH} to the task file and convert again.',

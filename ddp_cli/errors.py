@@ -50,7 +50,7 @@ class CheckpointError(DdpError, ValueError):
 
 
 class SimulatorError(DdpError, RuntimeError):
-    """The simulator or its renderer does not work on this machine."""
+    """The simulator or its renderer does not work on this machine, or a task has none."""
 
 
 class WorkerError(DdpError, RuntimeError):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddp_cli.config import PolicyConfig, TrainConfig, as_task
 from ddp_cli.errors import ConfigError, UnknownNameError
-from ddp_cli.tasks import Task, describe_difference
+from ddp_cli.tasks import RECORDED, Task, describe_difference
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 3050.0},
@@ -53,14 +53,16 @@ def train_config(
 ) -> TrainConfig:
     """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
-    A preset's object loss is dropped where the task defines no object. ConfigError for unknown keys and invalid values.
+    A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded.
+    ConfigError for unknown keys and invalid values.
     """
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
-    without_object = {} if flat["task"].object else {"object_loss": 0.0}
-    for layer in (PRESETS[preset] | without_object, state, file or {}, settings or {}):
+    without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
+    recorded = {} if flat["task"].simulator else {"actions": RECORDED}
+    for layer in (PRESETS[preset] | without_object | recorded, state, file or {}, settings or {}):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):
             _check_same(key, values.get(key, flat[key]), flat[key])

@@ -1,35 +1,34 @@
 """Limits of actions, the same in evaluation and on a robot. Requires numpy only; this file may be copied.
 
-Delta actions (Ta, 7) are clipped to [-1, 1], the range of the controller.
-Absolute actions (Ta, 10) are poses, not fractions of a range:
-- the position [m] is clipped to a box: the range of the training positions, plus a margin;
-- the rotation-6d is orthonormalized by Gram-Schmidt; a degenerate one (a row near zero, or nearly parallel rows) is
+Each value of an action is clipped to its limits: those of the controller, or the range of the training data plus a
+margin. Rotations are not fractions of a range:
+- a rotation-6d is orthonormalized by Gram-Schmidt; a degenerate one (a row near zero, or nearly parallel rows) is
   replaced by the previous rotation;
-- the gripper is clipped to [-1, 1].
+- a quaternion is normalized; one near zero is replaced by the previous one.
 Actions that are not finite raise an error and are never repaired: nothing can be inferred from such a policy. So does
 a degenerate rotation without a previous action.
 
-Shapes: Ta steps of a chunk, Da 7 or 10.
+Shapes: Ta steps of a chunk, Da action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-WIDTHS = {"delta": 7, "absolute": 10}
-"""Da of each action convention."""
-POSITION_MARGIN = 0.05  # [m]
-MIN_ROW_NORM = 0.01  # of the first row, and of the component of the second orthogonal to it
+POSITION_MARGIN = 0.05  # [m], added to the range of values in metres
+RANGE_MARGIN = 0.05  # share of the range, added to that of other values
+MIN_ROW_NORM = 0.01  # of the first row, of the component of the second orthogonal to it, and of quaternions
 MAX_FLOAT32 = np.finfo(np.float32).max
 NEXT_STEP = "Use another checkpoint."
-POSE_HINT = "Give the end-effector pose: position [m] (3), rotation-6d (6), gripper (1); gripper 0 leaves it unchanged."
+MOTION, GOAL, GRIPPER = "motion", "goal", "gripper"
+"""Kinds of values: a motion is 0 where the robot is stopped, a goal and a gripper stay as they are."""
 
 
 class ActionError(ValueError):
@@ -41,80 +40,129 @@ class ActionError(ValueError):
         self.hint = hint
 
 
+class Part(Protocol):
+    """Some consecutive values of an action, see `schema.ActionPart`."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def representation(self) -> str: ...
+    @property
+    def rotation(self) -> str: ...
+    @property
+    def gripper(self) -> bool: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def low(self) -> Sequence[float | None]: ...
+    @property
+    def high(self) -> Sequence[float | None]: ...
+
+
 @dataclass(frozen=True)
 class ActionLimits:
-    """Limits of one action convention. `low` and `high`: box of absolute positions [m], by default unlimited.
+    """Limits `low` and `high` and the kind (MOTION, GOAL, GRIPPER) of every value of an action, (Da,) each, and the
+    first index of every rotation-6d and of every quaternion in it.
 
-    ActionError if the convention is unknown or the box is not one.
+    ActionError if they are not the limits of an action.
     """
 
-    actions: str
-    low: tuple[float, ...] = (-np.inf,) * 3
-    high: tuple[float, ...] = (np.inf,) * 3
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    kinds: tuple[str, ...]
+    rotations: tuple[int, ...] = ()
+    quaternions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.actions not in WIDTHS:
-            raise ActionError(f"unknown actions '{self.actions}'.", f"Valid: {', '.join(WIDTHS)}.")
-        is_box = len(self.low) == len(self.high) == 3
-        if not is_box or not all(low <= high for low, high in zip(self.low, self.high, strict=True)):  # rejects nan
-            raise ActionError(f"positions from {list(self.low)} to {list(self.high)} are not a box.", "")
+        if not len(self.low) == len(self.high) == len(self.kinds) > 0:
+            raise ActionError(
+                f"limits of {len(self.low)} and {len(self.high)} values are not those of an action of "
+                f"{len(self.kinds)}.",
+                "",
+            )
+        if not all(low <= high for low, high in zip(self.low, self.high, strict=True)):  # rejects nan
+            raise ActionError(f"limits from {list(self.low)} to {list(self.high)} are not a box.", "")
+        if not {MOTION, GOAL, GRIPPER}.issuperset(self.kinds):
+            raise ActionError(f"unknown kinds of values {list(self.kinds)}.", f"Valid: {MOTION}, {GOAL}, {GRIPPER}.")
+        if not all(start >= 0 and end <= self.dim for start, end in self._rotation_bounds()):
+            raise ActionError("a rotation lies outside of the action.", "")
 
     @classmethod
-    def from_range(cls, actions: str, low: Sequence[float], high: Sequence[float]) -> Self:
-        """Limits of a policy trained on positions from `low` to `high`, (3,) each [m]. Delta actions have no box."""
-        if actions == "delta":
-            return cls(actions)
-        bounds = (np.asarray(bound, np.float64).reshape(-1) for bound in (low, high))
-        lower, upper = (tuple((x + sign * POSITION_MARGIN).tolist()) for x, sign in zip(bounds, (-1, 1), strict=True))
-        return cls(actions, lower, upper)
-
-    @classmethod
-    def from_normalizer(cls, actions: str, scale: Sequence[float], offset: Sequence[float]) -> Self:
-        """Limits of a policy whose actions are normalized by y = x * scale + offset, (Da,) each.
-
-        For checkpoints that do not record the range of their training positions. The normalizer maps that range to
-        [-1, 1]. Scale 1 has two meanings:
-
-        - with offset 0 the coordinate is not normalized, as in published checkpoints: its range is -1 to 1 m;
-        - with another offset it was constant in training and is mapped to 0: its range is a single value.
+    def from_parts(
+        cls, parts: Sequence[Part], low: Sequence[float] | None = None, high: Sequence[float] | None = None
+    ) -> Self:
+        """Limits of actions that consist of `parts`. `low` and `high`, (Da,): the range of the training data, which
+        limits the values that have no limits of their own; without it they are unlimited.
         """
-        if actions == "delta":
-            return cls(actions)
-        s, o = np.asarray(scale[:3], np.float64), np.asarray(offset[:3], np.float64)
-        is_constant = (s == 1.0) & (o != 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0 is no box
-            center, half_range = -o / s, np.where(is_constant, 0.0, 1.0 / np.abs(s))
-        return cls.from_range(actions, (center - half_range).tolist(), (center + half_range).tolist())
-
-    @classmethod
-    def from_json(cls, limits: Mapping[str, Sequence[float | None]]) -> Self:
-        """Limits in policy.json: "low" and "high" of every value of an action, (Da,) each; None for no limit.
-
-        ActionError if they are not the limits of an action.
-        """
-        low, high = limits["low"], limits["high"]
-        if len(low) != len(high) or len(low) not in WIDTHS.values():
-            raise ActionError(f"limits of {len(low)} and {len(high)} values are not those of an action.", "")
-        if len(low) == WIDTHS["delta"]:
-            return cls("delta")
+        dim = sum(part.width for part in parts)
+        if (low is not None and len(low) != dim) or (high is not None and len(high) != dim):
+            raise ActionError(f"a range of {len(low or ())} and {len(high or ())} values, expected {dim}.", "")
+        lower, upper, kinds = np.full(dim, -np.inf), np.full(dim, np.inf), []
+        starts: dict[str, list[int]] = {"rotation-6d": [], "quaternion": []}
+        start = 0
+        for part in parts:
+            values = slice(start, start + part.width)
+            is_rotation_part = part.rotation == "rotation-6d" or part.rotation.startswith("quaternion")
+            if is_rotation_part:
+                starts["rotation-6d" if part.rotation == "rotation-6d" else "quaternion"].append(start)
+            elif low is not None and high is not None and part.representation != "delta" and not part.low:
+                begin, end = np.asarray(low, np.float64)[values], np.asarray(high, np.float64)[values]
+                in_metres = part.unit == "m" or part.unit.startswith("m,")
+                margin = POSITION_MARGIN if in_metres else RANGE_MARGIN * (end - begin)
+                lower[values], upper[values] = begin - margin, end + margin
+            for bounds, own in ((lower, part.low), (upper, part.high)):
+                for i, bound in enumerate(own):
+                    if bound is not None:
+                        bounds[start + i] = bound
+            kinds += [GRIPPER if part.gripper else MOTION if part.representation == "delta" else GOAL] * part.width
+            start += part.width
         return cls(
-            "absolute",
-            tuple(-np.inf if x is None else float(x) for x in low[:3]),
-            tuple(np.inf if x is None else float(x) for x in high[:3]),
+            tuple(lower.tolist()),
+            tuple(upper.tolist()),
+            tuple(kinds),
+            tuple(starts["rotation-6d"]),
+            tuple(starts["quaternion"]),
         )
 
-    def to_json(self) -> dict[str, list[float | None]]:
+    @classmethod
+    def from_json(cls, limits: Mapping[str, Any]) -> Self:
+        """Limits in policy.json, as `to_json` writes them; None for no limit. ActionError if they are not limits.
+
+        Earlier versions wrote only `low` and `high`, of 7 delta or 10 absolute values.
+        """
+        low, high = ([np.nan if x is None else float(x) for x in limits[key]] for key in ("low", "high"))
+        lower = tuple(-np.inf if np.isnan(x) else x for x in low)
+        upper = tuple(np.inf if np.isnan(x) else x for x in high)
+        if "kinds" in limits:
+            kinds = tuple(str(kind) for kind in limits["kinds"])
+            starts = (tuple(int(i) for i in limits[key]) for key in ("rotations", "quaternions"))
+            return cls(lower, upper, kinds, *starts)
+        if len(low) == len(high) == 7:
+            return cls(lower, upper, (MOTION,) * 6 + (GRIPPER,))
+        if len(low) == len(high) == 10:
+            return cls(lower, upper, (GOAL,) * 9 + (GRIPPER,), (3,))
+        raise ActionError(f"limits of {len(low)} and {len(high)} values are not those of an action.", "")
+
+    def to_json(self) -> dict[str, Any]:
         """The limits as `from_json` reads them."""
-        if self.actions == "delta":
-            return {"low": [-1.0] * self.dim, "high": [1.0] * self.dim}
         low, high = ([x if np.isfinite(x) else None for x in bounds] for bounds in (self.low, self.high))
-        unlimited: list[float | None] = [None] * 6
-        return {"low": [*low, *unlimited, -1.0], "high": [*high, *unlimited, 1.0]}
+        return {
+            "low": low, "high": high, "kinds": list(self.kinds), "rotations": list(self.rotations),
+            "quaternions": list(self.quaternions),
+        }  # fmt: skip
 
     @property
     def dim(self) -> int:
         """Da."""
-        return WIDTHS[self.actions]
+        return len(self.kinds)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether an action holds goals, so that some pose has to be held before the first chunk."""
+        return GOAL in self.kinds
+
+    def _rotation_bounds(self) -> list[tuple[int, int]]:
+        return [(i, i + 6) for i in self.rotations] + [(i, i + 4) for i in self.quaternions]
 
     def clamp(self, chunk: NDArray[np.floating[Any]], previous_action: Array | None, context: str = "") -> Array:
         """`chunk` (Ta, Da) clamped to the limits, float64. `previous_action` (Da,) precedes the chunk, None at the
@@ -127,52 +175,79 @@ class ActionLimits:
         if chunk.ndim != 2 or chunk.shape[1] != self.dim:
             raise ActionError(
                 f"the policy predicts actions of shape {chunk.shape}{where}, expected (steps, {self.dim}).",
-                f"Use a policy with {self.actions} actions.",
+                "Use a policy with actions of this width.",
             )
         clamped = np.array(chunk, np.float64)
         if not (np.abs(clamped) <= MAX_FLOAT32).all():  # also rejects nan
             raise ActionError(f"the policy predicts actions that are not finite{where}.")
-        if self.actions == "delta":
-            return np.clip(clamped, -1.0, 1.0)
-        valid = is_rotation(clamped[:, 3:9])
-        if previous_action is None and len(valid) and not valid[0]:
-            raise ActionError(
-                f"the policy predicts a degenerate rotation {clamped[0, 3:9].round(4).tolist()}{where}, "
-                "and there is no previous one to hold."
-            )
-        clamped[:, :3] = np.clip(clamped[:, :3], self.low, self.high)
-        clamped[valid, 3:9] = _orthonormalize(clamped[valid, 3:9])
-        for i in np.flatnonzero(~valid):
-            clamped[i, 3:9] = clamped[i - 1, 3:9] if i > 0 or previous_action is None else previous_action[3:9]
-        clamped[:, 9] = np.clip(clamped[:, 9], -1.0, 1.0)
+        clamped = np.clip(clamped, self.low, self.high)
+        for start, end in self._rotation_bounds():
+            rotations = clamped[:, start:end]
+            valid = self._is_rotation(rotations)
+            if previous_action is None and len(valid) and not valid[0]:
+                raise ActionError(
+                    f"the policy predicts a degenerate rotation {rotations[0].round(4).tolist()}{where}, "
+                    "and there is no previous one to hold."
+                )
+            normalize = _orthonormalize if end - start == 6 else _normalize_quaternions
+            rotations[valid] = normalize(rotations[valid])
+            for i in np.flatnonzero(~valid):
+                rotations[i] = rotations[i - 1] if i > 0 or previous_action is None else previous_action[start:end]
         return clamped
 
-    def hold_action(self, last_action: Array) -> Array:
-        """The action (Da,) that stops after `last_action`: no motion, or the same goal; the gripper is unchanged."""
-        action = last_action.copy()
-        if self.actions == "delta":
-            action[:-1] = 0.0
+    def count_degenerate(self, chunk: NDArray[np.floating[Any]]) -> int:
+        """Number of rotations in `chunk` (Ta, Da) that `clamp` replaces by the previous one."""
+        parts = [np.asarray(chunk[:, start:end], np.float64) for start, end in self._rotation_bounds()]
+        return sum(int((~self._is_rotation(part)).sum()) for part in parts)
+
+    @staticmethod
+    def _is_rotation(rotations: Array) -> NDArray[np.bool_]:
+        """Which of the rotation-6d (n, 6) or quaternions (n, 4) define a rotation; bool (n,)."""
+        if rotations.shape[1] == 6:
+            return is_rotation(rotations)
+        return np.asarray(np.linalg.norm(rotations, axis=1) >= MIN_ROW_NORM)
+
+    def neutral_action(self) -> Array:
+        """An action (Da,) that may precede a chunk where the robot's is not known: zeros within the limits, with the
+        identity as rotation.
+        """
+        action = np.clip(np.zeros(self.dim), self.low, self.high)
+        for start in self.rotations:
+            action[start : start + 6] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        for start in self.quaternions:
+            action[start : start + 4] = 0.5
         return action
 
-    def initial_action(self, start: NDArray[np.floating[Any]] | None) -> Array:
-        """The action (Da,) to hold before the first chunk: `start`, by default zeros for delta actions.
+    def hold_action(self, last_action: Array) -> Array:
+        """The action (Da,) that stops after `last_action`: no motion, the same goals; grippers are unchanged."""
+        return np.where(np.array(self.kinds) == MOTION, 0.0, last_action)
 
-        ActionError if `start` is missing for absolute actions, or invalid.
+    def initial_action(self, start: NDArray[np.floating[Any]] | None) -> Array:
+        """The action (Da,) to hold before the first chunk: `start`, by default zeros where all values are motions.
+
+        ActionError if `start` is missing for actions that are goals, or invalid.
         """
         if start is not None:
             return self.validate_action(start, "start")
-        if self.actions != "delta":
-            raise ActionError("absolute actions need a pose to hold before the first chunk.", POSE_HINT)
+        if self.needs_start:
+            raise ActionError("actions that are goals need a pose to hold before the first chunk.", self._start_hint())
         return np.zeros(self.dim)
 
     def validate_action(self, action: NDArray[np.floating[Any]], name: str) -> Array:
-        """`action` (Da,) as float64; ActionError that begins with `name` if it is not an action of this convention."""
+        """`action` (Da,) as float64; ActionError that begins with `name` if it is not an action of this kind."""
         values = np.array(action, np.float64)
         is_valid = values.shape == (self.dim,) and np.isfinite(values).all()
-        if not is_valid or (self.actions == "absolute" and not is_rotation(values[None, 3:9]).all()):
-            hint = POSE_HINT if self.actions == "absolute" else ""
-            raise ActionError(f"{name} = {values.tolist()} is not an action ({self.actions}, {self.dim} values).", hint)
+        if not is_valid or not all(self._is_rotation(values[None, a:b]).all() for a, b in self._rotation_bounds()):
+            raise ActionError(f"{name} = {values.tolist()} is not an action ({self.dim} values).", self._start_hint())
         return values
+
+    def _start_hint(self) -> str:
+        if not self.needs_start:
+            return ""
+        rotations = f", of which {self.rotations[0]} to {self.rotations[0] + 5} are a rotation-6d" * bool(
+            self.rotations
+        )
+        return f"Give where the robot is, as an action: {self.dim} values{rotations}; 0 leaves a gripper unchanged."
 
 
 def is_rotation(rotations_6d: Array) -> NDArray[np.bool_]:
@@ -188,3 +263,7 @@ def _orthonormalize(rotations_6d: Array) -> Array:
     x = a / np.linalg.norm(a, axis=1, keepdims=True)
     y = b - (x * b).sum(1, keepdims=True) * x
     return np.concatenate([x, y / np.linalg.norm(y, axis=1, keepdims=True)], axis=1)
+
+
+def _normalize_quaternions(quaternions: Array) -> Array:
+    return quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)

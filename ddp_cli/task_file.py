@@ -1,12 +1,128 @@
-"""Tasks described by a JSON file, by a store or by a checkpoint."""
+"""Tasks described by a JSON file, by a store or by a checkpoint.
+
+The full description holds a schema. A task of robosuite can also be described in short, by its environment and the
+names of what is observed; stores and checkpoints of earlier versions hold this form.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
+from pydantic import AfterValidator, Field, StrictBool, model_validator
+
+from ddp_cli.base_config import BaseConfig
 from ddp_cli.errors import ConfigError
-from ddp_cli.tasks import TASK_EXAMPLE, TASKS, Task, describe_difference, get_task
+from ddp_cli.schema import MAX_WIDTH, OBJECT, Identifier, Schema, Width, check_identifier
+from ddp_cli.tasks import (
+    ACTION_PARTS,
+    CAMERAS,
+    PROPRIO,
+    ROBOSUITE_RATE,
+    TASKS,
+    Robosuite,
+    Task,
+    describe_difference,
+    get_task,
+    robosuite_task,
+)
+
+TASK_EXAMPLE = '{"name": "door", "env_name": "Door"}'
+STORE_KEYS = ("object", "action")  # arrays that a store adds itself
+MAX_HORIZON = 100_000
+WIDTHS_DESCRIPTION = (
+    f'observables of the simulator and their widths, 1 to {MAX_WIDTH}, for example {{"robot0_eef_pos": 3}}'
+)
+
+
+def _check_image_key(text: str) -> str:
+    if not text.endswith("_image"):
+        raise ValueError("keys of images end in '_image'")
+    return check_identifier(text)
+
+
+def _check_observable(text: str) -> str:
+    if text.endswith("_image"):
+        raise ValueError("keys that end in '_image' are cameras")
+    return check_identifier(text)
+
+
+def _check_not_reserved(text: str) -> str:
+    if text in STORE_KEYS:
+        raise ValueError("a store uses this key itself")
+    return text
+
+
+ImageKey = Annotated[str, AfterValidator(_check_image_key)]
+Observable = Annotated[str, AfterValidator(_check_observable)]
+LowDimKey = Annotated[Observable, AfterValidator(_check_not_reserved)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Horizon = Annotated[int, Field(strict=True, ge=1, le=MAX_HORIZON, description=f"a number of steps, 1 to {MAX_HORIZON}")]
+
+
+class RobosuiteDescription(BaseConfig):
+    """A task of robosuite in short. The order of `cameras`, `low_dim` and `object` is that of the policy's inputs."""
+
+    key_kind: ClassVar[str] = "key"
+    default_hint: ClassVar[str] = f"A task has at least {TASK_EXAMPLE}."
+
+    name: Identifier
+    env_name: NonEmpty
+    cameras: dict[ImageKey, NonEmpty] = Field(
+        default_factory=CAMERAS.copy,
+        min_length=1,
+        description='image keys and cameras of the simulator, for example {"agentview_image": "agentview"}',
+    )
+    low_dim: dict[LowDimKey, Width] = Field(default_factory=PROPRIO.copy, description=WIDTHS_DESCRIPTION)
+    object: dict[Observable, Width] = Field(default_factory=dict, description=WIDTHS_DESCRIPTION)
+    model_varies: Annotated[StrictBool, Field(description="true or false")] = True
+    horizon: Horizon = 400
+
+    def to_task(self) -> Task:
+        return robosuite_task(**dict(self))
+
+
+class TaskDescription(BaseConfig):
+    """A task by its schema, as `Task.to_json` writes it."""
+
+    key_kind: ClassVar[str] = "key"
+    default_hint: ClassVar[str] = "See docs/own-data.md."
+    names_place: ClassVar[bool] = True
+
+    name: Identifier
+    schema_: Schema = Field(alias="schema")
+    simulator: Robosuite | None = None
+    horizon: Horizon = 400
+
+    @model_validator(mode="after")
+    def _check_simulator(self) -> Self:
+        """ConfigError unless the schema is that of the simulator. Sizes of images and normalization are free."""
+        if self.simulator is None:
+            return self
+        schema, simulator = self.schema_, self.simulator
+        object_width = schema.vectors[OBJECT].width if OBJECT in schema.vectors else 0
+        comparisons: list[tuple[str, object, object]] = [
+            ("cameras", sorted(schema.cameras), sorted(simulator.cameras)),
+            *((f"cameras.{key}.channels", camera.channels, 3) for key, camera in schema.cameras.items()),
+            ("vectors.object.width", object_width, sum(simulator.object.values())),
+            ("rate", schema.rate, ROBOSUITE_RATE),
+            ("action", [part.name for part in schema.action], [part.name for part in ACTION_PARTS["delta"]]),
+            *(
+                (f"action.{part.name}", part.to_json(), expected.to_json())
+                for part, expected in zip(schema.action, ACTION_PARTS["delta"], strict=False)
+            ),
+        ]
+        for name, actual, expected in comparisons:
+            if actual != expected:
+                raise ConfigError(
+                    f"schema.{name} = {actual!r} does not fit the simulator, expected {expected!r}.",
+                    "Correct the schema, or leave out the simulator.",
+                )
+        return self
+
+    def to_task(self) -> Task:
+        return Task(self.name, self.schema_, self.simulator, self.horizon)
 
 
 def task_file_path(text: str) -> Path | None:
@@ -48,7 +164,7 @@ def task_from_json(description: object, where: str = "the task") -> Task:
             f"{where} is {description!r}.", f"Give a name ({', '.join(TASKS)}) or a description: {TASK_EXAMPLE}."
         )
     try:
-        task = Task(**description)
+        task = (TaskDescription if "schema" in description else RobosuiteDescription)(**description).to_task()
     except ConfigError as e:
         raise ConfigError(f"{where}: {e.message}", e.hint) from None
     if task.name.lower() in TASKS:

@@ -1,126 +1,127 @@
-"""Tasks as data: environment, cameras, observations and their widths, length of an episode. Three are built in;
-task_file.py reads others.
+"""Tasks: what a step holds (schema.py), and the simulator that it was recorded in, if any.
 
-All use a single Franka Panda with its gripper, controlled at 20 Hz by operational-space control of the end-effector
-pose, and camera images of 84x84.
-Shapes are per time step; images are stored (H, W, 3) and passed to the policy as (3, H, W).
+Three tasks of robosuite are built in; task_file.py reads others. The built-in ones use a single Franka Panda with its
+gripper, controlled at 20 Hz by operational-space control of the end-effector pose, and camera images of 84x84.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, get_args
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
 
-from pydantic import AfterValidator, Field, StrictBool
+from pydantic import Field
 
 from ddp_cli import choices
 from ddp_cli.base_config import BaseConfig
-from ddp_cli.errors import ConfigError, UnknownNameError
-
-IMAGE_SIZE = 84  # [pixels], height and width of every camera
-CONTROL_HZ = 20
+from ddp_cli.errors import ConfigError, SimulatorError, UnknownNameError
+from ddp_cli.schema import OBJECT, ActionPart, Camera, Schema, Vector
 
 CAMERAS = {
     "agentview_image": "agentview",
     "robot0_eye_in_hand_image": "robot0_eye_in_hand",
 }
-"""Image key -> camera of the simulator; the default of a task."""
+"""Image key -> camera of the simulator; the default of a robosuite task."""
 
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """Proprioception, key -> width: end-effector position [m], quaternion (x, y, z, w), finger joints [m]."""
 
-ACTION_DIM = 7
-"""Delta action: translation (3), rotation as axis-angle (3), gripper (1); each in [-1, 1].
-A positive gripper value closes."""
+UNITS = {
+    "robot0_eef_pos": "m, position of the end effector, world frame",
+    "robot0_eef_quat": "quaternion x, y, z, w of the end effector, world frame",
+    "robot0_gripper_qpos": "m, positions of the finger joints",
+}
+ROBOSUITE_CAMERA = Camera(height=84, width=84)
+ROBOSUITE_RATE = 20.0  # [Hz]
 
 DELTA_METRES, DELTA_RADIANS = 0.05, 0.5
 """The offset of the goal pose that 1.0 in a delta action stands for."""
 
+_MINUS_ONES, _ONES = (-1.0,) * 3, (1.0,) * 3
+_GRIPPER = ActionPart(
+    name="gripper", width=1, gripper=True, low=(-1.0,), high=(1.0,), normalization="identity",
+    unit="1 closes, -1 opens",
+)  # fmt: skip
+ACTION_PARTS: dict[str, tuple[ActionPart, ...]] = {
+    "delta": (
+        ActionPart(
+            name="position", width=3, representation="delta", normalization="identity", unit="0.05 m, base frame",
+            low=_MINUS_ONES, high=_ONES,
+        ),
+        ActionPart(
+            name="rotation", width=3, representation="delta", rotation="axis-angle", normalization="identity",
+            unit="0.5 rad, base frame", low=_MINUS_ONES, high=_ONES,
+        ),
+        _GRIPPER,
+    ),
+    "absolute": (
+        ActionPart(name="position", width=3, representation="absolute", unit="m, world frame"),
+        ActionPart(
+            name="rotation", width=6, representation="absolute", rotation="rotation-6d", normalization="identity",
+            unit="the first two rows of the rotation matrix, world frame",
+        ),
+        _GRIPPER,
+    ),
+}  # fmt: skip
+"""The actions of robosuite's controller by convention. Absolute: the goal pose of the controller."""
+
 ACTIONS: dict[str, dict[str, str | int]] = {
-    "delta": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": ACTION_DIM},
+    "delta": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": 7},
     "absolute": {"convention": "absolute", "frame": "world", "rotation": "rotation-6d", "dim": 10},
 }
-"""Action conventions, as stores and checkpoints describe them. Absolute: the goal pose of the controller, position
-[m] (3), the first two rows of its rotation matrix (6), gripper (1)."""
+"""How stores and checkpoints describe these conventions."""
+
+RECORDED = "recorded"
+"""The convention of tasks without a simulator: the parts of the schema, as they were recorded."""
+
+ACTION_WIDTHS = {name: sum(part.width for part in parts) for name, parts in ACTION_PARTS.items()}
+"""Da of each convention."""
 
 STATE_DIMS = {"lift": 32, "can": 71, "square": 45}
 """Width of the simulator state of the built-in tasks; that of others is read from the simulator."""
 
-TASK_EXAMPLE = '{"name": "door", "env_name": "Door"}'
-RESERVED_KEYS = ("object", "action")  # arrays that a store adds itself
-MAX_HORIZON, MAX_WIDTH = 100_000, 1_000
 
-
-def _check_identifier(text: str) -> str:
-    # Identifiers name folders, arrays, modules and graph inputs: no dots.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
-        raise ValueError("use at most 64 letters, digits, '_' and '-', the first a letter or digit")
-    return text
-
-
-def _check_image_key(text: str) -> str:
-    if not text.endswith("_image"):
-        raise ValueError("keys of images end in '_image'")
-    return _check_identifier(text)
-
-
-def _check_observable(text: str) -> str:
-    if text.endswith("_image"):
-        raise ValueError("keys that end in '_image' are cameras")
-    return _check_identifier(text)
-
-
-def _check_not_reserved(text: str) -> str:
-    if text in RESERVED_KEYS:
-        raise ValueError("a store uses this key itself")
-    return text
-
-
-Identifier = Annotated[str, AfterValidator(_check_identifier)]
-ImageKey = Annotated[str, AfterValidator(_check_image_key)]
-Observable = Annotated[str, AfterValidator(_check_observable)]
-LowDimKey = Annotated[Observable, AfterValidator(_check_not_reserved)]
-NonEmpty = Annotated[str, Field(min_length=1)]
-Width = Annotated[int, Field(strict=True, ge=1, le=MAX_WIDTH)]
-
-WIDTHS_DESCRIPTION = (
-    f'observables of the simulator and their widths, 1 to {MAX_WIDTH}, for example {{"robot0_eef_pos": 3}}'
-)
-
-
-class Task(BaseConfig):
-    """One task. The order of `cameras`, `low_dim` and `object` is the order in which a policy receives them."""
+class Robosuite(BaseConfig):
+    """An environment of robosuite, and which of its cameras and observables the keys of the schema are."""
 
     key_kind: ClassVar[str] = "key"
-    default_hint: ClassVar[str] = f"A task has at least {TASK_EXAMPLE}."
+    default_hint: ClassVar[str] = "Correct the simulator."
 
-    name: Identifier
-    env_name: NonEmpty
-    cameras: dict[ImageKey, NonEmpty] = Field(
-        default_factory=CAMERAS.copy,
-        min_length=1,
-        description='image keys and cameras of the simulator, for example {"agentview_image": "agentview"}',
-    )
+    env_name: str = Field(min_length=1)
+    cameras: dict[str, str]
     """Image key -> camera of the simulator."""
-    low_dim: dict[LowDimKey, Width] = Field(default_factory=PROPRIO.copy, description=WIDTHS_DESCRIPTION)
-    """Observable of the simulator -> width."""
-    object: dict[Observable, Width] = Field(default_factory=dict, description=WIDTHS_DESCRIPTION)
+    object: dict[str, int] = Field(default_factory=dict)
     """Observable -> width: the parts of the key `object` (state policies, auxiliary loss). Empty: no such key."""
-    model_varies: Annotated[StrictBool, Field(description="true or false")] = True
+    model_varies: bool = True
     """The model differs between episodes (Lift: cube size; Door: its position), not only the state."""
-    horizon: Annotated[
-        int, Field(strict=True, ge=1, le=MAX_HORIZON, description=f"a number of steps, 1 to {MAX_HORIZON}")
-    ] = 400
-    """Maximum length of an episode [steps]."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. `horizon` is the maximum length of an episode [steps]."""
+
+    name: str
+    schema: Schema
+    simulator: Robosuite | None = None
+    horizon: int = 400
 
     def __hash__(self) -> int:
-        return hash((self.name, self.env_name, self.model_varies, self.horizon))
+        return hash((self.name, self.horizon))
 
     @property
     def is_built_in(self) -> bool:
         return self.name in TASKS
+
+    @property
+    def robosuite(self) -> Robosuite:
+        """The simulator; SimulatorError if there is none."""
+        if self.simulator is None:
+            raise SimulatorError(
+                f"the task '{self.name}' has no simulator.",
+                "Only tasks of robosuite can be rendered, replayed and run in episodes.",
+            )
+        return self.simulator
 
     @property
     def state_dim(self) -> int | None:
@@ -130,32 +131,79 @@ class Task(BaseConfig):
     @property
     def object_dim(self) -> int:
         """Width of the key `object`, 0 where there is none."""
-        return sum(self.object.values())
+        return self.schema.vectors[OBJECT].width if OBJECT in self.schema.vectors else 0
 
-    def images(self, obs: str) -> dict[str, str]:
-        """Image keys and cameras of an `image` or `state` policy, in network order."""
-        return dict(self.cameras) if obs == "image" else {}
+    @property
+    def low_dim(self) -> dict[str, int]:
+        """Width of every vector but `object`."""
+        return self.vectors("image")
+
+    def images(self, obs: str) -> dict[str, Camera]:
+        """The cameras of an `image` or `state` policy, in network order."""
+        return dict(self.schema.cameras) if obs == "image" else {}
 
     def vectors(self, obs: str) -> dict[str, int]:
-        """Low-dimensional keys and widths of an `image` or `state` policy, in network order."""
-        first = {"object": self.object_dim} if obs == "state" and self.object else {}
-        return {**first, **self.low_dim}
+        """Vectors and their widths of an `image` or `state` policy, in network order."""
+        return {key: v.width for key, v in self.schema.vectors.items() if obs == "state" or key != OBJECT}
+
+    def action_parts(self, convention: str) -> tuple[ActionPart, ...]:
+        """The parts of an action: those of the schema as they were recorded, or robosuite's in another convention."""
+        return self.schema.action if convention == RECORDED else ACTION_PARTS[convention]
 
     def to_json(self) -> str | dict[str, Any]:
         """The form in stores and checkpoints: the name of a built-in task, the full description of any other."""
-        return self.name if self.is_built_in else self.model_dump()
+        if self.is_built_in:
+            return self.name
+        simulator = None if self.simulator is None else self.simulator.model_dump(mode="json")
+        return {
+            "name": self.name, "schema": self.schema.to_json(), "simulator": simulator, "horizon": self.horizon,
+        }  # fmt: skip
+
+
+def robosuite_task(
+    name: str,
+    env_name: str,
+    *,
+    cameras: Mapping[str, str] = CAMERAS,
+    low_dim: Mapping[str, int] = PROPRIO,
+    object: Mapping[str, int] | None = None,
+    model_varies: bool = True,
+    horizon: int = 400,
+) -> Task:
+    """A task of robosuite with one Panda, at 20 Hz, with images of 84x84 and delta actions.
+
+    Quaternions are not normalized; `object` is one vector, first among them.
+    """
+    parts = dict(object or {})
+    vectors = {OBJECT: Vector(width=sum(parts.values()), unit="poses, as observed by robosuite")} if parts else {}
+    vectors |= {
+        key: Vector(
+            width=width,
+            unit=UNITS.get(key, "as observed by robosuite"),
+            normalization="identity" if "quat" in key else "range",
+        )
+        for key, width in low_dim.items()
+    }
+    schema = Schema(
+        rate=ROBOSUITE_RATE,
+        cameras=dict.fromkeys(cameras, ROBOSUITE_CAMERA),
+        vectors=vectors,
+        action=ACTION_PARTS["delta"],
+    )
+    simulator = Robosuite(env_name=env_name, cameras=dict(cameras), object=parts, model_varies=model_varies)
+    return Task(name, schema, simulator, horizon)
 
 
 TASKS = {
     t.name: t
     for t in (
-        Task(name="lift", env_name="Lift", object={"cube_pos": 3, "cube_quat": 4, "gripper_to_cube_pos": 3}),
-        Task(
-            name="can", env_name="PickPlaceCan", model_varies=False,
+        robosuite_task("lift", "Lift", object={"cube_pos": 3, "cube_quat": 4, "gripper_to_cube_pos": 3}),
+        robosuite_task(
+            "can", "PickPlaceCan", model_varies=False,
             object={"Can_pos": 3, "Can_quat": 4, "Can_to_robot0_eef_pos": 3, "Can_to_robot0_eef_quat": 4},
         ),
-        Task(
-            name="square", env_name="NutAssemblySquare", model_varies=False,
+        robosuite_task(
+            "square", "NutAssemblySquare", model_varies=False,
             object={
                 "SquareNut_pos": 3, "SquareNut_quat": 4,
                 "SquareNut_to_robot0_eef_pos": 3, "SquareNut_to_robot0_eef_quat": 4,
@@ -183,9 +231,9 @@ def check_obs(name: str) -> None:
 def task_of_env(env_name: str) -> Task:
     """The built-in task whose robosuite environment is `env_name`; ConfigError lists the valid ones."""
     for task in TASKS.values():
-        if task.env_name == env_name:
+        if task.robosuite.env_name == env_name:
             return task
-    valid = ", ".join(f"{t.env_name} ({t.name})" for t in TASKS.values())
+    valid = ", ".join(f"{t.robosuite.env_name} ({t.name})" for t in TASKS.values())
     raise ConfigError(
         f"no built-in task uses the environment '{env_name}'.",
         f"Built-in: {valid}. Describe another one with --task file.json.",
@@ -195,24 +243,39 @@ def task_of_env(env_name: str) -> Task:
 def describe_difference(task: Task, other: Task, ignore: Collection[str] = ()) -> str:
     """What differs in `task` from `other`, as text; empty where they agree. `ignore`: fields that are not compared.
 
-    The order of `object` matters, since it is one array; everything else is looked up by key.
+    The order of `object` and of the parts of an action matters, since each is one array; everything else is looked up
+    by key. Where one of them has no such key, only the first field of the key is named.
     """
-    values, others = _flatten(task, ignore), _flatten(other, ignore)
-    differences = [
-        f"{key} {values.get(key, 'absent')} instead of {others.get(key, 'absent')}"
-        for key in {**values, **others}
-        if values.get(key) != others.get(key)
-    ]
+    values, others = _fields(task, ignore), _fields(other, ignore)
+    differences = []
+    for key in {**values, **others}:
+        ours, theirs = values.get(key, {}), others.get(key, {})
+        names = {**ours, **theirs}
+        differences += [
+            f"{key}{name} {ours.get(name, 'absent')} instead of {theirs.get(name, 'absent')}"
+            for name in (names if ours and theirs else list(names)[:1])
+            if ours.get(name) != theirs.get(name)
+        ]
     more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
     return ", ".join(differences[:3]) + more
 
 
-def _flatten(task: Task, ignore: Collection[str]) -> dict[str, str]:
-    """`task` with a key per entry of its dictionaries (`low_dim.robot0_eef_pos`), except those of `object`."""
-    flat: dict[str, str] = {}
-    for key, value in task.model_dump(exclude=set(ignore)).items():
-        if isinstance(value, dict) and key != "object":
-            flat |= {f"{key}.{name}": json.dumps(entry) for name, entry in value.items()}
-        else:
-            flat[key] = json.dumps(value)
-    return flat
+def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
+    """The fields of each key of `task`, such as `vectors.robot0_eef_pos`: the one that names it best first, as ""."""
+    schema, simulator = task.schema, task.simulator
+    single: dict[str, Any] = {"name": task.name}
+    if simulator:
+        single |= {"env_name": simulator.env_name, "object": simulator.object, "model_varies": simulator.model_varies}
+    single |= {"horizon": task.horizon, "rate": schema.rate}
+    fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items() if key not in ignore}
+    for key, camera in schema.cameras.items():
+        name = {"": simulator.cameras.get(key)} if simulator else {}
+        fields[f"cameras.{key}"] = name | {".shape": camera.shape}
+    for key, vector in schema.vectors.items():
+        if key != OBJECT or not simulator:
+            rest = {f".{name}": getattr(vector, name) for name in ("unit", "names", "normalization")}
+            fields[f"vectors.{key}"] = {"": vector.width} | rest
+    for i, part in enumerate(schema.action):
+        rest = {f".{name}": value for name, value in part.model_dump(exclude={"name", "width"}).items()}
+        fields[f"action.{part.name}"] = {"": part.width} | rest | {".index": i}
+    return {key: {name: json.dumps(value) for name, value in entry.items()} for key, entry in fields.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_checkpoint_and_its_export_act_alike(trained: Path, policy_folder: Pat
 
 
 def test_evaluate(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 3}))
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=3))
     episodes: list[int] = []
     policy = ddp_cli.load_policy(trained / "lift" / "tiny", inference_steps=1)
     result = ddp_cli.evaluate(policy, episodes=2, seed=5, on_episode=lambda episode: episodes.append(episode.seed))

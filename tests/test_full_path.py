@@ -12,6 +12,7 @@ from conftest import ddp as run
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
+from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import TASKS
 from ddp_cli.video.video import read_video
 
@@ -56,7 +57,8 @@ def test_a_task_described_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ok(run("train", "--task", "door", "--steps", 2, "--name", "b", "--obs", "state", *SETTINGS))
     for run_folder in ("runs/door/a", "runs/door/b"):
         saved = json.loads(Path(run_folder, "checkpoints/last/config.json").read_text())
-        assert saved["policy"]["task"] == saved["store"]["task"] == {**DOOR, "model_varies": True}
+        assert saved["policy"]["task"] == saved["store"]["task"] == door.task.to_json()
+        assert task_from_json(saved["policy"]["task"]) == task_from_json({**DOOR, "model_varies": True})
     report = ok_json("eval", "runs/door/a", "--episodes", 1, "--workers", 1)
     assert (report["task"], report["episodes"][0]["steps"]) == ("door", 12)
     ok(run("rollout", "--task", "door", "--video", "out.mp4"))

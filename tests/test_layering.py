@@ -25,6 +25,7 @@ FLOORS = [
     {"sim", "video", "config"},
     {"task_file"},
     {"tasks", "parallel"},
+    {"schema"},
     {"base_config", "rotation", "disk", "console"},
     {"locks"},
     {"errors", "choices", "seeds", "memory", "safety"},

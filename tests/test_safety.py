@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
-from ddp_cli.core.normalizer import Normalizer
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
-from ddp_cli.safety import WIDTHS, ActionError, ActionLimits
+from ddp_cli.safety import ActionError, ActionLimits
+from ddp_cli.schema import ActionPart
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTIONS, get_task
+from ddp_cli.tasks import ACTION_PARTS, ACTION_WIDTHS, ACTIONS, get_task
 
 ROTATION = matrix_to_6d(rotvec_to_matrix(np.array([0.3, -1.2, 0.5])))
 PREVIOUS = np.array([0.1, 0.2, 0.9, *ROTATION, 1.0])
-ABSOLUTE = ActionLimits("absolute", (-0.3, -0.3, 0.8), (0.3, 0.3, 1.2))
+
+
+def absolute_limits(low: Sequence[float], high: Sequence[float]) -> ActionLimits:
+    """Limits of absolute actions whose positions [m] lie in a box, without a margin."""
+    parts = ACTION_PARTS["absolute"]
+    position = parts[0].model_copy(update={"low": tuple(low), "high": tuple(high)})
+    return ActionLimits.from_parts((position, *parts[1:]))
+
+
+DELTA, ANYWHERE = (ActionLimits.from_parts(ACTION_PARTS[name]) for name in ("delta", "absolute"))
+ABSOLUTE = absolute_limits((-0.3, -0.3, 0.8), (0.3, 0.3, 1.2))
 
 
 def absolute_action(**parts: object) -> np.ndarray:
@@ -28,14 +39,14 @@ def absolute_action(**parts: object) -> np.ndarray:
 
 def test_delta_actions_are_clipped() -> None:
     action = np.array([[2.0, -3.0, 0.5, -0.5, 1.5, 0.0, 7.0]], np.float32)
-    clamped = ActionLimits("delta").clamp(action, np.zeros(7), "seed 0")
+    clamped = DELTA.clamp(action, np.zeros(7), "seed 0")
     assert clamped.tolist() == [[1.0, -1.0, 0.5, -0.5, 1.0, 0.0, 1.0]]
     assert clamped.dtype == np.float64
     assert action[0, 0] == 2.0  # the argument is not modified
 
 
 def test_absolute_positions_are_clipped_to_their_box_not_to_1() -> None:
-    unlimited = ActionLimits("absolute").clamp(absolute_action(position=[1.5, -2.0, 0.9], gripper=3.0), PREVIOUS, "")
+    unlimited = ANYWHERE.clamp(absolute_action(position=[1.5, -2.0, 0.9], gripper=3.0), PREVIOUS, "")
     np.testing.assert_allclose(unlimited[0], [1.5, -2.0, 0.9, *ROTATION, 1.0], atol=1e-6)
     limited = ABSOLUTE.clamp(absolute_action(position=[1.5, -2.0, 0.9], gripper=-3.0), PREVIOUS, "")
     np.testing.assert_allclose(limited[0], [0.3, -0.3, 0.9, *ROTATION, -1.0], atol=1e-6)
@@ -96,7 +107,7 @@ def test_a_degenerate_rotation_without_a_previous_one_is_an_error() -> None:
 @pytest.mark.parametrize("column", [0, 5, -1])
 def test_actions_that_are_not_finite_raise_an_error(value: float, column: int) -> None:
     for action_limits, action in (
-        (ActionLimits("delta"), np.zeros((2, 7))),
+        (DELTA, np.zeros((2, 7))),
         (ABSOLUTE, absolute_action().astype(float)),
     ):
         action[-1, column] = value
@@ -105,55 +116,56 @@ def test_actions_that_are_not_finite_raise_an_error(value: float, column: int) -
 
 
 def test_actions_of_another_convention_raise_an_error() -> None:
-    with pytest.raises(ActionError, match=r"shape \(8, 7\) \(seed 3\), expected \(steps, 10\).*absolute"):
+    with pytest.raises(ActionError, match=r"shape \(8, 7\) \(seed 3\), expected \(steps, 10\).*actions of this width"):
         ABSOLUTE.clamp(np.zeros((8, 7)), PREVIOUS, "seed 3")
 
 
 def test_the_width_of_actions_is_that_of_stores() -> None:
-    assert {name: convention["dim"] for name, convention in ACTIONS.items()} == WIDTHS
+    assert {name: convention["dim"] for name, convention in ACTIONS.items()} == ACTION_WIDTHS
 
 
-def test_box_is_the_range_of_the_training_positions_plus_a_margin() -> None:
-    actions = torch.from_numpy(np.random.default_rng(0).uniform(-2, 2, (50, 10)).astype(np.float32))
-    actions[:, 1] = 0.7  # constant
-    normalizer = Normalizer({"action": 10})
-    normalizer.fit({"action": actions})
-    scale, offset = (normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset"))
-    low, high = actions[:, :3].numpy().min(0), actions[:, :3].numpy().max(0)
-    for limits in (
-        ActionLimits.from_normalizer("absolute", scale, offset),
-        ActionLimits.from_range("absolute", low.tolist(), high.tolist()),
-    ):
-        np.testing.assert_allclose(limits.low, low - 0.05, atol=1e-5)
-        np.testing.assert_allclose(limits.high, high + 0.05, atol=1e-5)
-    assert ActionLimits.from_normalizer("delta", [1.0] * 7, [0.0] * 7) == ActionLimits("delta")
-    assert ActionLimits.from_range("delta", [0.0] * 3, [1.0] * 3) == ActionLimits("delta")
+def test_values_without_limits_are_limited_by_the_range_of_the_training_data_plus_a_margin() -> None:
+    low, high = [-0.2, -0.1, 0.9, *[-0.5] * 7], [0.1, 0.2, 1.1, *[0.5] * 7]
+    limits = ActionLimits.from_parts(ACTION_PARTS["absolute"], low, high)
+    np.testing.assert_allclose(limits.low, [-0.25, -0.15, 0.85, *[-np.inf] * 6, -1.0])
+    np.testing.assert_allclose(limits.high, [0.15, 0.25, 1.15, *[np.inf] * 6, 1.0])
+    joints = ActionPart(name="joints", width=2, unit="rad")
+    limits = ActionLimits.from_parts([joints], [-1.0, 2.0], [1.0, 2.0])
+    np.testing.assert_allclose([limits.low, limits.high], [[-1.1, 2.0], [1.1, 2.0]])
+    assert ActionLimits.from_parts(ACTION_PARTS["delta"], [0.0] * 7, [0.1] * 7) == DELTA
 
 
-def test_scale_1_is_a_constant_only_with_an_offset() -> None:
-    """Identity normalizers, as in published checkpoints, do not fix the robot at the origin."""
-    identity = ActionLimits.from_normalizer("absolute", [1.0] * 10, [0.0] * 10)
-    assert (identity.low, identity.high) == ((-1.05,) * 3, (1.05,) * 3)
-    mixed = ActionLimits.from_normalizer("absolute", [1.0, 1.0, -4.0], [0.0, -0.7, 2.0])
-    np.testing.assert_allclose([mixed.low, mixed.high], [[-1.05, 0.65, 0.2], [1.05, 0.75, 0.8]])
+def test_quaternions_are_normalized_and_held_where_they_are_degenerate() -> None:
+    pose = ActionPart(name="rotation", width=4, representation="absolute", rotation="quaternion-wxyz")
+    limits = ActionLimits.from_parts([pose, ActionPart(name="fingers", width=1, gripper=True)])
+    chunk = np.array([[0.0, 0.0, 3.0, 4.0, 9.0], [0.0, 0.0, 0.0, 1e-5, 7.0]])
+    clamped = limits.clamp(chunk, limits.neutral_action())
+    np.testing.assert_allclose(clamped, [[0.0, 0.0, 0.6, 0.8, 9.0], [0.0, 0.0, 0.6, 0.8, 7.0]])
+    assert limits.count_degenerate(chunk) == 1
+    with pytest.raises(ActionError, match="no previous one to hold"):
+        limits.clamp(chunk[1:], None)
+    assert ActionLimits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
 
 
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [([0.0, 0.0, 1.0], [1.0, 1.0, 0.0]), ([0.0, np.nan, 0.0], [1.0] * 3), ([0.0], [1.0]), ([0.0] * 4, [1.0] * 4)],
-)
+@pytest.mark.parametrize(("low", "high"), [([0.0, 0.0, 1.0], [1.0, 1.0, 0.0]), ([0.0, np.nan, 0.0], [1.0] * 3)])
 def test_what_is_not_a_box_is_refused(low: list[float], high: list[float]) -> None:
     with pytest.raises(ActionError, match="are not a box"):
-        ActionLimits.from_range("absolute", low, high)
-    with pytest.raises(ActionError, match="are not a box"):
-        ActionLimits.from_normalizer("absolute", [0.0, 1.0, 1.0], [0.0] * 3)
+        absolute_limits(low, high)
+    with pytest.raises(ActionError, match="a range of 4 and 4 values, expected 10"):
+        ActionLimits.from_parts(ACTION_PARTS["absolute"], [0.0] * 4, [1.0] * 4)
+
+
+def test_limits_of_earlier_versions_are_read() -> None:
+    assert ActionLimits.from_json({"low": [-1.0] * 7, "high": [1.0] * 7}) == DELTA
+    low, high = [-0.3, -0.3, 0.8, *[None] * 6, -1.0], [0.3, 0.3, 1.2, *[None] * 6, 1.0]
+    assert ActionLimits.from_json({"low": low, "high": high}) == ABSOLUTE
 
 
 def test_limits_are_written_to_json_and_read_back() -> None:
     for limits, low in (
-        (ActionLimits("delta"), [-1.0] * 7),
+        (DELTA, [-1.0] * 7),
         (ABSOLUTE, [-0.3, -0.3, 0.8, *[None] * 6, -1.0]),
-        (ActionLimits("absolute"), [*[None] * 9, -1.0]),
+        (ANYWHERE, [*[None] * 9, -1.0]),
     ):
         content = json.loads(json.dumps(limits.to_json()))
         assert content["low"] == low
@@ -164,16 +176,16 @@ def test_limits_are_written_to_json_and_read_back() -> None:
 
 def test_hold_action_stops_and_keeps_the_gripper() -> None:
     last = np.array([0.5, -0.5, 1.0, 0.1, 0.2, 0.3, 1.0])
-    assert ActionLimits("delta").hold_action(last).tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert DELTA.hold_action(last).tolist() == [0, 0, 0, 0, 0, 0, 1]
     assert last[0] == 0.5
     assert ABSOLUTE.hold_action(PREVIOUS).tolist() == PREVIOUS.tolist()
 
 
 def test_absolute_actions_need_an_initial_pose() -> None:
-    assert ActionLimits("delta").initial_action(None).tolist() == [0] * 7
+    assert DELTA.initial_action(None).tolist() == [0] * 7
     assert ABSOLUTE.initial_action(PREVIOUS).tolist() == PREVIOUS.tolist()
     for start in (None, np.zeros(10), PREVIOUS[:7], PREVIOUS * np.nan):
-        with pytest.raises(ActionError, match="absolute"):
+        with pytest.raises(ActionError, match="Give where the robot is"):
             ABSOLUTE.initial_action(start)
 
 
@@ -181,7 +193,7 @@ class OutOfRangeAgent:
     """Predicts positions and gripper commands out of range, and degenerate rotations."""
 
     obs, actions, n_obs_steps = "state", "absolute", 2
-    action_limits = ActionLimits("absolute", (-0.2, -0.2, 0.9), (0.0, 0.2, 1.1))
+    action_limits = absolute_limits((-0.2, -0.2, 0.9), (0.0, 0.2, 1.1))
 
     def reset(self, seed: int) -> None:
         pass
@@ -191,7 +203,7 @@ class OutOfRangeAgent:
 
 
 def test_episodes_execute_clamped_actions() -> None:
-    sim = Simulator(get_task("lift").model_copy(update={"horizon": 9}), actions="absolute")
+    sim = Simulator(dataclasses.replace(get_task("lift"), horizon=9), actions="absolute")
     executed, step = [], sim.step
     sim.reset(3)
     rotation = matrix_to_6d(sim.eef_pose()[1])

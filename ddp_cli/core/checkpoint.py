@@ -26,7 +26,9 @@ from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import CheckpointError, ConfigError
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 had no schema: a task of robosuite says what it observes."""
 CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Of files that may be checkpoints of the published code."""
@@ -40,7 +42,11 @@ META_TYPES = {"policy": dict, "render": str, "action": dict, "store": dict, "ver
 def save_checkpoint(
     folder: Path, config: PolicyConfig, weights: dict[str, Tensor], meta: Meta, train_state: dict[str, Any] | None
 ) -> None:
-    """Write a checkpoint to `folder` atomically, replacing an older one; after an error nothing is left of it."""
+    """Write a checkpoint to `folder` atomically, replacing an older one; after an error nothing is left of it.
+
+    `meta` is the rest of config.json. It may be that of an earlier checkpoint: its format, policy and hashes are not
+    written.
+    """
     with atomic_folder(folder) as partial:
         # As bytes: the libraries' own writers hide the system's error when the disk is full.
         (partial / MODEL).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
@@ -49,7 +55,8 @@ def save_checkpoint(
             torch.save(train_state, buffer)
             (partial / TRAIN_STATE).write_bytes(buffer.getbuffer())
         hashes: dict[str, JsonValue] = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-        content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **meta, "sha256": hashes}
+        inherited = {key: value for key, value in meta.items() if key not in ("format", "policy", "sha256")}
+        content = {"format": FORMAT, "policy": config.model_dump(mode="json"), **inherited, "sha256": hashes}
         (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -68,7 +75,7 @@ def load_meta(folder: Path) -> Meta:
         meta["policy"]["task"]
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"'{folder / CONFIG}' is damaged.", hint) from e
-    if version != FORMAT:
+    if version not in READABLE_FORMATS:
         raise CheckpointError(
             f"checkpoint '{folder}' has format {version}, this version of ddp reads format {FORMAT}.",
             "Install the version of ddp that wrote it.",

@@ -5,45 +5,55 @@ Shapes: N steps in the store, d width of a key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ddp_cli.tasks import ACTIONS
+from ddp_cli.config import PolicyConfig
+from ddp_cli.schema import Normalization
+
+MIN_RANGE = 1e-4  # below it a value counts as constant
 
 
-def n_range_scaled(key: str, width: int) -> int:
-    """How many of the first values of `key` are scaled to [-1, 1] by their range in the store: all of them, except
-    quaternions, rotations and delta actions, which are not changed.
-    """
-    if key == "action":
-        return 3 if width == ACTIONS["absolute"]["dim"] else 0
-    return 0 if "quat" in key else width
+def column_normalizations(config: PolicyConfig) -> dict[str, list[Normalization]]:
+    """How each value of every vector and of `action` is normalized (`schema.Normalization`)."""
+    vectors = config.task.schema.vectors
+    columns = {key: [vectors[key].normalization] * width for key, width in config.low_dim.items()}
+    return {**columns, "action": [part.normalization for part in config.action_parts for _ in range(part.width)]}
 
 
 class Normalizer(nn.Module):
-    """Scale and offset (d,) of every low-dimensional key and of `action`. Images are mapped from 0..255 to -1..1."""
+    """Scale and offset (d,) of every vector and of `action`. Images are mapped from 0..255 to -1..1.
 
-    def __init__(self, widths: Mapping[str, int]) -> None:
+    `columns` {key: (d,)} says how each value is normalized (`schema.Normalization`).
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Normalization]]) -> None:
         super().__init__()
-        for key, width in widths.items():
-            self.register_buffer(f"{key}_scale", torch.ones(width))
-            self.register_buffer(f"{key}_offset", torch.zeros(width))
+        self.columns = columns
+        for key, kinds in columns.items():
+            self.register_buffer(f"{key}_scale", torch.ones(len(kinds)))
+            self.register_buffer(f"{key}_offset", torch.zeros(len(kinds)))
 
     def fit(self, data: Mapping[str, Tensor]) -> None:
-        """Sets scale and offset of the range-scaled values (`n_range_scaled`) from `data` {key: (N, d)}.
-
-        A value whose range is below 1e-4 is only shifted to 0.
-        """
+        """Sets scale and offset from `data` {key: (N, d)}. A value whose range is below 1e-4 is only shifted to 0."""
         for key, values in data.items():
-            columns = n_range_scaled(key, values.shape[1])
-            low, high = values[:, :columns].amin(0), values[:, :columns].amax(0)
-            varies = high - low >= 1e-4
-            scale = torch.where(varies, 2.0 / (high - low).clamp_min(1e-8), torch.ones_like(low))
-            offset = torch.where(varies, -1.0 - scale * low, -low)
-            self.get_buffer(f"{key}_scale")[:columns] = scale
-            self.get_buffer(f"{key}_offset")[:columns] = offset
+            kinds = self.columns[key]
+            low, high = values.amin(0), values.amax(0)
+            varies = high - low >= MIN_RANGE
+            scales = {"range": 2.0 / (high - low).clamp_min(1e-8)}
+            offsets = {"range": -1.0 - scales["range"] * low}
+            if "gaussian" in kinds:
+                std, mean = torch.std_mean(values.double(), 0, correction=0)
+                scales["gaussian"] = (1.0 / std.clamp_min(1e-8)).to(values.dtype)
+                offsets["gaussian"] = (-mean / std.clamp_min(1e-8)).to(values.dtype)
+            for kind in {*kinds} - {"identity"}:
+                chosen = torch.tensor([k == kind for k in kinds])
+                scale = torch.where(varies, scales[kind], torch.ones_like(low))
+                offset = torch.where(varies, offsets[kind], -low)
+                self.get_buffer(f"{key}_scale")[chosen] = scale[chosen]
+                self.get_buffer(f"{key}_offset")[chosen] = offset[chosen]
 
     def fit_shared_scale(self, data: Mapping[str, Tensor]) -> None:
         """Sets one scale for all keys of `data` {key: (N, d)}, 1 / their largest absolute value, and no offset: the

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
 from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample
-from ddp_cli.core.normalizer import Normalizer
+from ddp_cli.core.normalizer import Normalizer, column_normalizations
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
 
@@ -36,9 +36,12 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        encoders = {key: ImageEncoder(config.encoder, config.crop_shape) for key in config.image_keys}
+        encoders = {
+            key: ImageEncoder(config.encoder, config.crop(key), camera.channels)
+            for key, camera in config.cameras.items()
+        }
         self.encoders = nn.ModuleDict(encoders)
-        self.normalizer = Normalizer({**config.low_dim, "action": config.action_dim})
+        self.normalizer = Normalizer(column_normalizations(config))
         obs_dim = IMAGE_FEATURE_DIM * len(self.encoders) + sum(config.low_dim.values())
         self.fusion = _make_fusion(obs_dim, config.fusion) if config.fusion else None
         self.feature_dim = obs_dim + (FUSION_DIM if config.fusion else 0)
@@ -74,7 +77,7 @@ class DiffusionPolicy(nn.Module):
     ) -> Tensor:
         """Features (B, To, Do): cameras first, then low-dimensional keys, then the output of `fusion`.
 
-        `obs`: uint8 images (B, To, 3, 84, 84), float32 vectors (B, To, d). If it has more steps, the first To are used,
+        `obs`: uint8 images (B, To, C, H, W), float32 vectors (B, To, d). If it has more steps, the first To are used,
         or the first `n_steps`. Images are cropped at `crop_offsets` {key: (B, To, 2)}, or centrally without.
         """
         n_steps = n_steps or self.config.n_obs_steps
@@ -83,7 +86,7 @@ class DiffusionPolicy(nn.Module):
         for key, encoder in self.encoders.items():
             x = obs[key]
             offsets = crop_offsets[key].flatten(0, 1) if crop_offsets else None
-            images = crop(x.flatten(0, 1), self.config.crop_shape, offsets)
+            images = crop(x.flatten(0, 1), self.config.crop(key), offsets)
             parts.append(encoder(self.normalizer.normalize_image(images)).unflatten(0, x.shape[:2]))
         parts += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
         features = torch.cat(parts, dim=-1)

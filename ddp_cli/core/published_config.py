@@ -12,7 +12,7 @@ from typing import Any
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.errors import CheckpointError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, IMAGE_SIZE, TASKS
+from ddp_cli.tasks import ACTION_WIDTHS, ROBOSUITE_CAMERA, TASKS
 
 Cfg = Mapping[str, Any]
 
@@ -24,6 +24,8 @@ POLICY_CLASSES = {
 
 TASK_SUFFIXES = {"image", "lowdim", "low", "dim", "abs", "ph", "mh", "mg"}
 """What may follow the name of a task: `square_image_abs` is the task square, `square_d2` is not."""
+
+FULL_SIZE = ROBOSUITE_CAMERA.height, ROBOSUITE_CAMERA.width
 
 WINDOW = ("horizon", "n_obs_steps", "n_action_steps")
 ARCHITECTURE = (
@@ -124,7 +126,7 @@ def describe_assumptions(cfg: Cfg, config: PolicyConfig) -> list[str]:
         missing = [f"{k} {getattr(config, k)}" for k in ("n_head", "causal_attn") if model.get(k) is None]
         order_name, order_known = "obs_keys", _obs_keys(cfg, Path()) is not None
     else:
-        cropped = config.crop_shape != (IMAGE_SIZE, IMAGE_SIZE)
+        cropped = config.crop_shape != FULL_SIZE
         missing = ["eval_fixed_crop True"] if cropped and cfg["policy"].get("eval_fixed_crop") is None else []
         order_name, order_known = "shape_meta.obs", _shape_meta(cfg).get("obs") is not None
     order = [] if order_known else [f"{order_name} {', '.join([*config.image_keys, *config.low_dim])}"]
@@ -170,7 +172,7 @@ def _obs_keys(cfg: Cfg, path: Path) -> list[str] | None:
 def _check_observation(key: str, attributes: Cfg, config: PolicyConfig, path: Path) -> None:
     shape, kind = list(attributes["shape"]), attributes.get("type", "low_dim")
     is_image = key in config.image_keys
-    expected = [3, IMAGE_SIZE, IMAGE_SIZE] if is_image else [config.low_dim[key]]
+    expected = [3, *FULL_SIZE] if is_image else [config.low_dim[key]]
     if kind != ("rgb" if is_image else "low_dim") or shape != expected:
         raise CheckpointError(
             f"'{path}' observes {key} as {kind} of shape {shape}.",
@@ -184,10 +186,10 @@ def _check_observation(key: str, attributes: Cfg, config: PolicyConfig, path: Pa
 def _action_convention(cfg: Cfg, path: Path) -> str:
     """The convention with as many values per action; settings that say otherwise are refused."""
     action = _shape_meta(cfg).get("action") or {}
-    width = action["shape"][0] if action else cfg["policy"].get("action_dim", ACTION_DIM)
-    convention = next((name for name, a in ACTIONS.items() if a["dim"] == width), None)
+    width = action["shape"][0] if action else cfg["policy"].get("action_dim", ACTION_WIDTHS["delta"])
+    convention = next((name for name, dim in ACTION_WIDTHS.items() if dim == width), None)
     if convention is None:
-        valid = " and ".join(f"{a['dim']} ({name})" for name, a in ACTIONS.items())
+        valid = " and ".join(f"{dim} ({name})" for name, dim in ACTION_WIDTHS.items())
         raise CheckpointError(f"'{path}' has actions of {width} values.", f"Valid: {valid}.")
     is_absolute = convention == "absolute"
     for place in ("task.abs_action", "task.dataset.abs_action", "task.env_runner.abs_action"):
@@ -216,8 +218,8 @@ def _crop_shape(policy: Cfg, weight_names: Collection[str], path: Path) -> Any:
         raise CheckpointError(
             f"the image encoders of '{path}' use BatchNorm.", "Only obs_encoder_group_norm True is supported."
         )
-    crop = policy.get("crop_shape", (76, 76)) or (IMAGE_SIZE, IMAGE_SIZE)
-    if policy.get("eval_fixed_crop") is False and tuple(crop) != (IMAGE_SIZE, IMAGE_SIZE):
+    crop = policy.get("crop_shape", (76, 76)) or FULL_SIZE
+    if policy.get("eval_fixed_crop") is False and tuple(crop) != FULL_SIZE:
         raise CheckpointError(
             f"'{path}' crops images at random in evaluation, too (eval_fixed_crop False).",
             "Only eval_fixed_crop True, the central crop, is supported.",

@@ -13,7 +13,6 @@ from torch import Tensor
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.vision import sample_crop_offsets
 from ddp_cli.core.windows import to_device_async
-from ddp_cli.tasks import IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,10 @@ def sample_training_noise(
     """The random part of the loss of a batch, on the CPU: noise, timesteps and, if `random_crops`, crop offsets."""
     crop_offsets = {}
     if random_crops:
-        for key in config.image_keys:
+        for key, camera in config.cameras.items():
             n_images = batch_size * config.n_encoded_steps
-            offsets = sample_crop_offsets(n_images, IMAGE_SIZE, config.crop_shape, generator)
+            size = camera.height, camera.width
+            offsets = sample_crop_offsets(n_images, size, config.crop(key), generator)
             crop_offsets[key] = offsets.unflatten(0, (batch_size, config.n_encoded_steps))
     noise = torch.randn(batch_size, noise_samples, *trajectory_shape, generator=generator)
     return TrainingNoise(crop_offsets, noise, sample_timesteps(config, (batch_size, noise_samples), generator))

@@ -1,4 +1,4 @@
-"""Image encoders: (N, 3, H, W) in [-1, 1] to (N, 64) features per camera.
+"""Image encoders: (N, C, H, W) in [-1, 1] to (N, 64) features per camera; C is 3, or 1 for grayscale.
 
 `resnet18`, as published, ends in 32 keypoints by spatial soft-argmax (Finn et al. 2016, "Deep spatial autoencoders").
 `small` ends in a linear layer over its whole feature map. Shapes: N images, K keypoints, h, w feature map or crop.
@@ -35,17 +35,18 @@ class SpatialSoftArgmax(nn.Module):
 class ImageEncoder(nn.Module):
     """Encoder of one camera, images of `shape` (H, W): backbone, keypoints or flattened feature map, linear, ReLU."""
 
-    def __init__(self, kind: str, shape: tuple[int, int]) -> None:
+    def __init__(self, kind: str, shape: tuple[int, int], channels: int = 3) -> None:
         super().__init__()
         if kind == "resnet18":
-            self.backbone: nn.Module = resnet18()
+            self.backbone: nn.Module = resnet18(channels)
             self.pool: nn.Module = SpatialSoftArgmax(512)
             pooled_dim, self.memory_format = 2 * N_KEYPOINTS, torch.channels_last
         else:
-            self.backbone = small_cnn()
+            self.backbone = small_cnn(channels)
             self.pool = nn.Flatten()
+            pooled_dim = self.backbone(torch.zeros(1, channels, *shape)).numel()
             # Measured: with few channels GroupNorm loses more in channels_last than the convolutions gain.
-            pooled_dim, self.memory_format = self.backbone(torch.zeros(1, 3, *shape)).numel(), torch.contiguous_format
+            self.memory_format = torch.contiguous_format
         self.linear = nn.Linear(pooled_dim, IMAGE_FEATURE_DIM)
         self.to(memory_format=self.memory_format)
 
@@ -53,17 +54,19 @@ class ImageEncoder(nn.Module):
         return self.linear(self.pool(self.backbone(x.contiguous(memory_format=self.memory_format)))).relu()
 
 
-def resnet18() -> nn.Module:
+def resnet18(channels: int = 3) -> nn.Module:
     """Torchvision's ResNet-18 up to layer4 (512 channels), without pooling, GroupNorm of channels/16 groups."""
 
     def norm(channels: int) -> nn.Module:
         return nn.GroupNorm(channels // 16, channels)
 
     net = torchvision.models.resnet18(weights=None, norm_layer=norm)
+    if channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     return nn.Sequential(*list(net.children())[:-2])
 
 
-def small_cnn() -> nn.Module:
+def small_cnn(channels: int = 3) -> nn.Module:
     """Four convolutions (3 million multiply-adds at 76x76) to 32 channels on a map of 5x5 (76x76) or 6x6 (84x84).
 
     Measured on square, 4 minutes of training on one core: the error of the regressed action chunk is .014 from the
@@ -73,7 +76,7 @@ def small_cnn() -> nn.Module:
     def block(c_in: int, c_out: int, kernel: int, stride: int, pad: int) -> list[nn.Module]:
         return [nn.Conv2d(c_in, c_out, kernel, stride, pad), nn.GroupNorm(c_out // 8, c_out), nn.ReLU()]
 
-    blocks = [*block(3, 32, 4, 4, 0), *block(32, 48, 3, 2, 1), *block(48, 64, 3, 2, 1)]
+    blocks = [*block(channels, 32, 4, 4, 0), *block(32, 48, 3, 2, 1), *block(48, 64, 3, 2, 1)]
     return nn.Sequential(*blocks, nn.Conv2d(64, 32, 1))
 
 
@@ -97,7 +100,9 @@ def center_crop_offset(size: int, cropped_size: int) -> int:
     return round((size - cropped_size) / 2)
 
 
-def sample_crop_offsets(n_images: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Offsets (n_images, 2) (top, left) of independent random crops of `shape` in images of `size` x `size`."""
-    n_offsets = [size - side + 1 for side in shape]
+def sample_crop_offsets(
+    n_images: int, size: tuple[int, int], shape: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Offsets (n_images, 2) (top, left) of independent random crops of `shape` (h, w) in images of `size` (H, W)."""
+    n_offsets = [side - cropped + 1 for side, cropped in zip(size, shape, strict=True)]
     return torch.stack([torch.randint(0, n, (n_images,), generator=generator) for n in n_offsets], dim=1)

@@ -118,7 +118,7 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     if not demos.has_states:
         valid.check_values(tuple(task.vectors("state")), source_actions)
     # Recorded images have robosuite's own rendering, so rollouts must render the same way.
-    render = "full" if any(key in task.cameras for key in recorded_keys) else options.render
+    render = "full" if any(key in task.schema.cameras for key in recorded_keys) else options.render
     render_spec = RenderSpec(options.obs, options.actions or source_actions, source_actions, render)
     recorded_shapes = demos.observation_shapes(next(iter(valid.lengths)))
     computed = {key: reason for key, reason in unusable.items() if reason and key in recorded_shapes}
@@ -135,7 +135,7 @@ def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:
         raise DataError(
             f"'{demos.path}' holds no simulator states, so what is not recorded cannot be computed: {missing[0]}.",
             "Record the missing observations, or train without images: --obs state."
-            if all(key in demos.task.cameras for key, reason in unusable.items() if reason)
+            if all(key in demos.task.schema.cameras for key, reason in unusable.items() if reason)
             else "Record with states (`ddp collect`), or name a task that observes less (--task FILE.json).",
         )
 

@@ -32,7 +32,7 @@ from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_lin
 from ddp_cli.data.invariants import check_intended, check_time
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError
-from ddp_cli.tasks import ACTION_DIM, Task, task_of_env
+from ddp_cli.tasks import ACTION_WIDTHS, Task, robosuite_task, task_of_env
 
 
 class DemoFile:
@@ -86,10 +86,10 @@ class DemoFile:
         self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
         self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
-        if self.task.env_name != self.info.env_name:
+        if self.task.robosuite.env_name != self.info.env_name:
             raise DataError(
                 f"'{self.path}' was recorded in {self.info.env_name}, "
-                f"but the task '{self.task.name}' uses {self.task.env_name}.",
+                f"but the task '{self.task.name}' uses {self.task.robosuite.env_name}.",
                 "Name the task of this file with --task.",
             )
 
@@ -99,7 +99,7 @@ class DemoFile:
                 "the file does not describe its environment: a Panda with OSC_POSE and delta actions at 20 Hz is "
                 "assumed"
             )
-            return undescribed_recording(task.env_name)
+            return undescribed_recording(task.robosuite.env_name)
         return read_recording_info(self.attrs, f"'{self.path}'")
 
     def _find_task(self, allow_unknown_env: bool) -> Task:
@@ -107,7 +107,7 @@ class DemoFile:
             return task_of_env(self.info.env_name)
         except ConfigError as e:
             if allow_unknown_env:
-                return Task(name="none", env_name=self.info.env_name, model_varies=False)
+                return robosuite_task("none", self.info.env_name, model_varies=False)
             if not self.info.is_robosuite:
                 raise DataError(
                     f"'{self.path}' was recorded in '{self.info.env_name}', which is not an environment of robosuite.",
@@ -160,8 +160,8 @@ class DemoFile:
         if intended is not None:
             check_intended(intended, actions, location)
         if self.has_states:
-            check_time(states[:, 0], location)
-        if self.task.model_varies and not self.task.is_built_in and not demo.xml:
+            check_time(states[:, 0], location, self.task.schema.rate)
+        if self.task.robosuite.model_varies and not self.task.is_built_in and not demo.xml:
             raise DataError(
                 f"{location} has no recorded model (model_file), but the model of '{self.task.name}' varies.",
                 'If episodes differ only in their states, set "model_varies": false in the task file.',
@@ -194,9 +194,10 @@ class DemoFile:
             )
         if self.has_states:
             self._check_state_width(name, states)
-        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
+        width = ACTION_WIDTHS["delta"]
+        if actions.ndim != 2 or actions.shape[1] != width:
             raise DataError(
-                f"{location}: actions have shape {actions.shape}, expected (n, {ACTION_DIM}).",
+                f"{location}: actions have shape {actions.shape}, expected (n, {width}).",
                 "Only actions of a single arm are supported: position, axis-angle, gripper.",
             )
 

@@ -76,7 +76,7 @@ def _plan_conversion(demos: DemoFile, faults: dict[str, str]) -> tuple[str, list
 
 
 def _summarize_plan(plan: ConversionPlan, demos: DemoFile) -> str:
-    keys = (*demos.task.cameras, *demos.task.vectors("state"))
+    keys = (*demos.task.schema.cameras, *demos.task.vectors("state"))
     computed = [key for key in keys if key not in plan.recorded_keys]
     reasons = f" ({'; '.join(plan.computed.values())})" if plan.computed else ""
     condition = " if they agree with the simulator's" if demos.has_states else ""

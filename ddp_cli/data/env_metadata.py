@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import CONTROL_HZ, DELTA_METRES, DELTA_RADIANS
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, ROBOSUITE_RATE
 
 OUTPUT_MAX = [DELTA_METRES] * 3 + [DELTA_RADIANS] * 3
 """The controller's goal offset for a delta action of 1.0."""
@@ -53,9 +53,9 @@ class RecordingInfo:
         robots = self.kwargs.get("robots", ["Panda"])
         if robots not in ("Panda", ["Panda"]):
             reasons.append(f"robots are {robots!r}, expected a single Panda")
-        control_freq = self.kwargs.get("control_freq", CONTROL_HZ)
-        if control_freq != CONTROL_HZ:
-            reasons.append(f"control rate is {control_freq!r} Hz, expected {CONTROL_HZ} Hz")
+        control_freq = self.kwargs.get("control_freq", ROBOSUITE_RATE)
+        if control_freq != ROBOSUITE_RATE:
+            reasons.append(f"control rate is {control_freq!r} Hz, expected {ROBOSUITE_RATE:g} Hz")
         if self.controller is not None:
             reasons += _controller_incompatibilities(self.controller, self.actions)
         return reasons

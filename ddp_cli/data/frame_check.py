@@ -52,7 +52,7 @@ def check_frame(sim: Simulator, frame: Frame) -> FrameResult:
     demo = frame.demo
     load_demo_model(sim, demo)
     sim.set_kinematic_state(demo.states[frame.index])
-    recorded = {key: demo.obs[key][0] for key in sim.task.cameras if key in demo.obs}
+    recorded = {key: demo.obs[key][0] for key in sim.task.schema.cameras if key in demo.obs}
     rendered = {key: sim.image(key) for key in recorded}
     differing = {
         key

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.store import Store
-from ddp_cli.data.store_writer import IMAGES_PER_CHUNK
+from ddp_cli.data.store_writer import images_per_chunk
 from ddp_cli.disk import atomic_folder
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
@@ -145,8 +145,9 @@ def _write_cache(folder: Path, store: Store, keys: Sequence[str]) -> None:
             array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=store.shape(key))
             with path.open("r+b") as file:  # not through the memory map: a full disk must raise OSError, not SIGBUS
                 checksum = zlib.crc32(file.read(array.offset))
-                for start in range(0, len(array), IMAGES_PER_CHUNK):
-                    images = store.read(key, rows=slice(start, start + IMAGES_PER_CHUNK)).tobytes()
+                count = images_per_chunk(array.shape[1:])
+                for start in range(0, len(array), count):
+                    images = store.read(key, rows=slice(start, start + count)).tobytes()
                     checksum = zlib.crc32(images, checksum)
                     file.write(images)
             checksums[key] = checksum

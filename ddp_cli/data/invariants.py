@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import CONTROL_HZ
 
 Floats = NDArray[np.floating[Any]]
 
@@ -24,7 +23,7 @@ MAX_REACH = 3.0  # [m], from the origin of the world
 MAX_GOAL_STEP = 0.15  # [m], between the goals of two steps: three times the largest delta of a goal
 
 
-def check_time(time: Floats, location: str, rate: float = CONTROL_HZ) -> None:
+def check_time(time: Floats, location: str, rate: float) -> None:
     """DataError unless the recorded `time` (n,) [s] advances by one control period (1 / `rate`) per step.
 
     Jumps mean that frames were cut out, or that several episodes were joined. A constant time was not recorded.

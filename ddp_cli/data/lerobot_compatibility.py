@@ -19,11 +19,11 @@ from ddp_cli.data.lerobot_layout import (
 from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.parquet import COPY_AGAIN
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, IMAGE_SIZE, TASKS, Task
+from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS, ROBOSUITE_CAMERA, ROBOSUITE_RATE, TASKS, Task, robosuite_task
 
 REQUIREMENTS = (
-    f"Datasets of format {VERSION}, of one Panda arm at {CONTROL_HZ} Hz with images of {IMAGE_SIZE}x{IMAGE_SIZE}, can "
-    "be converted."
+    f"Datasets of format {VERSION}, of one Panda arm at {ROBOSUITE_RATE:g} Hz with images of "
+    f"{ROBOSUITE_CAMERA.height}x{ROBOSUITE_CAMERA.width}, can be converted."
 )
 
 
@@ -52,7 +52,7 @@ def find_reasons(
     `task` and `convention` are None where they are not known: then only what holds for all is found.
     """
     reasons = [
-        *_check_format(folder, files),
+        *_check_format(folder, files, task.schema.rate if task else ROBOSUITE_RATE),
         *_check_action(files, convention),
         *_check_observations(files, task, obs),
         *_check_files(files),
@@ -73,11 +73,11 @@ def refusal(path: Path, reasons: list[Reason]) -> DataError:
 
 def action_widths(convention: str | None) -> tuple[int, ...]:
     """Valid widths of actions; absolute goals are also recorded with an axis-angle rotation."""
-    absolute = (int(ACTIONS["absolute"]["dim"]), ACTION_DIM)
-    return {"delta": (ACTION_DIM,), "absolute": absolute}.get(convention or "", absolute[::-1])
+    absolute = (ACTION_WIDTHS["absolute"], ACTION_WIDTHS["delta"])
+    return {"delta": (ACTION_WIDTHS["delta"],), "absolute": absolute}.get(convention or "", absolute[::-1])
 
 
-def _check_format(folder: LeRobotFolder, files: DatasetFiles) -> list[Reason]:
+def _check_format(folder: LeRobotFolder, files: DatasetFiles, rate: float) -> list[Reason]:
     reasons = []
     if folder.version != VERSION:
         reasons.append(
@@ -86,10 +86,10 @@ def _check_format(folder: LeRobotFolder, files: DatasetFiles) -> list[Reason]:
                 "Upgrade it with LeRobot: convert_dataset_v21_to_v30 takes v2.1.",
             )
         )
-    if files.fps != CONTROL_HZ:
-        rate = "an unknown rate" if files.fps is None else f"{files.fps:g} Hz"
+    if files.fps != rate:
+        actual = "an unknown rate" if files.fps is None else f"{files.fps:g} Hz"
         reasons.append(
-            Reason(f"it was recorded at {rate}, expected {CONTROL_HZ} Hz", "Record or resample it at this rate.")
+            Reason(f"it was recorded at {actual}, expected {rate:g} Hz", "Record or resample it at this rate.")
         )
     return reasons
 
@@ -114,13 +114,13 @@ def _check_observations(files: DatasetFiles, task: Task | None, obs: str) -> lis
     if not files.features:
         return []
     # A task that is not known has the cameras and proprioception that most have.
-    assumed = task or Task(name="unknown", env_name="unknown")
+    assumed = task or robosuite_task("unknown", "unknown")
     whose = f" for the task '{task.name}'" if task else ""
-    image_shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
     expected: dict[str, tuple[int, ...]] = {STATE_FEATURE: (sum(assumed.low_dim.values()),)}
-    if assumed.object:
+    if assumed.object_dim:
         expected[OBJECT_FEATURE] = (assumed.object_dim,)
-    expected |= {feature_of(key): image_shape for key in assumed.images(obs)}
+    images = {feature_of(key): camera.shape for key, camera in assumed.images(obs).items()}
+    expected |= images
     missing = [name for name in expected if name not in files.features]
     reasons = []
     if missing:
@@ -140,10 +140,9 @@ def _check_observations(files: DatasetFiles, task: Task | None, obs: str) -> lis
         # Images are (height, width, channels) in LeRobot, (channels, height, width) in some other tools.
         elif sorted(feature.shape) != sorted(shape):
             text = f"{name} has shape {list(feature.shape)}{_names(files, name)}, expected {list(shape)}{whose}"
-            is_image = shape == image_shape
-            hint = "Resize the images." if is_image else "Describe other sensors in a task file (--task)."
+            hint = "Resize the images." if name in images else "Describe other sensors in a task file (--task)."
             reasons.append(Reason(text, hint))
-        elif shape == image_shape and not feature.is_visual:
+        elif name in images and not feature.is_visual:
             reasons.append(Reason(f"{name} has dtype {feature.dtype}, expected video or image", "Write it as images."))
     return reasons
 

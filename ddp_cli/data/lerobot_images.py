@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.lerobot_layout import is_inside
 from ddp_cli.data.parquet import COPY_AGAIN, ColumnReader
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
+from ddp_cli.schema import Camera
 from ddp_cli.video.images import decode_image
 from ddp_cli.video.video import iter_frames
 from ddp_cli.video.video_info import count_frames, read_video_info
@@ -24,17 +24,17 @@ from ddp_cli.video.video_info import count_frames, read_video_info
 RATE_TOLERANCE = 0.01
 
 
-def check_video(path: Path, frames: int, episode: int) -> None:
-    """DataError unless the video has the size and rate of the task, and at least `frames`, the end of `episode`."""
+def check_video(path: Path, frames: int, episode: int, camera: Camera, rate: float) -> None:
+    """DataError unless the video has the size of `camera`, `rate` [Hz], and at least `frames`, the end of `episode`."""
     info = read_video_info(path)
-    if (info.height, info.width) != (IMAGE_SIZE, IMAGE_SIZE):
+    if (info.height, info.width) != (camera.height, camera.width):
         raise DataError(
-            f"'{path}' has images of {info.height}x{info.width} pixels, expected {IMAGE_SIZE}x{IMAGE_SIZE}.",
+            f"'{path}' has images of {info.height}x{info.width} pixels, expected {camera.height}x{camera.width}.",
             "Resize the images.",
         )
-    if abs(info.rate / CONTROL_HZ - 1) > RATE_TOLERANCE:
+    if abs(info.rate / rate - 1) > RATE_TOLERANCE:
         raise DataError(
-            f"'{path}' plays at {info.rate:g} Hz, the dataset was recorded at {CONTROL_HZ} Hz.",
+            f"'{path}' plays at {info.rate:g} Hz, the dataset was recorded at {rate:g} Hz.",
             "Write the video with a frame per step, at the rate of the dataset.",
         )
     n_frames = count_frames(path)
@@ -43,9 +43,10 @@ def check_video(path: Path, frames: int, episode: int) -> None:
 
 
 class VideoReader:
-    """Reads episodes from videos that hold many: in the order of the video, each frame is decoded once."""
+    """Reads episodes from videos of `camera` that hold many: in the order of the video, each frame is decoded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, camera: Camera) -> None:
+        self._camera = camera
         self._path: Path | None = None
         self._position = 0
         self._frames: Iterator[NDArray[np.uint8]] = iter(())
@@ -56,7 +57,7 @@ class VideoReader:
             self._path, self._position, self._frames = path, 0, iter_frames(path)
         images = list(itertools.islice(self._frames, first - self._position, first - self._position + count))
         self._position = first + count
-        expected = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+        expected = (count, *self._camera.shape)
         shape = (len(images), *(images[0].shape if images else ()))
         if shape != expected:
             raise DataError(
@@ -66,10 +67,10 @@ class VideoReader:
 
 
 class TableImages:
-    """Reads images from the column `feature` of the tables of the dataset `folder`."""
+    """Reads images of `camera` from the column `feature` of the tables of the dataset `folder`."""
 
-    def __init__(self, folder: Path, feature: str) -> None:
-        self._folder, self._feature = folder, feature
+    def __init__(self, folder: Path, feature: str, camera: Camera) -> None:
+        self._folder, self._feature, self._camera = folder, feature, camera
         self._column = ColumnReader()
 
     def check(self, table: Path, rows: NDArray[np.int64], location: str) -> None:
@@ -89,7 +90,7 @@ class TableImages:
     def _decode(self, cell: Any, location: str) -> NDArray[np.uint8]:
         source = self._source(cell, location)
         content = source if isinstance(source, bytes) else source.read_bytes()
-        return decode_image(content, (IMAGE_SIZE, IMAGE_SIZE), location)
+        return decode_image(content, (self._camera.height, self._camera.width), location)
 
     def _source(self, cell: Any, location: str) -> bytes | Path:
         """The encoded image in a cell, or the file that it refers to."""

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTION_DIM, ACTIONS
+from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS
 
 Aliases = frozenset[str]
 
@@ -66,12 +66,12 @@ def order_of_action(names: tuple[str, ...] | None, convention: str, width: int, 
             f"Choose --actions {' or --actions '.join(ACTIONS)} by what they are, or correct the names in info.json.",
         )
     position = [_axis_aliases("pos", axis, i) | {axis} for i, axis in enumerate("xyz")]
-    if width == ACTION_DIM:
+    if width == ACTION_WIDTHS["delta"]:
         rotation = [_axis_aliases("rot", a, i) | {f"r{a}", f"r_{a}", f"w{a}", f"w_{a}"} for i, a in enumerate("xyz")]
     else:
         rotation = [frozenset({f"rot_6_d_{i}", f"r_6_d_{i}", f"rot_6_{i}", f"6_d_{i}"}) for i in range(6)]
     gripper = frozenset({"gripper", "gripper_pos", "gripper_0", "gripper_1"})
-    count = "axis-angle x, y, z" if width == ACTION_DIM else "rotation-6d 0 to 5"
+    count = "axis-angle x, y, z" if width == ACTION_WIDTHS["delta"] else "rotation-6d 0 to 5"
     return _order(names, [*position, *rotation, gripper], ["position x, y, z", count, "gripper"], location)
 
 

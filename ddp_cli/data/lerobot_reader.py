@@ -45,7 +45,7 @@ from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import ACTION_DIM, ACTIONS, CONTROL_HZ, Task
+from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS, Task
 
 INDEX_COLUMNS = ("frame_index", "index", "timestamp")
 ADVICE = Advice(
@@ -78,7 +78,8 @@ class LeRobotDataset:
         if reasons or task is None or convention is None:
             raise refusal(path, reasons)
         self.task, self.convention = task, convention
-        self.cameras = tuple(task.images(self.obs))
+        self.cameras = task.images(self.obs)
+        self._rate = task.schema.rate
         self._features = files.features
         self._action_dim = files.features[ACTION_FEATURE].shape[0]
         self._orders = self._find_orders()
@@ -135,9 +136,9 @@ class LeRobotDataset:
                 self._features[ACTION_FEATURE].names, self.convention, self._action_dim, where.format(ACTION_FEATURE)
             ),
         }
-        if self.task.object:
+        if parts := self.task.robosuite.object:
             orders[OBJECT_FEATURE] = order_of_observables(
-                self._features[OBJECT_FEATURE].names, self.task.object, where.format(OBJECT_FEATURE)
+                self._features[OBJECT_FEATURE].names, parts, where.format(OBJECT_FEATURE)
             )
         return orders
 
@@ -151,7 +152,11 @@ class LeRobotDataset:
         with_motion = with_motion and self.original_check.get("result") != "passed"
         checks = ValueChecks(self.task, self.convention, with_motion, ADVICE)
         is_time_constant = True
-        images = {key: TableImages(self.path, feature_of(key)) for key in self.cameras if not self._is_video(key)}
+        images = {
+            key: TableImages(self.path, feature_of(key), camera)
+            for key, camera in self.cameras.items()
+            if not self._is_video(key)
+        }
         for i in indices:
             rows, positions = self._rows(i)
             is_time_constant &= not np.diff(rows.get("timestamp", np.zeros(0))).any()
@@ -198,12 +203,12 @@ class LeRobotDataset:
                             COPY_AGAIN,
                         )
                 _, end, last = parts[-1]
-                check_video(path, end, self._episodes[last]["episode_index"])
+                check_video(path, end, self._episodes[last]["episode_index"], self.cameras[key], self._rate)
 
     def episodes(self, indices: list[int]) -> Iterator[dict[str, NDArray[Any]]]:
         """The episodes `indices` with the arrays of a store. Holds one episode and one table in memory."""
-        videos = {key: VideoReader() for key in self.cameras}
-        tables = {key: TableImages(self.path, feature_of(key)) for key in self.cameras}
+        videos = {key: VideoReader(camera) for key, camera in self.cameras.items()}
+        tables = {key: TableImages(self.path, feature_of(key), camera) for key, camera in self.cameras.items()}
         for i in indices:
             rows, positions = self._rows(i)
             vectors = self._vectors(rows)
@@ -234,7 +239,7 @@ class LeRobotDataset:
         positions = np.flatnonzero(columns["episode_index"] == row["episode_index"])
         rows = {name: values[positions] for name, values in columns.items()}
         first = row.get("dataset_from_index")
-        check_indices(rows, self.lengths[i], first if isinstance(first, int) else None, CONTROL_HZ, self._where(i))
+        check_indices(rows, self.lengths[i], first if isinstance(first, int) else None, self._rate, self._where(i))
         return rows, positions
 
     def _vectors(self, rows: Rows) -> Rows:
@@ -242,14 +247,14 @@ class LeRobotDataset:
         values = {name: rows[name] if order is None else rows[name][:, order] for name, order in self._orders.items()}
         ends = list(itertools.accumulate(self.task.low_dim.values()))
         vectors = dict(zip(self.task.low_dim, np.split(values[STATE_FEATURE], ends[:-1], axis=1), strict=True))
-        if self.task.object:
+        if self.task.object_dim:
             vectors["object"] = values[OBJECT_FEATURE]
         return vectors | {"action": values[ACTION_FEATURE]}
 
     def _to_store_actions(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.convention == "delta":
             return actions.clip(-1, 1)
-        return axis_angle_to_rotation_6d(actions) if self._action_dim == ACTION_DIM else actions
+        return axis_angle_to_rotation_6d(actions) if self._action_dim == ACTION_WIDTHS["delta"] else actions
 
     def _video(self, key: str, i: int) -> tuple[Path, int]:
         """The video of an episode, and its first frame there."""
@@ -257,10 +262,10 @@ class LeRobotDataset:
         begin, end = (row.get(f"{name}/{edge}_timestamp") for edge in ("from", "to"))
         if not isinstance(begin, int | float) or not 0 <= begin < 1e9:
             raise DataError(f"{self._where(i)}: {name}/from_timestamp is {begin!r}.", COPY_AGAIN)
-        first, length = round(begin * CONTROL_HZ), self.lengths[i]
-        if isinstance(end, int | float) and abs((end - begin) * CONTROL_HZ - length) >= 1:
+        first, length = round(begin * self._rate), self.lengths[i]
+        if isinstance(end, int | float) and abs((end - begin) * self._rate - length) >= 1:
             raise DataError(
-                f"{self._where(i)}: its part of {name} lasts {end - begin:g} s, expected {length / CONTROL_HZ:g} s for "
+                f"{self._where(i)}: its part of {name} lasts {end - begin:g} s, expected {length / self._rate:g} s for "
                 f"{length} steps.",
                 COPY_AGAIN,
             )

@@ -29,7 +29,7 @@ from ddp_cli.data.lerobot_names import observable_names
 from ddp_cli.data.parquet import check_installed, write_table
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_folder
-from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
+from ddp_cli.schema import Camera
 from ddp_cli.video.video import VideoWriter
 
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
@@ -58,7 +58,7 @@ def _write(store: Store, out: Path, progress: Progress) -> int:
     for cameras_done, key in enumerate(store.image_keys):
         pixel_statistics = _PixelStatistics()
         path = out / VIDEO_PATH.format(video_key=feature_of(key), chunk_index=0, file_index=0)
-        with VideoWriter(path, lossless=True, key_frame_interval=KEY_FRAME_INTERVAL) as video:
+        with VideoWriter(path, store.task.schema.rate, lossless=True, key_frame_interval=KEY_FRAME_INTERVAL) as video:
             for begin, end in store.episode_bounds:
                 images = store.read(key, rows=slice(begin, end))
                 pixel_statistics.add(images)
@@ -82,9 +82,9 @@ def _step_columns(store: Store) -> dict[str, NDArray[Any]]:
     frame = np.arange(len(episode)) - starts[episode]
     return {
         STATE_FEATURE: np.concatenate([store.read(key) for key in store.task.low_dim], axis=1),
-        **({OBJECT_FEATURE: store.read("object")} if store.task.object else {}),
+        **({OBJECT_FEATURE: store.read("object")} if store.task.object_dim else {}),
         ACTION_FEATURE: store.read("action"),
-        "timestamp": (frame / CONTROL_HZ).astype(np.float32),
+        "timestamp": (frame / store.task.schema.rate).astype(np.float32),
         "frame_index": frame,
         "episode_index": episode,
         "index": np.arange(len(episode)),
@@ -109,7 +109,8 @@ def _episode_columns(store: Store) -> dict[str, Any]:
     for key in store.image_keys:
         name = f"videos/{feature_of(key)}"
         columns |= {f"{name}/chunk_index": zeros, f"{name}/file_index": zeros}
-        columns |= {f"{name}/from_timestamp": begins / CONTROL_HZ, f"{name}/to_timestamp": ends / CONTROL_HZ}
+        rate = store.task.schema.rate
+        columns |= {f"{name}/from_timestamp": begins / rate, f"{name}/to_timestamp": ends / rate}
     return columns
 
 
@@ -120,16 +121,13 @@ def _instruction(store: Store) -> str:
 def _info(store: Store, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     names = {
         STATE_FEATURE: observable_names(store.task.low_dim),
-        OBJECT_FEATURE: observable_names(store.task.object),
+        OBJECT_FEATURE: observable_names(store.task.robosuite.object),
     }
-    video = {
-        "video.height": IMAGE_SIZE, "video.width": IMAGE_SIZE, "video.channels": 3, "video.codec": "h264",
-        "video.pix_fmt": "gbrp", "video.fps": CONTROL_HZ, "video.is_depth_map": False, "has_audio": False,
-    }  # fmt: skip
-    image = {
-        "dtype": "video", "shape": [IMAGE_SIZE, IMAGE_SIZE, 3], "names": ["height", "width", "channels"], "info": video,
-    }  # fmt: skip
-    features: dict[str, Any] = {feature_of(key): image for key in store.image_keys}
+    rate = store.task.schema.rate
+    fps = int(rate) if rate.is_integer() else rate
+    features: dict[str, Any] = {
+        feature_of(key): _video_feature(store.task.schema.cameras[key], fps) for key in store.image_keys
+    }
     for name, values in columns.items():
         features[name] = {
             "dtype": str(values.dtype),
@@ -146,12 +144,23 @@ def _info(store: Store, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
         "chunks_size": 1000,
         "data_files_size_in_mb": 100,
         "video_files_size_in_mb": 200,
-        "fps": CONTROL_HZ,
+        "fps": fps,
         "splits": {"train": f"0:{episodes}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if store.image_keys else None,
         "features": features,
     }
+
+
+def _video_feature(camera: Camera, fps: float) -> dict[str, Any]:
+    video = {
+        "video.height": camera.height, "video.width": camera.width, "video.channels": camera.channels,
+        "video.codec": "h264", "video.pix_fmt": "gbrp", "video.fps": fps, "video.is_depth_map": False,
+        "has_audio": False,
+    }  # fmt: skip
+    return {
+        "dtype": "video", "shape": list(camera.shape), "names": ["height", "width", "channels"], "info": video,
+    }  # fmt: skip
 
 
 def _statistics(values: NDArray[Any]) -> dict[str, Any]:

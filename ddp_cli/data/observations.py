@@ -78,7 +78,7 @@ def load_demo_model(sim: Simulator, demo: Demo) -> str:
     The XML of an older robosuite may not load. A built-in task then uses a model of the installed robosuite, which
     differs little (Lift: the cube's edges by 2 mm); of other tasks the SimulatorError is raised.
     """
-    if not sim.task.model_varies:
+    if not sim.task.robosuite.model_varies:
         return MODEL_SHARED
     if demo.xml:
         try:

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.tasks import IMAGE_SIZE
 from ddp_cli.video.overlay import DARK, RGBImage, draw_text
 from ddp_cli.video.video import FORMATS, VideoWriter, write_image
 
 MAX_EPISODES = 4
 FRAMES_PER_ROW = 6
-SCALE = 2  # factor by which stored images are enlarged
-TILE_SIZE = -(-IMAGE_SIZE * SCALE // 16) * 16  # [pixels], rounded up to a multiple of 16 for video encoders
+MIN_TILE_SIDE = 160  # [pixels], smaller images are enlarged
+ROUNDING = 16  # [pixels], for video encoders
 
 
 def check_preview(path: Path) -> None:
@@ -39,7 +38,9 @@ def write_preview(store: Store, path: Path) -> None:
     episodes = len(store.episode_ends)
     indices = np.linspace(0, episodes - 1, min(MAX_EPISODES, episodes)).round().astype(int).tolist()
     if path.suffix.lower() == ".png":
-        write_image(path, np.concatenate([_frame_row(store, key, i) for i in indices for key in cameras]))
+        rows = [_frame_row(store, key, i) for i in indices for key in cameras]
+        width = max(row.shape[1] for row in rows)
+        write_image(path, np.concatenate([_pad(row, row.shape[0], width) for row in rows]))
     else:
         _write_video(store, path, indices)
 
@@ -55,19 +56,31 @@ def _frame_row(store: Store, key: str, episode: int) -> RGBImage:
 def _write_video(store: Store, path: Path, indices: list[int]) -> None:
     bounds = [store.episode_bounds[i] for i in indices]
     episodes = [[store.read(key, rows=slice(*rows)) for key in store.image_keys] for rows in bounds]
-    with VideoWriter(path) as video:
+    with VideoWriter(path, store.task.schema.rate) as video:
         for step in range(max(end - begin for begin, end in bounds)):
             columns = [
-                np.concatenate([_tile(images[min(step, len(images) - 1)]) for images in cameras])
-                for cameras in episodes
+                _stack([_tile(images[min(step, len(images) - 1)]) for images in cameras]) for cameras in episodes
             ]
             labels = [[(f"episode {i}", DARK)] for i in indices]
             video.add(np.concatenate(list(map(draw_text, columns, labels)), axis=1))
 
 
+def _stack(tiles: list[RGBImage]) -> RGBImage:
+    """`tiles` below each other, padded to the same width."""
+    width = max(tile.shape[1] for tile in tiles)
+    return np.concatenate([_pad(tile, tile.shape[0], width) for tile in tiles])
+
+
 def _tile(image: NDArray[np.uint8]) -> RGBImage:
-    """`image`, enlarged and padded with black to TILE_SIZE."""
-    size = IMAGE_SIZE * SCALE
-    tile = np.zeros((TILE_SIZE, TILE_SIZE, 3), np.uint8)
-    tile[:size, :size] = image.repeat(SCALE, 0).repeat(SCALE, 1)
-    return tile
+    """`image` in color, enlarged by a whole factor if it is small, its sides padded to a multiple of 16."""
+    scale = -(-MIN_TILE_SIDE // min(image.shape[:2]))
+    enlarged = image.repeat(scale, 0).repeat(scale, 1)
+    height, width = (-(-side // ROUNDING) * ROUNDING for side in enlarged.shape[:2])
+    return _pad(np.broadcast_to(enlarged, (*enlarged.shape[:2], 3)), height, width)
+
+
+def _pad(image: NDArray[np.uint8], height: int, width: int) -> RGBImage:
+    """`image` (H, W, 3) padded with black below and on the right."""
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded

@@ -1,7 +1,7 @@
 """Observations that a file of raw demonstrations holds: which can be copied into a store, and their values.
 
-Images are copied if that is exact: (84, 84, 3) or (3, 84, 84) per step, uint8, or other numbers that are 0..255 or
-0..1 in steps of 1/255. Everything else is rendered in the simulator.
+Images are copied if that is exact: (height, width, 3) or (3, height, width) per step, uint8, or other numbers that are
+0..255 or 0..1 in steps of 1/255. Everything else is rendered in the simulator.
 
 Shapes: n steps of a demo.
 """
@@ -18,20 +18,18 @@ from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.hdf5 import report_read_errors
 from ddp_cli.data.invariants import check_quaternions
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import IMAGE_SIZE
 
-IMAGE_SHAPE, CHANNELS_FIRST = (IMAGE_SIZE, IMAGE_SIZE, 3), (3, IMAGE_SIZE, IMAGE_SIZE)
 ROUNDING_ERROR, ROUNDING_ERROR_FLOAT16 = 0.01, 0.1  # of 255 steps
 
 
 def reason_unusable(demos: DemoFile, key: str, names: Sequence[str]) -> str:
     """Why the recorded observation `key` of the demos `names` cannot be copied; empty if it can."""
-    is_image = key in demos.task.cameras
+    is_image = key in demos.task.schema.cameras
     for name in names:
         if not demos.has(name, f"obs/{key}"):
             return f"{name} has no obs/{key}"
         array = demos.array(name, f"obs/{key}")
-        shapes = [IMAGE_SHAPE, CHANNELS_FIRST] if is_image else [(demos.task.vectors("state")[key],)]
+        shapes = _image_shapes(demos, key) if is_image else [(demos.task.vectors("state")[key],)]
         if array.shape[1:] not in shapes:
             return f"obs/{key} of {name} has shape {array.shape[1:]}, expected {shapes[0]}"
         if is_image and array.dtype != np.uint8:
@@ -43,7 +41,7 @@ def reason_unusable(demos: DemoFile, key: str, names: Sequence[str]) -> str:
 
 
 def read_observations(demos: DemoFile, name: str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The observations `keys` of a demo by key: images (n, 84, 84, 3) uint8, others (n, width) float32.
+    """The observations `keys` of a demo by key: images (n, height, width, 3) uint8, others (n, width) float32.
 
     DataError if the number of steps is wrong, or values are not finite or cannot be copied exactly.
     """
@@ -73,7 +71,14 @@ def _read_observation(demos: DemoFile, name: str, key: str) -> NDArray[Any]:
 def _read(demos: DemoFile, name: str, key: str, rows: slice) -> NDArray[Any]:
     with report_read_errors(demos.path, f"{name}/obs/{key}"):
         values = np.asarray(demos.array(name, f"obs/{key}")[rows])
-    return np.moveaxis(values, 1, -1) if values.shape[1:] == CHANNELS_FIRST else values
+    is_image = key in demos.task.schema.cameras
+    return np.moveaxis(values, 1, -1) if is_image and values.shape[1:] == _image_shapes(demos, key)[1] else values
+
+
+def _image_shapes(demos: DemoFile, key: str) -> list[tuple[int, ...]]:
+    """Shapes of an image with its channels last, and first."""
+    height, width, channels = demos.task.schema.cameras[key].shape
+    return [(height, width, channels), (channels, height, width)]
 
 
 def _check_length(demos: DemoFile, name: str, key: str) -> None:
@@ -87,7 +92,7 @@ def _check_length(demos: DemoFile, name: str, key: str) -> None:
 
 def _convert(demos: DemoFile, values: NDArray[Any], name: str, key: str) -> NDArray[Any]:
     location = f"'{demos.path}' {name}: obs/{key}"
-    if key in demos.task.cameras:
+    if key in demos.task.schema.cameras:
         return np.ascontiguousarray(to_uint8(values, location))
     if not np.isfinite(values).all():
         raise DataError(f"{location} is not finite.", "Compute it again with --rerender.")

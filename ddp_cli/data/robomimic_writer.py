@@ -18,7 +18,7 @@ from ddp_cli.data.actions import rotation_6d_to_axis_angle
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file
 from ddp_cli.sim.environment import env_args
-from ddp_cli.tasks import ACTION_DIM, IMAGE_SIZE
+from ddp_cli.tasks import ACTION_WIDTHS
 
 
 def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None]) -> int:
@@ -33,7 +33,8 @@ def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None
             demo = data.create_group(f"demo_{i}")
             demo.attrs["num_samples"] = end - begin
             actions = store.read("action", rows=slice(begin, end)).astype(np.float64)
-            demo["actions"] = actions if actions.shape[1] == ACTION_DIM else rotation_6d_to_axis_angle(actions)
+            is_delta = actions.shape[1] == ACTION_WIDTHS["delta"]
+            demo["actions"] = actions if is_delta else rotation_6d_to_axis_angle(actions)
             dones = np.zeros(end - begin, np.int64)
             dones[-1] = 1
             demo["rewards"], demo["dones"] = dones.astype(np.float64), dones
@@ -53,9 +54,13 @@ def _env_args(store: Store) -> dict[str, Any]:
     """The environment that robomimic creates for rollouts, with the cameras of the file."""
     args = env_args(store.task, store.attrs["action"]["convention"])
     if store.image_keys:
+        cameras = [store.task.schema.cameras[key] for key in store.image_keys]
+        heights, widths = [camera.height for camera in cameras], [camera.width for camera in cameras]
+        same_size = len({*zip(heights, widths, strict=True)}) == 1
         args["env_kwargs"] |= {
             "has_offscreen_renderer": True, "use_camera_obs": True, "camera_depths": False,
-            "camera_names": [store.task.cameras[key] for key in store.image_keys],
-            "camera_heights": IMAGE_SIZE, "camera_widths": IMAGE_SIZE,
+            "camera_names": [store.task.robosuite.cameras[key] for key in store.image_keys],
+            "camera_heights": heights[0] if same_size else heights,
+            "camera_widths": widths[0] if same_size else widths,
         }  # fmt: skip
     return args

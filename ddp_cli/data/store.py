@@ -1,11 +1,13 @@
 """The store, read: a zarr folder in the field's replay-buffer layout. store_writer.py writes it.
 
-    data/<image key>   (N, 84, 84, 3) uint8, lossless zstd over 64 frames; absent in stores for state policies
+    data/<image key>   (N, height, width, channels) uint8, lossless zstd over some frames; absent in stores for state
+                       policies
     data/<other key>   (N, width) float32
-    data/action        (N, 7) float32, or (N, 10) for absolute actions
+    data/action        (N, Da) float32
     meta/episode_ends  (E,) int64, index one past each episode's last step
 
-Episodes are concatenated along the first axis. Attributes hold the source, the task and how images were rendered.
+Episodes are concatenated along the first axis. Attributes hold the schema, the source, the task and how images were
+rendered.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.task_file import read_task, task_file_path, task_from_json
 from ddp_cli.tasks import TASKS, Task, describe_difference
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 had no schema: its task, of robosuite, says what a step holds."""
 HASHED_IMAGES = 16
 CHECK_RESULTS = ("passed", "failed", "not verified")
 STORE_MARKERS = ("zarr.json", ".zgroup")
@@ -51,7 +55,7 @@ class Store:
             raise DataError(f"'{path}' is not a zarr store.", hint) from e
         if "format" not in self.attrs:
             raise DataError(f"'{path}' is a zarr folder, but not one written by `ddp convert`.", hint)
-        if self.attrs["format"] != STORE_FORMAT:
+        if self.attrs["format"] not in READABLE_FORMATS:
             raise DataError(
                 f"'{path}' has store format {self.attrs['format']}, this version of ddp reads format {STORE_FORMAT}.",
                 "Convert the demonstrations again, or install the version of ddp that wrote it.",
@@ -100,7 +104,7 @@ class Store:
     @property
     def image_keys(self) -> list[str]:
         """Keys of the camera images in the store."""
-        return [key for key in self.task.cameras if f"data/{key}" in self._root]
+        return [key for key in self.task.schema.cameras if f"data/{key}" in self._root]
 
     def is_image(self, key: str) -> bool:
         """Whether data/`key` holds images."""

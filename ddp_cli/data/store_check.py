@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.choices import Obs, RenderProfile
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTIONS, IMAGE_SIZE, Task
+from ddp_cli.tasks import ACTIONS, RECORDED, Task
 
 CHECKSUM_BYTES = 4
 REPAIR_HINT = "Convert the demonstrations again, or copy the store again."
@@ -41,7 +41,9 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     if attributes.get("obs", "image") not in get_args(Obs):
         raise DataError(f"'{path}': the attribute 'obs' is damaged.", REPAIR_HINT)
     action = attributes["action"]
-    if (action.get("convention"), action.get("dim")) not in [(name, a["dim"]) for name, a in ACTIONS.items()]:
+    dim = action.get("dim")
+    valid = [*((name, a["dim"]) for name, a in ACTIONS.items()), (RECORDED, dim)]  # check_arrays compares it
+    if (action.get("convention"), dim) not in valid:
         raise DataError(f"'{path}': the attribute 'action' is damaged.", REPAIR_HINT)
 
 
@@ -74,15 +76,17 @@ def check_arrays(
     files. `find_array` returns data/<key>, or None.
     """
     steps = int(ends[-1])
-    action_dim = attributes["action"].get("dim")
+    action_dim = sum(part.width for part in task.action_parts(attributes["action"]["convention"]))
+    if attributes["action"]["dim"] != action_dim:
+        raise DataError(f"'{path}': the attribute 'action' is damaged.", REPAIR_HINT)
     widths = {**task.vectors("state"), "action": action_dim}
     expected: dict[str, tuple[tuple[Any, ...], str]] = {key: ((width,), "float32") for key, width in widths.items()}
-    expected |= dict.fromkeys(task.images("image"), ((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8"))
+    expected |= {key: (camera.shape, "uint8") for key, camera in task.images("image").items()}
     for key, (step_shape, dtype) in expected.items():
         array, shape = find_array(key), (steps, *step_shape)
         if array is None:
             # Stores of early versions do not say whether they hold images.
-            if key in task.cameras and attributes.get("obs") != "image":
+            if key in task.schema.cameras and attributes.get("obs") != "image":
                 continue
             raise DataError(f"'{path}' has no array data/{key}.", REPAIR_HINT)
         if tuple(array.shape) != shape or array.dtype != dtype:

@@ -19,6 +19,9 @@ from ddp_cli.locks import lock_output
 from ddp_cli.sim.environment import check_action_convention
 from ddp_cli.tasks import ACTIONS
 
+NOT_INHERITED = ("format", "task", "schema", "complete", "total", "episodes", "content", "check")
+"""Attributes that a copy writes itself."""
+
 
 def copy_store(
     store: Store,
@@ -61,8 +64,7 @@ def copy_store(
 
 
 def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, Any]:
-    own = ("format", "task", "complete", "total", "episodes", "content", "check")
-    inherited = {key: value for key, value in store.attrs.items() if key not in own}
+    inherited = {key: value for key, value in store.attrs.items() if key not in NOT_INHERITED}
     names = inherited["source"].get("demos", [])
     demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
     return inherited | {

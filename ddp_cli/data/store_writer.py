@@ -7,10 +7,11 @@ zarr copies a chunk several times before compressing it, and reads it back to wr
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +28,9 @@ from ddp_cli.data.store_check import chunk_checksums, missing_chunks
 from ddp_cli.disk import replace
 from ddp_cli.errors import DataError, DdpError, WorkerError
 from ddp_cli.parallel import default_workers
-from ddp_cli.tasks import IMAGE_SIZE, Task
+from ddp_cli.tasks import Task
 
-IMAGES_PER_CHUNK = 64
+IMAGE_CHUNK_BYTES = 64 * 84 * 84 * 3  # 64 images of the built-in tasks
 ROWS_PER_CHUNK = 1024  # of arrays without images
 MAX_PENDING_CHUNKS = 16  # waiting for compression: 22 MB of images
 FLUSH_INTERVAL_S = 1.0  # the work that a killed process may lose
@@ -54,7 +55,8 @@ class StoreWriter:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self._ends = [0, *np.cumsum(lengths).tolist()]
         attributes = {
-            "format": STORE_FORMAT, "task": task.to_json(), **attributes, "complete": False, "total": self._ends[-1],
+            "format": STORE_FORMAT, "task": task.to_json(), **attributes, "schema": _schema(task, attributes),
+            "complete": False, "total": self._ends[-1],
         }  # fmt: skip
         self._root = self._reopen(attributes, zarr_format) or self._create(task, attributes, zarr_format)
         self._appended = self.episodes
@@ -101,8 +103,8 @@ class StoreWriter:
                 chunk_key_encoding={"name": "default" if zarr_format == 3 else "v2", "separator": "."},
             )  # fmt: skip
 
-        for key in task.images(attributes["obs"]):
-            create_array(f"data/{key}", (self._ends[-1], IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", IMAGES_PER_CHUNK)
+        for key, camera in task.images(attributes["obs"]).items():
+            create_array(f"data/{key}", (self._ends[-1], *camera.shape), "uint8", images_per_chunk(camera.shape))
         for key, width in {**task.vectors("state"), "action": attributes["action"]["dim"]}.items():
             create_array(f"data/{key}", (self._ends[-1], width), "float32", ROWS_PER_CHUNK)
         create_array("meta/episode_ends", (len(self._ends) - 1,), "int64", ROWS_PER_CHUNK)
@@ -174,6 +176,17 @@ class StoreWriter:
                 self.flush()
         elif kind is not None and issubclass(kind, DdpError | OSError):
             shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def _schema(task: Task, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what the store holds."""
+    convention, cameras = attributes["action"]["convention"], task.images(attributes["obs"])
+    return task.schema.model_copy(update={"action": task.action_parts(convention), "cameras": cameras}).to_json()
+
+
+def images_per_chunk(shape: Sequence[int]) -> int:
+    """Images of `shape` (height, width, channels) in a chunk, at least one."""
+    return max(1, IMAGE_CHUNK_BYTES // math.prod(shape))
 
 
 class _ArrayWriter:

@@ -104,7 +104,7 @@ def export_policy(
     policy = policy.cpu().eval()
     if options.format == "ddp":
         # The configuration may have been changed after `meta` was read: by set_sampler.
-        save_checkpoint(out, policy.config, policy.state_dict(), {k: v for k, v in meta.items() if k != "policy"}, None)
+        save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
         return ExportResult(sorted(p.name for p in out.iterdir()), {})
     with atomic_folder(out) as partial:
         proof = _write_folder(policy, meta, options, partial, load_example_obs, on_episode)

@@ -20,7 +20,7 @@ from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import DdpError, SimulatorError
 from ddp_cli.evaluation.rollout import Agent, clamp_chunk, run_episode
 from ddp_cli.inference.agent import PolicyAgent
-from ddp_cli.safety import ActionLimits, Array, is_rotation
+from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
@@ -62,7 +62,7 @@ def compare_limits(exported: Policy, limits: ActionLimits, obs: dict[str, Tensor
     """
     counts = {"actions": 0, "limited": 0, "held": 0}
     for i in range(len(next(iter(obs.values())))):
-        sample, previous_action = _to_camera_layout(obs, i), idle_pose(limits)
+        sample, previous_action = _to_camera_layout(obs, i), limits.neutral_action()
         for width in NOISE_WIDTHS:
             noise = width * exported.sample_noise(np.random.default_rng(i))
             try:
@@ -77,21 +77,9 @@ def compare_limits(exported: Policy, limits: ActionLimits, obs: dict[str, Tensor
                 raise DdpError("the exported policy limits its actions differently from evaluation.", REPORT_HINT)
             counts["actions"] += len(actions)
             counts["limited"] += int((np.abs(actions - predicted) > ROUNDING).any(1).sum())
-            counts["held"] += _count_held(predicted) if limits.actions == "absolute" else 0
+            counts["held"] += limits.count_degenerate(predicted)
             previous_action = actions[-1].astype(np.float64)
     return counts
-
-
-def _count_held(predicted: np.ndarray[Any, Any]) -> int:
-    return int((~is_rotation(predicted[:, 3:9].astype(np.float64))).sum())
-
-
-def idle_pose(limits: ActionLimits) -> Array:
-    """An action (Da,) that may precede a chunk: zeros, for absolute actions with the identity as rotation."""
-    action = np.zeros(limits.dim)
-    if limits.actions == "absolute":
-        action[[3, 7]] = 1.0
-    return action
 
 
 def _to_camera_layout(obs: dict[str, Tensor], i: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -103,7 +91,7 @@ def _to_camera_layout(obs: dict[str, Tensor], i: int) -> dict[str, np.ndarray[An
 def measure_latency(exported: Policy, obs: dict[str, Tensor]) -> dict[str, float]:
     """Latency of a chunk on this machine, with one thread: median and 95th percentile [ms]."""
     sample = _to_camera_layout(obs, 0)
-    noise, previous_action = exported.sample_noise(np.random.default_rng(0)), idle_pose(exported.limits)
+    noise, previous_action = exported.sample_noise(np.random.default_rng(0)), exported.limits.neutral_action()
     latencies = []
     for _ in range(TIMED_CHUNKS + 1):
         start = time.perf_counter()

@@ -32,6 +32,7 @@ class ExportedAgent:
         self.actions: str = config.actions
         self.n_obs_steps = config.n_obs_steps
         self.n_action_steps = config.n_action_steps
+        self.control_hz = config.task.schema.rate
         self.action_limits = policy.limits
         self._generator = torch.Generator()
 

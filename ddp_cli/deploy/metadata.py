@@ -11,13 +11,6 @@ from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
 from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys
-from ddp_cli.tasks import CONTROL_HZ, IMAGE_SIZE
-
-UNITS = {
-    "robot0_eef_pos": "m, position of the end effector, world frame",
-    "robot0_eef_quat": "quaternion x, y, z, w of the end effector, world frame",
-    "robot0_gripper_qpos": "m, positions of the finger joints",
-}
 
 
 def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
@@ -31,9 +24,10 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "horizon": config.horizon,
         "n_action_steps": config.n_action_steps,
         "action": meta.get("action"),
+        "action_parts": [part.to_json() for part in config.action_parts],
         "limits": action_limits(policy, meta).to_json(),
         "action_range": meta.get("action_range"),
-        "control_hz": CONTROL_HZ,
+        "control_hz": config.task.schema.rate,
         "noise": [n_noise_tensors(policy), *policy.trajectory_shape],
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
@@ -52,10 +46,11 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
 
 
 def _obs_entry(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
-    if key in policy.config.image_keys:
-        return {"shape": [IMAGE_SIZE, IMAGE_SIZE, 3], "dtype": "uint8", "unit": "RGB, 0 to 255, upright"}
-    return {
-        "shape": [policy.config.low_dim[key]],
-        "dtype": "float32",
-        "unit": UNITS.get(key, "as observed by robosuite"),
-    }
+    schema = policy.config.task.schema
+    if key in policy.config.cameras:
+        camera = schema.cameras[key]
+        colors = "RGB" if camera.channels == 3 else "gray"
+        return {"shape": list(camera.shape), "dtype": "uint8", "unit": f"{colors}, 0 to 255, upright"}
+    vector = schema.vectors[key]
+    names = {"names": list(vector.names)} if vector.names else {}
+    return {"shape": [vector.width], "dtype": "float32", "unit": vector.unit or "as recorded", **names}

@@ -13,7 +13,7 @@ tags: [diffusion-policy, robosuite]
 
 # Diffusion policy: {task}
 
-Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz} Hz; sampler {sampler}, \
+Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz:g} Hz; sampler {sampler}, \
 {num_inference_steps} steps.
 `policy.json` describes its inputs and outputs.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from runtime import Policy, ChunkRunner     # runtime.py and safety.py in this folder; requires numpy and onnxruntime
 
 runner = ChunkRunner(Policy.load("."), seed=0)
-while True:                                 # at {hz} Hz
+while True:                                 # at {hz:g} Hz
     action = runner.action({{
 {keys}
     }})
@@ -37,6 +37,7 @@ itself do not limit actions.
 
 RULES = {
     "delta": "every value is clipped to [-1, 1]",
+    "recorded": "every value is clipped to `limits` in `policy.json`, rotations are normalized",
     "absolute": "positions are clipped to `limits` in `policy.json`, rotations are orthonormalized (degenerate ones "
     "are replaced by the previous rotation), the gripper is clipped to [-1, 1]",
 }

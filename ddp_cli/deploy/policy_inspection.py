@@ -85,9 +85,7 @@ def inspect_policy(path: Path) -> dict[str, Any]:
 
 
 def _input_shapes(config: PolicyConfig) -> dict[str, list[int]]:
-    from ddp_cli.tasks import IMAGE_SIZE
-
-    images = {key: [IMAGE_SIZE, IMAGE_SIZE, 3] for key in config.image_keys}
+    images = {key: list(camera.shape) for key, camera in config.cameras.items()}
     return images | {key: [width] for key, width in config.low_dim.items()}
 
 

@@ -48,7 +48,6 @@ from numpy.typing import NDArray
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.evaluation.rollout import Observation, clamp_chunk
 from ddp_cli.safety import ActionError, ActionLimits, Array
-from ddp_cli.tasks import CONTROL_HZ
 
 Chunk = NDArray[np.floating[Any]]
 JITTER_TOLERANCE = 0.25  # [periods], by which an observation may be newer than the tick it is used for
@@ -84,7 +83,7 @@ class ActionStream:
     act            To observations, oldest first -> chunk (Ta, Da); runs in the stream's own thread
     control_hz     rate at which `action` is called
     replan_every   R, periods from one request to the next, 1 to Ta
-    start          action to hold before the first chunk; required for absolute actions: the current pose
+    start          action to hold before the first chunk; required for actions that are goals: the current pose
     clock          [s], provides missing timestamps
     latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` seconds
                    later, measured by the timestamps
@@ -97,7 +96,7 @@ class ActionStream:
         n_obs_steps: int,
         n_action_steps: int,
         action_limits: ActionLimits,
-        control_hz: float = CONTROL_HZ,
+        control_hz: float,
         replan_every: int | None = None,
         start: Chunk | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ddp_cli.evaluation.path_prediction import predict_path
 from ddp_cli.evaluation.rollout import Agent, EpisodeResult, StepInfo, run_episode
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import CONTROL_HZ
 from ddp_cli.video.overlay import DARK, GREEN, OVERLAY_COLORS, RED, Color, RGBImage, draw_path, draw_text
 from ddp_cli.video.video import VideoWriter, is_gif
 
@@ -27,7 +26,7 @@ class EpisodeFilm:
 
     def __init__(self, sim: Simulator, seed: int, size: int, keys: Sequence[str] | None = None) -> None:
         self._sim, self._seed, self._size = sim, seed, size
-        self._keys = list(sim.task.cameras) if keys is None else list(keys)
+        self._keys = list(sim.task.schema.cameras) if keys is None else list(keys)
         self._previous_position: NDArray[np.float64] | None = None
         self._path = np.zeros((0, 3))
 
@@ -36,8 +35,8 @@ class EpisodeFilm:
         sim, position = self._sim, self._sim.eef_pose()[0]
         if info.executed == 0:
             previous = position if self._previous_position is None else self._previous_position
-            velocity = (position - previous) * CONTROL_HZ
-            self._path = predict_path(position, velocity, info.chunk, sim.base_orientation())
+            velocity = (position - previous) * sim.task.schema.rate
+            self._path = predict_path(position, velocity, info.chunk, sim.base_orientation(), 1 / sim.task.schema.rate)
         self._previous_position = position
         images = []
         for key in self._keys:
@@ -58,5 +57,5 @@ class EpisodeFilm:
 def record_episode(sim: Simulator, agent: Agent, seed: int, path: Path, size: int | None = None) -> EpisodeResult:
     """Run the episode `seed` and write all cameras, `size` pixels square each, to the video `path`."""
     film = EpisodeFilm(sim, seed, size or (GIF_FRAME_SIZE if is_gif(path) else FRAME_SIZE))
-    with VideoWriter(path, OVERLAY_COLORS) as video:
+    with VideoWriter(path, sim.task.schema.rate, OVERLAY_COLORS) as video:
         return run_episode(sim, agent, seed, lambda info: video.add(film.render_frame(info)))

@@ -66,9 +66,12 @@ def record_episode_grid(
     episode.
     """
     size = grid.tile_size(is_gif(path))
-    with VideoWriter(path, OVERLAY_COLORS) as video, closing(_FrameBuffer(path.parent, size)) as frames:
+    with (
+        VideoWriter(path, sim.task.schema.rate, OVERLAY_COLORS) as video,
+        closing(_FrameBuffer(path.parent, size)) as frames,
+    ):
         for seed in seeds:
-            film = EpisodeFilm(sim, seed, size, list(sim.task.cameras)[:1])
+            film = EpisodeFilm(sim, seed, size, list(sim.task.schema.cameras)[:1])
             frames.start_episode()
 
             def on_step(info: StepInfo, film: EpisodeFilm = film) -> None:

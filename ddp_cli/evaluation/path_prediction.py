@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.tasks import ACTION_DIM, CONTROL_HZ, DELTA_METRES
+from ddp_cli.tasks import ACTION_WIDTHS, DELTA_METRES
 
 Array = NDArray[np.float64]
 
@@ -16,22 +16,23 @@ STIFFNESS = 150.0
 controller is critically damped."""
 
 
-def predict_path(position: Array, velocity: Array, chunk: Array, base_orientation: Array) -> Array:
+def predict_path(position: Array, velocity: Array, chunk: Array, base_orientation: Array, period: float) -> Array:
     """End-effector positions [m] (Ta + 1, 3): now, and after each action of `chunk` (Ta, 7 delta or 10 absolute).
 
     The end effector is at `position` [m] with `velocity` [m/s]. Everything is in the world frame, except delta actions,
-    which are in the frame of the base, `base_orientation` (3, 3).
+    which are in the frame of the base, `base_orientation` (3, 3). `period` is the control period [s].
 
     The end effector does not reach its goals: in a control period it covers a quarter of the distance to a new one, and
     a delta action starts from the pose reached so far. Summing the deltas would give a path four times too long. So
     this integrates the dynamics of the controller, x'' = k (goal - x) - 2 sqrt(k) x', exactly over each period.
     """
-    period, rate = 1 / CONTROL_HZ, math.sqrt(STIFFNESS)
+    rate = math.sqrt(STIFFNESS)
     decay = math.exp(-rate * period)
     positions = [position]
     for action in chunk:
         delta = base_orientation @ action[:3] * DELTA_METRES
-        error = -delta if len(action) == ACTION_DIM else position - action[:3]  # from the goal to the end effector
+        # From the goal to the end effector.
+        error = -delta if len(action) == ACTION_WIDTHS["delta"] else position - action[:3]
         coefficient = velocity + rate * error  # error(t) = (error + coefficient * t) * exp(-rate * t)
         position = position - error + (error + coefficient * period) * decay
         velocity = (velocity - rate * coefficient * period) * decay

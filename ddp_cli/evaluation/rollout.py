@@ -14,7 +14,7 @@ from ddp_cli.errors import DdpError
 from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.safety import ActionError, ActionLimits, Array
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_DIM
+from ddp_cli.tasks import ACTION_WIDTHS
 
 SUCCESS_HOLD_STEPS = 10  # consecutive steps of success after which an episode ends, and counts as held
 
@@ -138,6 +138,6 @@ def clamp_chunk(
 def idle_action(sim: Simulator) -> Array:
     """The action that keeps the robot in place: zeros (7,), or the current end-effector pose as the goal (10,)."""
     if sim.actions == "delta":
-        return np.zeros(ACTION_DIM)
+        return np.zeros(ACTION_WIDTHS["delta"])
     position, rotation = sim.eef_pose()
     return np.concatenate([position, matrix_to_6d(rotation), [0.0]])

@@ -33,6 +33,7 @@ class PolicyAgent:
         self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
         self.n_action_steps = policy.config.n_action_steps
+        self.control_hz = policy.config.task.schema.rate
         self.engine = choose_engine(policy.config, policy.device.type, engine)
         self._predict = make_predict_fn(policy, self.engine)
         self._generator = torch.Generator(policy.device)

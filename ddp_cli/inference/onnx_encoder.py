@@ -15,18 +15,19 @@ from torchvision.models.resnet import BasicBlock
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, N_KEYPOINTS, ImageEncoder, SpatialSoftArgmax, center_crop_offset
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.tasks import IMAGE_SIZE
+from ddp_cli.schema import Camera
 
 
 def add_encoder(g: GraphBuilder, policy: DiffusionPolicy) -> str:
     """Features (B, To, Do) of the observations, which are inputs of the graph named by their keys."""
-    shape, n_steps, normalizer = policy.config.crop_shape, policy.config.n_obs_steps, policy.normalizer
+    config, n_steps, normalizer = policy.config, policy.config.n_obs_steps, policy.normalizer
     parts = []
     for key, encoder in policy.encoders.items():
         assert isinstance(encoder, ImageEncoder)
-        x = _image_encoder(g, encoder, _cropped_images(g, key, shape), shape)
+        camera, shape = config.cameras[key], config.crop(key)
+        x = _image_encoder(g, encoder, _cropped_images(g, key, camera, shape), (camera.channels, *shape))
         parts.append(g("Reshape", x, g.int64(-1, n_steps, IMAGE_FEATURE_DIM)))
-    for key in policy.config.low_dim:
+    for key in config.low_dim:
         scale, offset = (g.constant(normalizer.get_buffer(f"{key}_{part}")) for part in ("scale", "offset"))
         parts.append(g("Add", g("Mul", key, scale), offset))
     features = g("Concat", *parts, axis=-1)
@@ -35,21 +36,22 @@ def add_encoder(g: GraphBuilder, policy: DiffusionPolicy) -> str:
     return g("Concat", features, _module(g, policy.fusion, features), axis=-1)
 
 
-def _cropped_images(g: GraphBuilder, key: str, shape: tuple[int, int]) -> str:
-    """Central crops (B To, 3, h, w) in [-1, 1] of the images `key`."""
-    x = g("Reshape", key, g.int64(-1, 3, IMAGE_SIZE, IMAGE_SIZE))
-    starts = [center_crop_offset(IMAGE_SIZE, side) for side in shape]
+def _cropped_images(g: GraphBuilder, key: str, camera: Camera, shape: tuple[int, int]) -> str:
+    """Central crops (B To, C, h, w) in [-1, 1] of the images `key`."""
+    size = camera.height, camera.width
+    x = g("Reshape", key, g.int64(-1, camera.channels, *size))
+    starts = [center_crop_offset(side, cropped) for side, cropped in zip(size, shape, strict=True)]
     ends = [start + side for start, side in zip(starts, shape, strict=True)]
     x = g("Slice", x, g.int64(*starts), g.int64(*ends), g.int64(2, 3))
     x = g("Mul", g("Cast", x, to=TensorProto.FLOAT), g.constant(2.0 / 255.0))
     return g("Sub", x, g.constant(1.0))
 
 
-def _image_encoder(g: GraphBuilder, encoder: ImageEncoder, x: str, shape: tuple[int, int]) -> str:
+def _image_encoder(g: GraphBuilder, encoder: ImageEncoder, x: str, shape: tuple[int, int, int]) -> str:
     x = _module(g, encoder.backbone, x)
     if isinstance(encoder.pool, SpatialSoftArgmax):
         with torch.no_grad():
-            h, w = encoder.backbone(torch.zeros(1, 3, *shape)).shape[-2:]
+            h, w = encoder.backbone(torch.zeros(1, *shape)).shape[-2:]
         x = _spatial_soft_argmax(g, encoder.pool, x, h, w)
     else:
         x = g("Flatten", x, axis=1)

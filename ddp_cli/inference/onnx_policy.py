@@ -22,7 +22,6 @@ from ddp_cli.inference.folded_denoiser import FoldedDenoiser
 from ddp_cli.inference.onnx_denoiser import add_denoiser, add_fold
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, tensor_info
-from ddp_cli.tasks import IMAGE_SIZE
 
 DEFAULT_OPSET = 18
 STEP_COEFFICIENTS = ("clean_from_x", "clean_from_out", "x", "out", "clean", "prev_clean", "noise")
@@ -94,8 +93,11 @@ def compose_policy_graph(
 
 
 def _obs_inputs(policy: DiffusionPolicy) -> list[ValueInfo]:
-    config, shape = policy.config, (3, IMAGE_SIZE, IMAGE_SIZE)
-    images = [tensor_info(k, ["batch", config.n_obs_steps, *shape], TensorProto.UINT8) for k in config.image_keys]
+    config = policy.config
+    images = [
+        tensor_info(key, ["batch", config.n_obs_steps, camera.channels, camera.height, camera.width], TensorProto.UINT8)
+        for key, camera in config.cameras.items()
+    ]
     return images + [tensor_info(k, ["batch", config.n_obs_steps, width]) for k, width in config.low_dim.items()]
 
 

@@ -13,7 +13,7 @@ from ddp_cli.choices import ActionConvention
 from ddp_cli.errors import SimulatorError, UnknownNameError
 from ddp_cli.sim.gl_backend import choose_gl_backend, import_error
 from ddp_cli.sim.task_checks import check_env_name
-from ddp_cli.tasks import CONTROL_HZ, Task
+from ddp_cli.tasks import Task
 
 
 def import_robosuite() -> Any:
@@ -51,19 +51,20 @@ def check_action_convention(name: str) -> None:
 def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     """Environment arguments in robomimic's format (`env_name`, `env_version`, `type`, `env_kwargs`)."""
     import_robosuite()
+    rate = task.schema.rate
     from robosuite.controllers import load_composite_controller_config
 
     controller = load_composite_controller_config(robot="Panda")
     if actions == "absolute":  # robosuite 1.5 ignores `control_delta` of older configurations
         controller["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
     return {
-        "env_name": task.env_name,
+        "env_name": task.robosuite.env_name,
         "env_version": simulator_versions()["robosuite"],
         "type": 1,  # robomimic's EnvType.ROBOSUITE_TYPE
         "env_kwargs": {
             "robots": ["Panda"],
             "controller_configs": controller,
-            "control_freq": CONTROL_HZ,
+            "control_freq": int(rate) if rate == int(rate) else rate,
             "has_renderer": False,
             "has_offscreen_renderer": False,
             "use_camera_obs": False,
@@ -81,11 +82,12 @@ def make_env(task: Task, args: dict[str, Any], lite_physics: bool = True) -> Any
     UnknownNameError if robosuite has no such environment, SimulatorError if it cannot be created.
     """
     robosuite = import_robosuite()
-    check_env_name(task.env_name, robosuite.ALL_ENVIRONMENTS)
+    simulator = task.robosuite
+    check_env_name(simulator.env_name, robosuite.ALL_ENVIRONMENTS)
     kwargs = args["env_kwargs"] | {"lite_physics": lite_physics}
     try:
         # If episodes differ in the state alone, a soft reset is exact and 100x faster.
-        return robosuite.make(task.env_name, **kwargs, hard_reset=task.model_varies, seed=0)
+        return robosuite.make(simulator.env_name, **kwargs, hard_reset=simulator.model_varies, seed=0)
     except (AssertionError, AttributeError, TypeError, ValueError) as e:
         versions = ", ".join(f"{name} {version}" for name, version in simulator_versions().items())
-        raise SimulatorError(f"cannot create {task.env_name} with {versions}.", "Run `ddp doctor`.") from e
+        raise SimulatorError(f"cannot create {simulator.env_name} with {versions}.", "Run `ddp doctor`.") from e

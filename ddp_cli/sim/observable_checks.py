@@ -6,7 +6,7 @@ import numpy as np
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_DIM
+from ddp_cli.tasks import ACTION_WIDTHS
 
 
 def check_state_determines_observations(sim: Simulator) -> None:
@@ -15,10 +15,10 @@ def check_state_determines_observations(sim: Simulator) -> None:
     """
     sim.reset(0)
     rng = np.random.default_rng(0)
-    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
+    for action in rng.uniform(-1, 1, (5, ACTION_WIDTHS["delta"])):
         sim.step(action)
     state, expected = sim.state(), sim.low_dim()
-    for action in rng.uniform(-1, 1, (5, ACTION_DIM)):
+    for action in rng.uniform(-1, 1, (5, ACTION_WIDTHS["delta"])):
         sim.step(action)
     sim.set_kinematic_state(state)
     not_restored = [key for key, value in sim.low_dim().items() if not np.array_equal(value, expected[key])]

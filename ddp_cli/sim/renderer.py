@@ -97,8 +97,8 @@ class Renderer:
         """Whether `model` has the meshes and textures of this renderer's context."""
         return model is self._scene_model or _asset_hash(model) == self._assets
 
-    def render(self, model: Any, data: Any, camera: str, size: int) -> Image:
-        """The upright image of `camera`, uint8 (size, size, 3)."""
+    def render(self, model: Any, data: Any, camera: str, height: int, width: int) -> Image:
+        """The upright image of `camera`, uint8 (height, width, 3)."""
         mujoco = self._mujoco
         if model is not self._scene_model:
             self._scene = mujoco.MjvScene(model, maxgeom=MAX_SCENE_GEOMS)
@@ -118,8 +118,8 @@ class Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._gl.make_current()
-        image = np.empty((size, size, 3), np.uint8)
-        viewport = mujoco.MjrRect(0, 0, size, size)
+        image = np.empty((height, width, 3), np.uint8)
+        viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(image, None, viewport, self._context)
         return np.ascontiguousarray(image[::-1])  # the first row of OpenGL is at the bottom

@@ -27,7 +27,7 @@ from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
-from ddp_cli.tasks import IMAGE_SIZE, Task
+from ddp_cli.tasks import Task
 
 Array = NDArray[np.float64]
 
@@ -39,13 +39,14 @@ class Simulator:
     """An environment of `task`, rendered with the profile `render` and controlled with `actions` (delta or absolute).
 
     `lite_physics=False` steps like robosuite up to 1.4.1. UnknownNameError for an unknown profile, convention or
-    environment, ConfigError if the environment lacks a camera or observable of the task.
+    environment, ConfigError if the environment lacks a camera or observable of the task, SimulatorError if the task
+    has none.
     """
 
     def __init__(self, task: Task, render: str = "fast", actions: str = "delta", lite_physics: bool = True) -> None:
+        self.task, self._robosuite = task, task.robosuite
         check_render_profile(render)
         check_action_convention(actions)
-        self.task = task
         self.render_profile = render
         self.actions = actions
         self._absolute_verified = False
@@ -87,7 +88,7 @@ class Simulator:
         self.set_state(self.state())
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """Run one control period (1/20 s) of `action`, (7,) delta or (10,) absolute; returns success at its end."""
+        """Run one control period of `action`, (7,) delta or (10,) absolute; returns success at its end."""
         action = np.asarray(action, dtype=np.float64)
         if self.actions == "absolute":
             rotvec = matrix_to_rotvec(matrix_from_6d(action[3:9]))
@@ -155,7 +156,7 @@ class Simulator:
         size = 1 + self.model.nq + self.model.nv
         if len(state) != size:
             raise SimulatorError(
-                f"a state of {len(state)} values does not fit {self.task.env_name} ({size} values).",
+                f"a state of {len(state)} values does not fit {self._robosuite.env_name} ({size} values).",
                 f"Record demos of the task '{self.task.name}', or name the task of this recording.",
             )
 
@@ -199,12 +200,13 @@ class Simulator:
         """Low-dimensional observations of the current state, float32 (width,) each; by default all of the task."""
         obs = self._observables()
         try:
-            if self.task.object:
-                obs["object"] = np.concatenate([obs[name] for name in self.task.object])
+            if parts := self._robosuite.object:
+                obs["object"] = np.concatenate([obs[name] for name in parts])
             return {k: obs[k].astype(np.float32) for k in (self.task.vectors("state") if keys is None else keys)}
         except KeyError as e:
             raise SimulatorError(
-                f"{self.task.env_name} does not have the observable {e} in every episode.", "Remove it from the task."
+                f"{self._robosuite.env_name} does not have the observable {e} in every episode.",
+                "Remove it from the task.",
             ) from e
 
     def _observables(self) -> dict[str, NDArray[Any]]:
@@ -212,19 +214,21 @@ class Simulator:
         self._env._update_observables(force=True)
         return {k: np.atleast_1d(v) for k, v in self._env._get_observations(force_update=True).items()}
 
-    def image(self, key: str, size: int = IMAGE_SIZE) -> Image:
-        """The upright image of the camera with image key `key`, uint8 (size, size, 3)."""
+    def image(self, key: str, size: int | None = None) -> Image:
+        """The upright image of the camera with image key `key`, uint8 (height, width, 3), or (size, size, 3)."""
+        camera = self.task.schema.cameras[key]
+        height, width = (camera.height, camera.width) if size is None else (size, size)
         if self._renderer is None or not self._renderer.is_compatible(self.model):
             self._close_renderer()
             self._renderer = Renderer(self.model, self.render_profile)
-        return self._renderer.render(self.model, self.data, self.task.cameras[key], size)
+        return self._renderer.render(self.model, self.data, self._robosuite.cameras[key], height, width)
 
     def camera(self, key: str) -> PinholeCamera:
         """Current pose and field of view of the camera with image key `key`."""
-        return pinhole_camera(self.model, self.data, self.task.cameras[key])
+        return pinhole_camera(self.model, self.data, self._robosuite.cameras[key])
 
     def observe(self, obs: str = "image") -> dict[str, NDArray[Any]]:
-        """Observations of an `image` or `state` policy: uint8 (84, 84, 3) and float32 (width,)."""
+        """Observations of an `image` or `state` policy: uint8 (height, width, 3) and float32 (width,)."""
         images: dict[str, NDArray[Any]] = {k: self.image(k) for k in self.task.images(obs)}
         return images | self.low_dim(self.task.vectors(obs))
 

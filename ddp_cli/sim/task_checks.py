@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ddp_cli.errors import ConfigError, UnknownNameError, close_match
-from ddp_cli.tasks import ACTION_DIM, Task
+from ddp_cli.sim.renderer import MAX_IMAGE_SIZE
+from ddp_cli.tasks import ACTION_WIDTHS, Task
 
 
 def check_env_name(env_name: str, environments: Iterable[str]) -> None:
@@ -20,24 +21,31 @@ def check_task_observables(task: Task, action_dim: int, cameras: Iterable[str], 
 
     `cameras` and `widths` (observable -> width) describe the environment.
     """
-    if action_dim != ACTION_DIM:
+    simulator, expected = task.robosuite, ACTION_WIDTHS["delta"]
+    if action_dim != expected:
         raise ConfigError(
-            f"{task.env_name} takes actions of {action_dim} values; an arm with a gripper takes {ACTION_DIM}.",
+            f"{simulator.env_name} takes actions of {action_dim} values; an arm with a gripper takes {expected}.",
             "Use another env_name.",
         )
-    for key, camera in task.cameras.items():
+    for key, camera in simulator.cameras.items():
         if camera not in cameras:
             raise ConfigError(
-                f"task '{task.name}', cameras.{key}: {task.env_name} has no camera '{camera}'"
+                f"task '{task.name}', cameras.{key}: {simulator.env_name} has no camera '{camera}'"
                 f"{close_match(camera, cameras)}",
                 f"Valid: {', '.join(cameras)}.",
             )
-    for field, keys in (("low_dim", task.low_dim), ("object", task.object)):
+    for key, image in task.schema.cameras.items():
+        if max(image.height, image.width) > MAX_IMAGE_SIZE:
+            raise ConfigError(
+                f"task '{task.name}', cameras.{key}: images of {image.height}x{image.width} pixels cannot be rendered.",
+                f"Valid: up to {MAX_IMAGE_SIZE}x{MAX_IMAGE_SIZE}.",
+            )
+    for field, keys in (("low_dim", task.low_dim), ("object", simulator.object)):
         for key, width in keys.items():
             location = f"task '{task.name}', {field}: "
             if key not in widths:
                 raise ConfigError(
-                    f"{location}{task.env_name} has no observable '{key}'{close_match(key, widths)}",
+                    f"{location}{simulator.env_name} has no observable '{key}'{close_match(key, widths)}",
                     f"Valid, with widths: {', '.join(f'{k} {w}' for k, w in widths.items())}.",
                 )
             if width != widths[key]:

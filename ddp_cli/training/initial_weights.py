@@ -8,14 +8,16 @@ from pathlib import Path
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_meta, load_weights
 from ddp_cli.errors import ConfigError
+from ddp_cli.schema import OBJECT
+from ddp_cli.tasks import Task
 from ddp_cli.training.trainer import Trainer
 
 SETTINGS_WITHOUT_WEIGHTS = {
     "task", "n_action_steps", "p_drop_emb", "p_drop_attn", "clip_sample", "sampler", "num_inference_steps",
     "timestep_spacing",
 }  # fmt: skip
-"""Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations are
-compared, and `n_action_steps` only where it is the length of the trajectory."""
+"""Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations,
+the actions and the rate are compared, and `n_action_steps` only where it is the length of the trajectory."""
 
 
 def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
@@ -50,17 +52,19 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
     if config.pred_action_steps_only and expected.pred_action_steps_only:
         ignored.remove("n_action_steps")
     if config.obs == expected.obs == "state":
-        ignored |= {"encoder", "crop_shape"}
+        ignored |= {"encoder", "crop_shape", "crop_ratio"}
 
     def settings(policy: PolicyConfig) -> dict[str, object]:
         values = {name: getattr(policy, name) for name in PolicyConfig.model_fields if name not in ignored}
         # In the order of the features.
-        observations: dict[str, Mapping[str, object]] = {
-            "cameras": policy.task.images(policy.obs),
+        listed: dict[str, Mapping[str, object]] = {
+            "cameras": {key: _describe_camera(policy.task, key) for key in policy.image_keys},
             "low_dim": policy.task.low_dim,
-            "object": policy.task.object if policy.obs == "state" else {},
+            "object": _object_parts(policy.task) if policy.obs == "state" else {},
+            "action": {part.name: f"{part.width}, {part.representation}, {part.unit}" for part in policy.action_parts},
+            "rate": {"Hz": policy.task.schema.rate},
         }
-        return values | {name: _list_items(items) for name, items in observations.items()}
+        return values | {name: _list_items(items) for name, items in listed.items()}
 
     actual_values, expected_values = settings(config), settings(expected)
     return [
@@ -68,6 +72,17 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
         for name in {**actual_values, **expected_values}
         if actual_values.get(name) != expected_values.get(name)
     ]
+
+
+def _describe_camera(task: Task, key: str) -> str:
+    """The camera of the simulator, if there is one, and the shape of its images."""
+    shape = "x".join(map(str, task.schema.cameras[key].shape))
+    return f"{task.simulator.cameras[key]}, {shape}" if task.simulator else shape
+
+
+def _object_parts(task: Task) -> dict[str, int]:
+    """Widths of the parts of the vector `object`."""
+    return task.simulator.object if task.simulator else {OBJECT: task.object_dim} if task.object_dim else {}
 
 
 def _list_items(items: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ class Objective(nn.Module):
         self.weights = {"action": config.action_loss, "object": config.object_weight}
         self.heads = make_heads(config, self.policy)
         if "object" in self.heads:
-            self.object_scale = Normalizer({"object": policy.task.object_dim})
+            self.object_scale = Normalizer({"object": ["range"] * policy.task.object_dim})
 
     def forward(self, batch: Batch, noise: TrainingNoise) -> dict[str, Tensor]:
         """Scalar losses by name: `noise` (the diffusion loss), one per head, and `total`, their weighted sum."""

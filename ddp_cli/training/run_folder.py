@@ -23,9 +23,12 @@ from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file, remove, remove_leftovers
 from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
 from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
+from ddp_cli.task_file import task_from_json
 from ddp_cli.training.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 described tasks of robosuite without a schema."""
 INCOMPLETE_RUN = {".lock", "checkpoints", ".config.json.partial", ".config.json.lock"}
 """What an interruption leaves of a run whose `config.json` has not been written."""
 
@@ -159,7 +162,7 @@ def read_run_config(folder: Path, data: Path | None = None) -> RunConfig:
     """
     content = read_json(folder / "config.json")
     try:
-        if content["format"] != FORMAT:
+        if content["format"] not in READABLE_FORMATS:
             raise ConfigError(f"format {content['format']}, this version of ddp reads format {FORMAT}")
         policy, train_values = content["train"].pop("policy"), content["train"]
         config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
@@ -207,7 +210,9 @@ def _find_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[
     for key, value in actual.items():
         # Runs of older versions do not know which observations were recorded, nor their hash.
         before = expected.get(key, value if key in ("observations", "observations_sha256") else None)
-        if before != value:
+        # Earlier versions described tasks in another form.
+        is_same_task = key == "task" and before is not None and task_from_json(before) == task_from_json(value)
+        if before != value and not is_same_task:
             values = f" ({value} instead of {before})" if isinstance(value, int) or key == "render" else ""
             differences.append(f"{IDENTITY_NAMES[key]} differs{values}")
     return differences
@@ -235,16 +240,18 @@ def checkpoint_meta(config: TrainConfig, store: Store) -> Meta:
         "action": store.attrs["action"],
         "store": store_identity(store),
         "env_args": store.attrs["env_args"],
-        "action_range": _position_range(store),
+        "action_range": _action_range(config, store),
     }
 
 
-def _position_range(store: Store) -> dict[str, JsonValue] | None:
-    """Lowest and highest position of the absolute actions in the store, (3,) each [m]; None for delta actions."""
-    if store.attrs["action"]["convention"] != "absolute":
+def _action_range(config: TrainConfig, store: Store) -> dict[str, JsonValue] | None:
+    """Lowest and highest values of the actions in the store, (Da,) each; None where the parts of an action state all
+    limits.
+    """
+    if all(part.low and part.high for part in config.policy.action_parts):
         return None
-    positions = store.read("action")[:, :3]
-    return {"low": positions.min(0).tolist(), "high": positions.max(0).tolist()}
+    actions = store.read("action")
+    return {"low": actions.min(0).tolist(), "high": actions.max(0).tolist()}
 
 
 def find_training_store(checkpoint: Path) -> Path | None:

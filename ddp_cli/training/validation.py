@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.windows import batch_indices, to_device
 from ddp_cli.rotation import matrix_from_6d, rotation_angle, rotvec_to_matrix
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, RECORDED
 from ddp_cli.training.trainer import Trainer
 
 SAMPLED_WINDOWS = 64  # windows on which action chunks are sampled
@@ -25,7 +25,7 @@ SAMPLED_WINDOWS = 64  # windows on which action chunks are sampled
 def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
     """`val_loss`, `position_error_mm` and `rotation_error_deg` on held-out windows; empty if there are none.
 
-    Windows and noise are the same in every call.
+    Only the actions of robosuite have these errors, others only the loss. Windows and noise are the same in every call.
     """
     windows, config = trainer.data.val, trainer.config
     if not len(windows):
@@ -40,6 +40,9 @@ def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
             noise = noise.select(slice(None), trainer.device)
             loss = trainer.policy.compute_loss(batch, noise=noise.noise[:, 0], timesteps=noise.timesteps[:, 0])
             losses.append(loss)
+        metrics = {"val_loss": float(torch.stack(losses).mean())}
+        if config.policy.actions == RECORDED:
+            return metrics
         index = torch.linspace(0, len(windows) - 1, min(SAMPLED_WINDOWS, len(windows))).long()
         batch = to_device(windows.batch(index), trainer.device)
         sampling_generator = torch.Generator(trainer.device).manual_seed(config.seed)
@@ -47,11 +50,7 @@ def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
     first = config.policy.trajectory_start + config.policy.action_start
     target = batch["action"][:, first : first + config.policy.n_action_steps]
     millimetres, degrees = action_error(config.policy, predicted.cpu().numpy(), target.cpu().numpy())
-    return {
-        "val_loss": float(torch.stack(losses).mean()),
-        "position_error_mm": millimetres,
-        "rotation_error_deg": degrees,
-    }
+    return metrics | {"position_error_mm": millimetres, "rotation_error_deg": degrees}
 
 
 def action_error(config: PolicyConfig, a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:

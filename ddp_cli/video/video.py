@@ -15,21 +15,20 @@ from numpy.typing import NDArray
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.locks import lock_output
-from ddp_cli.tasks import CONTROL_HZ
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
 GIF_FRAME_STEP = 2  # a GIF holds every second frame, at half the rate: all videos play in real time
 
 H264: dict[str, Any] = {
-    "fps": CONTROL_HZ, "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
+    "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
     "output_params": ["-crf", "23", "-movflags", "+faststart"],
 }  # fmt: skip
 LOSSLESS: dict[str, Any] = {
-    "fps": CONTROL_HZ, "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
+    "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
     "output_params": ["-crf", "0", "-movflags", "+faststart"],
 }  # fmt: skip
 GIF: dict[str, Any] = {
-    "fps": CONTROL_HZ / GIF_FRAME_STEP, "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
+    "codec": "gif", "pixelformat": "pal8", "quality": None, "macro_block_size": 1,
 }  # fmt: skip
 
 
@@ -58,7 +57,7 @@ def is_gif(path: Path) -> bool:
 
 
 class VideoWriter:
-    """Writes an H.264 video for browsers at the control rate, or a repeating GIF of every second frame and the last.
+    """Writes an H.264 video for browsers at `rate` frames/s, or a repeating GIF of every second frame and the last.
 
     The file appears once it is complete. `colors` are part of the palette of a GIF, however few pixels have them.
     `lossless` stores the exact frames, of any even size; browsers may not be able to play them. `key_frame_interval`
@@ -68,6 +67,7 @@ class VideoWriter:
     def __init__(
         self,
         path: Path,
+        rate: float,
         colors: Sequence[tuple[int, int, int]] = (),
         lossless: bool = False,
         key_frame_interval: int | None = None,
@@ -79,6 +79,7 @@ class VideoWriter:
         self._frames = self._written = 0
         self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
         settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else H264
+        settings = settings | {"fps": rate / GIF_FRAME_STEP if is_gif(path) else rate}
         if key_frame_interval is not None:
             settings = settings | {"output_params": [*settings["output_params"], "-g", str(key_frame_interval)]}
         with ExitStack() as stack:

@@ -37,9 +37,9 @@ def write_image_file(demos: Path, store: Store, path: Path, n_episodes: int) -> 
         source.copy("models", f)
         for name, (begin, end) in zip(store.attrs["source"]["demos"], itertools.pairwise(ends), strict=False):
             source.copy(f"data/{name}", f["data"])
-            for key in (*store.task.cameras, *store.task.vectors("state")):
+            for key in (*store.task.schema.cameras, *store.task.vectors("state")):
                 f[f"data/{name}/obs/{key}"] = store.read(key, rows=slice(begin, end))
-    return len(store.task.cameras) * ends[-1]
+    return len(store.task.schema.cameras) * ends[-1]
 
 
 def convert_frame_by_frame(source: Path, out: Path, image_keys: list[str]) -> int:
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     store = Store(args.store)
-    image_keys = list(store.task.cameras)
+    image_keys = list(store.task.schema.cameras)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         n_images = write_image_file(args.demos, store, folder / "image.hdf5", args.episodes)

@@ -48,7 +48,7 @@ class PlainCameras:
             self.option = mujoco.MjvOption()
             self.option.geomgroup[0] = 0
         images = {}
-        for key, camera in self.sim.task.cameras.items():
+        for key, camera in self.sim.task.robosuite.cameras.items():
             self.renderer.update_scene(data, camera, self.option)
             if self.sim.render_profile == "fast":
                 self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0

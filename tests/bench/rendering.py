@@ -22,7 +22,7 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.sim.environment import env_args, import_robosuite
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import IMAGE_SIZE, Task
+from ddp_cli.tasks import Task
 
 REFERENCE = {"fast": "full", "coarse": "fast"}  # full has the pixels of robosuite (tested)
 
@@ -32,7 +32,7 @@ class RobosuiteRenderer:
 
     def __init__(self, task: Task) -> None:
         kwargs = env_args(task)["env_kwargs"] | {"has_offscreen_renderer": True}
-        self.task, self._sim = task, import_robosuite().make(task.env_name, **kwargs, hard_reset=False).sim
+        self.task, self._sim = task, import_robosuite().make(task.robosuite.env_name, **kwargs, hard_reset=False).sim
 
     def load_xml(self, _xml: str) -> None:
         """Keep the model."""
@@ -43,8 +43,8 @@ class RobosuiteRenderer:
         self._sim.forward()
 
     def image(self, key: str) -> np.ndarray:
-        camera = self.task.cameras[key]
-        return self._sim.render(camera_name=camera, width=IMAGE_SIZE, height=IMAGE_SIZE, depth=False)[::-1]
+        name, camera = self.task.robosuite.cameras[key], self.task.schema.cameras[key]
+        return self._sim.render(camera_name=name, width=camera.width, height=camera.height, depth=False)[::-1]
 
 
 def select_states(demos: list[Demo], count: int) -> list[tuple[Demo, Any]]:
@@ -57,12 +57,12 @@ def render(sim: Simulator | RobosuiteRenderer, states: list[tuple[Demo, Any]]) -
     """Images (n, 84, 84, 3), and the time to render them [s]."""
     images, seconds, loaded_demo = [], 0.0, None
     for demo, state in states:
-        if sim.task.model_varies and demo is not loaded_demo:
+        if sim.task.robosuite.model_varies and demo is not loaded_demo:
             sim.load_xml(demo.xml)
             loaded_demo = demo
             sim.image("agentview_image")  # creates a context
         sim.set_kinematic_state(state)
-        for key in sim.task.cameras:
+        for key in sim.task.schema.cameras:
             start = time.perf_counter()
             images.append(sim.image(key))
             seconds += time.perf_counter() - start

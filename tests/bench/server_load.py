@@ -30,11 +30,11 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from ddp_cli.deploy.client import Client, ServerError, pack, unpack
-from ddp_cli.tasks import CONTROL_HZ
 
 CONNECTIONS = 8  # that send malformed messages
 SLOW_READERS, HALF_OPEN = 8, 24
 MEGABYTE = 1 << 20
+CONTROL_HZ = 20  # of the robot, as in the built-in tasks
 
 Obs = dict[str, np.ndarray]
 Kind = Callable[[np.random.Generator, Obs], bytes | str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, and episodes that end early: an untrained policy does not succeed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 30}))
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=30))
 
 
 def test_eval_reports_and_writes(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -24,7 +25,7 @@ SETTINGS = [x for key, value in TINY.items() for x in ("--set", f"{key}={value}"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, and episodes that end early: an untrained policy does not succeed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 30}))
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=30))
 
 
 @pytest.mark.parametrize("command", ["collect", "convert", "train", "rollout", "rollout --grid 1x2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -23,7 +24,7 @@ SETTINGS = [x for key, value in {**TINY, "num_inference_steps": 1}.items() for x
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, and episodes that end early: an untrained policy does not succeed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "lift", TASKS["lift"].model_copy(update={"horizon": 10}))
+    monkeypatch.setitem(TASKS, "lift", dataclasses.replace(TASKS["lift"], horizon=10))
 
 
 def command(store: Path, *args: object) -> list[object]:

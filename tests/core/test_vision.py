@@ -35,7 +35,7 @@ def test_resnet_has_group_norm_of_16_channels() -> None:
 
 def test_random_crops_are_sampled_per_image() -> None:
     x = torch.arange(84 * 84).view(1, 1, 84, 84).expand(64, 3, 84, 84)
-    offsets = sample_crop_offsets(64, 84, (76, 76), torch.Generator().manual_seed(0))
+    offsets = sample_crop_offsets(64, (84, 84), (76, 76), torch.Generator().manual_seed(0))
     y = crop(x, (76, 76), offsets)
     assert {int(offset) for offset in offsets.flatten()} == set(range(9))
     first_pixels = y[:, 0, 0, 0]

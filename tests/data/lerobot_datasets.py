@@ -76,7 +76,7 @@ def video(dataset: Path, camera: str = "agentview") -> Path:
 
 
 def rewrite_video(dataset: Path, frames: np.ndarray) -> None:
-    with VideoWriter(video(dataset), lossless=True) as writer:
+    with VideoWriter(video(dataset), 20, lossless=True) as writer:
         for frame in frames:
             writer.add(frame)
 
@@ -130,7 +130,7 @@ def write_version_1(dataset: Path, frames: np.ndarray) -> None:
         pa.ipc.new_stream(file, table.schema) as writer,
     ):
         writer.write_table(table)
-    with VideoWriter(dataset / name, lossless=True) as video_writer:
+    with VideoWriter(dataset / name, 20, lossless=True) as video_writer:
         for frame in frames:
             video_writer.add(frame)
 

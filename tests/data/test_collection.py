@@ -58,7 +58,7 @@ def test_demos_succeed_and_replay_exactly(task: str, tmp_path: Path) -> None:
     sim = Simulator(spec)
     sim.reset(99)  # another state, which must not matter
     sim.step(np.ones(7))
-    if spec.model_varies:
+    if spec.robosuite.model_varies:
         sim.load_xml(demo.xml)
     sim.set_state(demo.states[0])
     outcomes = []

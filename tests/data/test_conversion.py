@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Recorded
+from conftest import DOOR, Recorded
 
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
@@ -13,6 +13,7 @@ from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.task_file import task_from_json
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +119,7 @@ def test_attributes_record_the_source(lift_demos: Path, lift_store: Store) -> No
             "left_out": {},
             "observations": [],
         }
-    assert (attrs["task"], attrs["render"], attrs["format"], attrs["complete"]) == ("lift", "fast", 1, True)
+    assert (attrs["task"], attrs["render"], attrs["format"], attrs["complete"]) == ("lift", "fast", 2, True)
     assert attrs["action"]["convention"] == "delta"
     assert set(attrs["versions"]) == {"robosuite", "mujoco"}
 
@@ -151,7 +152,7 @@ def test_tasks_that_do_not_fit_the_environment_are_refused(
     door: Recorded, tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        convert(door.demos, tmp_path / "s.zarr", 1, no_progress, IMAGE_OPTIONS, door.task.model_copy(update=changes))
+        convert(door.demos, tmp_path / "s.zarr", 1, no_progress, IMAGE_OPTIONS, task_from_json(DOOR | changes))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Recorded
+from conftest import DOOR, Recorded
 
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
@@ -293,5 +293,5 @@ def test_varying_models_must_be_recorded(door: Recorded, tmp_path: Path) -> None
         DemoFile(path, door.task) as file,
     ):
         list(file)
-    with DemoFile(path, door.task.model_copy(update={"model_varies": False})) as file:
+    with DemoFile(path, task_from_json(DOOR | {"model_varies": False})) as file:
         assert file.read("demo_1").xml == ""

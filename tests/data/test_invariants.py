@@ -16,9 +16,9 @@ TIME = np.arange(40) / 20.0
 
 
 def test_regular_and_unrecorded_times_are_accepted() -> None:
-    check_time(TIME + 3.0, "demo_0")
-    check_time(np.zeros(40), "demo_0")
-    check_time(TIME[:1], "demo_0")
+    check_time(TIME + 3.0, "demo_0", rate=20)
+    check_time(np.zeros(40), "demo_0", rate=20)
+    check_time(TIME[:1], "demo_0", rate=20)
     check_time(np.arange(40) / 10.0, "demo_0", rate=10)
 
 
@@ -33,7 +33,7 @@ def test_regular_and_unrecorded_times_are_accepted() -> None:
 )
 def test_jumps_of_the_time_are_refused(time: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_time(time, "demo_0")
+        check_time(time, "demo_0", rate=20)
 
 
 def test_quaternions_must_have_norm_1() -> None:

@@ -57,7 +57,7 @@ def test_values_are_reordered_by_their_names(foreign: Path, lift_store: Store, t
     edit_feature(foreign, ACTION, names=["gripper", "x", "y", "z", "rx", "ry", "rz"])
     order = [3, 4, 5, 6, 0, 1, 2, 7, 8, 9]
     permute(foreign, "observation.environment_state", order)
-    objects = [f"{key}_{i}" for key, width in get_task("lift").object.items() for i in range(width)]
+    objects = [f"{key}_{i}" for key, width in get_task("lift").robosuite.object.items() for i in range(width)]
     edit_feature(foreign, "observation.environment_state", names=[objects[i] for i in order])
     dataset = convert_dataset(foreign, tmp_path / "d.zarr", "delta")
     for key in (*lift_store.task.low_dim, "object", "action"):

@@ -87,7 +87,7 @@ def damaged(path: Path, kind: str) -> Path:
         ("missing", "no store"),
         ("file", "not a zarr store"),
         ("empty folder", "not a zarr store"),
-        ("other format", "store format 7, this version of ddp reads format 1"),
+        ("other format", "store format 7, this version of ddp reads format 2"),
         ("foreign", "not one written by `ddp convert`"),
         ("lacks an attribute", "lacks the attribute 'render'"),
         ("incomplete", "not complete"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.safety import ActionLimits
+from ddp_cli.tasks import ACTION_PARTS
 
 PERIOD = 0.05
 TA = 8
@@ -38,7 +39,8 @@ def make_stream(
     defaults = {
         "n_obs_steps": 2,
         "n_action_steps": TA,
-        "action_limits": ActionLimits("delta"),
+        "control_hz": 20,
+        "action_limits": ActionLimits.from_parts(ACTION_PARTS["delta"]),
         "latency": latency,
     }
     return ActionStream(agent.act, **defaults | settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -28,7 +29,6 @@ from ddp_cli.errors import CheckpointError, DdpError
 from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.agent import load_agent
 from ddp_cli.inference.onnx_policy import obs_keys
-from ddp_cli.safety import ActionLimits
 
 LOW, HIGH = [-0.2, -0.1, 0.9], [0.1, 0.2, 1.1]
 META = {"render": "fast", "action": {"convention": "absolute"}, "action_range": {"low": LOW, "high": HIGH}}
@@ -222,7 +222,7 @@ def test_the_proof_fails_if_policy_json_has_other_limits(absolute_folder: Path) 
     policy, exported = absolute_policy(), Policy.load(absolute_folder)
     limits = action_limits(policy, META)
     export_check.compare_limits(exported, limits, random_obs(policy))
-    wider = ActionLimits("absolute", limits.low, (*limits.high[:2], limits.high[2] + 0.1))
+    wider = dataclasses.replace(limits, high=(*limits.high[:2], limits.high[2] + 0.1, *limits.high[3:]))
     with pytest.raises(DdpError, match="differently from evaluation"):
         export_check.compare_limits(exported, wider, random_obs(policy))
 
@@ -231,7 +231,7 @@ def test_every_way_to_run_a_policy_has_the_same_limits(absolute_folder: Path, tm
     policy = absolute_policy()
     save_checkpoint(tmp_path / "checkpoint", policy.config, policy.state_dict(), META, None)
     agents = load_agent(tmp_path / "checkpoint", "cpu", None, None), load_exported_agent(absolute_folder)
-    assert agents[0].action_limits == agents[1].action_limits == ActionLimits.from_range("absolute", LOW, HIGH)
+    assert agents[0].action_limits == agents[1].action_limits == action_limits(policy, META)
     policies = [ddp_cli.load_policy(path) for path in (tmp_path / "checkpoint", absolute_folder)]
     obs = {key: np.zeros((2, *shape)) for key, shape in policies[0].obs_shapes.items()}
     outcomes = set()
@@ -258,7 +258,7 @@ def act_or_refuse(policy: LoadedPolicy, obs: dict, seed: int) -> np.ndarray | st
 
 def test_without_a_recorded_range_the_normalizer_tells_it() -> None:
     policy = absolute_policy()
-    assert action_limits(policy, {}).low == (-1.05,) * 3
+    assert action_limits(policy, {}).low[:3] == (-1.05,) * 3
     for damaged in ({"low": LOW}, {"low": LOW, "high": ["x"] * 3}, {"low": HIGH, "high": LOW}, [1]):
         with pytest.raises(CheckpointError, match=r"action_range in config\.json is not a range"):
             action_limits(policy, {"action_range": damaged})
@@ -270,7 +270,7 @@ def test_edited_limits_hold(absolute_folder: Path, tmp_path: Path) -> None:
     spec = json.loads((folder / "policy.json").read_text())
     spec["limits"]["high"][2] = 1.0
     (folder / "policy.json").write_text(json.dumps(spec))
-    assert load_exported_agent(folder).action_limits.high == pytest.approx((0.15, 0.25, 1.0))
+    assert load_exported_agent(folder).action_limits.high[:3] == pytest.approx((0.15, 0.25, 1.0))
     spec["limits"]["high"][2] = 0.0
     (folder / "policy.json").write_text(json.dumps(spec))
-    assert "policy.json' is damaged: positions from" in refused(ddp("serve", folder))
+    assert "policy.json' is damaged: limits from" in refused(ddp("serve", folder))

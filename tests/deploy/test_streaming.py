@@ -11,6 +11,7 @@ from deploy.stamped_agent import PERIOD, TA, StampedAgent, intended_time, make_s
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.safety import ActionLimits
+from ddp_cli.tasks import ACTION_PARTS
 
 
 @pytest.mark.parametrize("latency", range(9))
@@ -58,13 +59,18 @@ def test_late_ticks_stop_the_robot_and_keep_the_gripper() -> None:
 def test_absolute_goals_are_held() -> None:
     start = np.array([0.1, 0.0, 1.0, 1, 0, 0, 0, 1, 0, 0.0])
     goal = np.array([0.2, 0.1, 0.9, 0, 1, 0, 1, 0, 0, -1.0])
-    settings = {"n_obs_steps": 1, "n_action_steps": TA, "action_limits": ActionLimits("absolute")}
+    settings = {
+        "n_obs_steps": 1,
+        "n_action_steps": TA,
+        "control_hz": 20,
+        "action_limits": ActionLimits.from_parts(ACTION_PARTS["absolute"]),
+    }
     stream = ActionStream(lambda _: np.tile(goal, (TA, 1)), **settings, start=start, latency=lambda: PERIOD)
     observe(stream, 0.0)
     actions = [stream.action(tick * PERIOD) for tick in range(12)]  # only one observation, so there is one chunk
     np.testing.assert_array_equal(actions, [start, *[goal] * 11])
     assert (stream.stats().waiting_ticks, stream.stats().late_ticks) == (1, 4)
-    with pytest.raises(ConfigError, match="absolute actions need"):
+    with pytest.raises(ConfigError, match="actions that are goals need a pose"):
         ActionStream(lambda _: goal, **settings)
 
 

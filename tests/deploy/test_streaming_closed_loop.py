@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +15,15 @@ from ddp_cli.evaluation.rollout import idle_action, run_episode
 from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import CONTROL_HZ, DELTA_METRES, get_task
+from ddp_cli.tasks import ACTION_PARTS, DELTA_METRES, get_task
 
 pytestmark = pytest.mark.slow
 
-PERIOD = 1.0 / CONTROL_HZ
+PERIOD = 1.0 / 20
 SEEDS = range(40, 44)
 REPLAN_EVERY = 4  # [periods], half a chunk: the largest latency budget
 GAIN, MAX_CHANGE = 26.0, 0.2  # of the translation, per metre and per step
-LIFT = get_task("lift").model_copy(update={"horizon": 60})
+LIFT = dataclasses.replace(get_task("lift"), horizon=60)
 DOWNWARD = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the gripper points at the table, yaw 0
 
 
@@ -37,7 +38,7 @@ class LiftPlanner:
 
     def __init__(self, actions: str) -> None:
         self.actions = actions
-        self.action_limits = ActionLimits(actions)
+        self.action_limits = ActionLimits.from_parts(ACTION_PARTS[actions])
 
     def reset(self, seed: int) -> None:
         pass
@@ -100,7 +101,7 @@ class UnalignedStream:
 
 def make_stream(agent: LiftPlanner, latency: int, start: np.ndarray, replan_every: int = REPLAN_EVERY) -> ActionStream:
     return ActionStream(
-        agent.act, n_obs_steps=agent.n_obs_steps, n_action_steps=agent.n_action_steps,
+        agent.act, n_obs_steps=agent.n_obs_steps, n_action_steps=agent.n_action_steps, control_hz=20,
         action_limits=agent.action_limits, replan_every=replan_every, start=start, latency=lambda: latency * PERIOD,
     )  # fmt: skip
 

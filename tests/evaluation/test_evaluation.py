@@ -18,7 +18,7 @@ from ddp_cli.evaluation.evaluation import Evaluation, evaluate
 from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.inference.agent import load_agent
 from ddp_cli.safety import ActionLimits
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import ACTION_PARTS, get_task
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 class RandomAgent:
     """Random actions, determined by the seed of the episode."""
 
-    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits("delta")
+    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
 
     def reset(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def crash() -> RandomAgent:
     os._exit(1)
 
 
-SHORT_TASK = get_task("lift").model_copy(update={"horizon": 21})
+SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=21)
 
 
 def test_results_do_not_depend_on_the_number_of_workers() -> None:
@@ -65,7 +65,7 @@ def test_workers_that_always_crash_raise_an_error() -> None:
 
 def test_killing_a_worker_does_not_change_the_results(trained: Path) -> None:
     make_agent = functools.partial(load_agent, trained / "lift/tiny/checkpoints/best", "cpu", None, 1)
-    task = get_task("lift").model_copy(update={"horizon": 16})
+    task = dataclasses.replace(get_task("lift"), horizon=16)
     seeds = range(100_000, 100_005)
 
     def results(workers: int, on_episode: Callable[[EpisodeResult], None]) -> list[EpisodeResult]:
@@ -88,7 +88,7 @@ def test_killing_a_worker_does_not_change_the_results(trained: Path) -> None:
 
 
 def test_evaluation_stops_when_its_interval_is_narrow_on_each_side() -> None:
-    task = get_task("lift").model_copy(update={"horizon": 2})
+    task = dataclasses.replace(get_task("lift"), horizon=2)
     evaluation = evaluate(IdleAgent, task, "fast", range(1, 100), 1, lambda _: None, max_margin=0.2)
     assert len(evaluation.episodes) == 16  # 0 of 16: 0% to 19.4%; 0 of 15: 0% to 20.4%
     assert evaluation.interval[1] <= 0.2

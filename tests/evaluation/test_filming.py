@@ -16,19 +16,19 @@ from ddp_cli.evaluation.grid import Grid, record_episode_grid
 from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo, run_episode
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import ACTION_PARTS, get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED, draw_text
 from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 
-SHORT_TASK = get_task("lift").model_copy(update={"horizon": 11})
+SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=11)
 
 
 class RandomAgent:
     """Random actions, determined by the seed of the episode; keeps everything that it observed."""
 
-    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits("delta")
+    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
 
     def reset(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ class RandomAgent:
 
 def test_episode_is_the_same_in_an_evaluation_alone_recorded_and_in_a_grid(tmp_path: Path) -> None:
     """Results, everything that the policy observed, and the final state."""
-    task = SHORT_TASK.model_copy(update={"horizon": 19})
+    task = dataclasses.replace(SHORT_TASK, horizon=19)
     evaluated = RandomAgent()
     expected = evaluate(lambda: evaluated, task, "fast", [2, 3], 1, lambda _: None).episodes[1]
 

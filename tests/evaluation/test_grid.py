@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.grid import Grid, parse_grid, record_episode_grid
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.renderer import PinholeCamera
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import ACTION_PARTS, get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED
 from ddp_cli.video.video import read_video
 
@@ -22,7 +23,7 @@ HORIZON = 16
 class FakeSimulator:
     """Even seeds succeed from the step of that number on. Images are uniform and get brighter with every step."""
 
-    task, actions = get_task("lift").model_copy(update={"horizon": HORIZON}), "delta"
+    task, actions = dataclasses.replace(get_task("lift"), horizon=HORIZON), "delta"
 
     def reset(self, seed: int) -> None:
         self.seed, self.steps = seed, 0
@@ -50,7 +51,7 @@ class FakeSimulator:
 class IdleAgent:
     """Zero actions; can be interrupted in an episode."""
 
-    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits("delta")
+    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
 
     def __init__(self, interrupted_seed: int | None = None) -> None:
         self.interrupted_seed = interrupted_seed

@@ -7,7 +7,7 @@ import pytest
 
 from ddp_cli.evaluation.path_prediction import predict_path
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import CONTROL_HZ, get_task
+from ddp_cli.tasks import get_task
 
 
 @pytest.mark.parametrize("actions", ["delta", "absolute"])
@@ -17,13 +17,14 @@ def test_end_effector_follows_the_predicted_path(actions: str) -> None:
     previous, rng = sim.eef_pose()[0], np.random.default_rng(0)
     for _ in range(3):  # a chunk from rest, then two in motion
         position, rotation = sim.eef_pose()
-        velocity, direction = (position - previous) * CONTROL_HZ, rng.uniform(-1, 1, 3) * (1, 1, 0.3)
+        velocity, direction = (position - previous) * sim.task.schema.rate, rng.uniform(-1, 1, 3) * (1, 1, 0.3)
         if actions == "delta":
             chunk = np.tile(np.concatenate([direction, np.zeros(3), [-1.0]]), (8, 1))
         else:
             goals = position + np.linspace(0.1, 1, 8)[:, None] * direction * 0.12
             chunk = np.hstack([goals, np.tile(rotation[:2].ravel(), (8, 1)), -np.ones((8, 1))])
-        predicted, simulated = predict_path(position, velocity, chunk, sim.base_orientation()), [position]
+        predicted = predict_path(position, velocity, chunk, sim.base_orientation(), 1 / sim.task.schema.rate)
+        simulated = [position]
         for action in chunk:
             previous = sim.eef_pose()[0]
             sim.step(action)
@@ -36,6 +37,6 @@ def test_end_effector_follows_the_predicted_path(actions: str) -> None:
 
 def test_delta_actions_are_in_the_frame_of_the_base() -> None:
     chunk, base = np.array([[1.0, 0, 0, 0, 0, 0, 0]]), np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    final = predict_path(np.zeros(3), np.zeros(3), chunk, base)[-1]
+    final = predict_path(np.zeros(3), np.zeros(3), chunk, base, 1 / 20)[-1]
     assert final[1] > 0.005
     assert final[[0, 2]].tolist() == [0, 0]

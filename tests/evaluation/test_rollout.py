@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +14,15 @@ from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import ACTION_PARTS, get_task
 
-SHORT_TASK = get_task("lift").model_copy(update={"horizon": 21})
+SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=21)
 
 
 class RandomAgent:
     """Random actions, determined by the seed of the episode; keeps every history that it was given."""
 
-    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits("delta")
+    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
 
     def __init__(self) -> None:
         self.histories: list[list[dict]] = []

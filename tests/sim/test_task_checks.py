@@ -13,11 +13,11 @@ from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.sim.task_checks import check_env_name, check_task_observables
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import TASKS
+from ddp_cli.tasks import TASKS, robosuite_task
 
 TASK = task_from_json(DOOR)
 CAMERAS = ["frontview", "agentview"]
-WIDTHS = {**TASK.low_dim, **TASK.object, "robot0_eef_quat": 4}
+WIDTHS = {**TASK.low_dim, **TASK.robosuite.object, "robot0_eef_quat": 4}
 
 
 def test_environments_for_one_arm_are_valid() -> None:
@@ -47,7 +47,15 @@ def test_valid_task_is_accepted() -> None:
 )
 def test_mismatch_is_named_with_the_valid_values(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_task_observables(TASK.model_copy(update=changes), 7, CAMERAS, WIDTHS)
+        check_task_observables(task_from_json(DOOR | changes), 7, CAMERAS, WIDTHS)
+
+
+def test_images_that_are_too_large_to_be_rendered_are_rejected() -> None:
+    description = TASK.to_json()
+    assert isinstance(description, dict)
+    description["schema"]["cameras"]["frontview_image"] = {"height": 480, "width": 641}
+    with pytest.raises(ConfigError, match="images of 480x641 pixels cannot be rendered. Valid: up to 640x640"):
+        check_task_observables(task_from_json(description), 7, CAMERAS, WIDTHS)
 
 
 def test_another_action_width_is_rejected() -> None:
@@ -57,11 +65,11 @@ def test_another_action_width_is_rejected() -> None:
 
 def test_simulator_lists_environments_and_observables() -> None:
     with pytest.raises(ConfigError, match="environment 'Doors', did you mean 'Door'.*NutAssemblyRound"):
-        Simulator(TASK.model_copy(update={"env_name": "Doors"}))
+        Simulator(task_from_json(DOOR | {"env_name": "Doors"}))
     with pytest.raises(ConfigError, match="Wipe takes actions of 6 values"):
-        Simulator(TASK.model_copy(update={"env_name": "Wipe"}))
+        Simulator(task_from_json(DOOR | {"env_name": "Wipe"}))
     with pytest.raises(ConfigError, match="Lift has no observable 'door_pos'.*cube_pos 3"):
-        Simulator(TASK.model_copy(update={"env_name": "Lift"}))
+        Simulator(task_from_json(DOOR | {"env_name": "Lift"}))
 
 
 def test_example_in_the_documentation_fits() -> None:
@@ -73,13 +81,8 @@ def test_example_in_the_documentation_fits() -> None:
 
 @pytest.mark.slow
 def test_built_in_environment_with_another_camera_and_fewer_observables() -> None:
-    changes = {
-        "name": "lift_side",
-        "cameras": {"sideview_image": "sideview"},
-        "low_dim": {"robot0_gripper_qpos": 2},
-    }
-    task = TASKS["lift"].model_copy(update=changes)
-    sim = Simulator(task)
+    changes = {"cameras": {"sideview_image": "sideview"}, "low_dim": {"robot0_gripper_qpos": 2}}
+    sim = Simulator(robosuite_task("lift_side", "Lift", **changes, object=TASKS["lift"].robosuite.object))
     sim.reset(0)
     obs = sim.observe("image")
     assert {k: v.shape for k, v in obs.items()} == {"sideview_image": (84, 84, 3), "robot0_gripper_qpos": (2,)}

@@ -17,7 +17,7 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.presets import train_config
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import Task, get_task
+from ddp_cli.tasks import get_task, robosuite_task
 
 
 def test_a_run_starts_with_the_weights_of_another_policy(lift_store: Store, tmp_path: Path, trained: Path) -> None:
@@ -76,9 +76,10 @@ def test_observations_of_the_task_are_compared_in_their_order(lift_store: Store,
     """Weights of the same shapes, for the same features in another order or for another object."""
     config = tiny_config()
     lift = lift_store.task
-    swapped = Task(**lift.model_dump() | {"name": "swapped", "cameras": dict(reversed(lift.cameras.items()))})
+    parts = lift.robosuite.object
+    swapped = robosuite_task("swapped", "Lift", cameras=dict(reversed(lift.robosuite.cameras.items())), object=parts)
     quat_first = {k: lift.low_dim[k] for k in ("robot0_eef_quat", "robot0_eef_pos", "robot0_gripper_qpos")}
-    reordered = Task(**lift.model_dump() | {"name": "reordered", "low_dim": quat_first})
+    reordered = robosuite_task("reordered", "Lift", low_dim=quat_first, object=parts)
     for task, message in (
         (swapped, "cameras is robot0_eye_in_hand_image .*, expected agentview_image"),
         (reordered, r"low_dim is robot0_eef_quat \(4\), robot0_eef_pos \(3\), .*, expected robot0_eef_pos"),
@@ -92,7 +93,7 @@ def test_observations_of_the_task_are_compared_in_their_order(lift_store: Store,
 def test_the_object_of_state_policies_is_compared(lift_store: Store, tmp_path: Path) -> None:
     config = tiny_config(obs="state")
     object_ = {"nut_pos": 3, "nut_quat": 4, "gripper_to_nut": 3}
-    task = Task(**lift_store.task.model_dump() | {"name": "nut", "object": object_})
+    task = robosuite_task("nut", "Lift", object=object_)
     # State policies have neither encoders nor crops.
     policy = config.policy.model_copy(update={"task": task, "encoder": "resnet18", "crop_shape": (60, 60)})
     other = save_policy(tmp_path / "nut", config.model_copy(update={"policy": policy}))
@@ -111,7 +112,7 @@ def test_settings_that_leave_the_weights_as_they_are_may_differ(lift_store: Stor
         p_drop_attn=0.2, p_drop_emb=0.1, sampler="ddim", num_inference_steps=7, timestep_spacing="trailing",
         clip_sample=False, n_action_steps=4, lr=0.5, seed=3,
     )  # fmt: skip
-    task = Task(**lift_store.task.model_dump() | {"name": "push", "env_name": "Push", "object": {}, "horizon": 9})
+    task = robosuite_task("push", "Push", horizon=9)
     other = other.model_copy(update={"policy": other.policy.model_copy(update={"task": task})})
     checkpoint = save_policy(tmp_path / "checkpoint", other)
     run = release(create(tmp_path / "run", tiny_config(), lift_store, init_from=checkpoint))
@@ -143,6 +144,6 @@ def test_a_task_without_an_object_trains_on_its_own_store_only(tmp_path: Path) -
     run = create(tmp_path / "run", train_config(task, "image", "laptop", None, TINY | {"steps": 1}), store)
     assert set(run.trainer.step()) == {"noise", "action", "total", "grad_norm"}
     run.trainer.load_state(run.trainer.state())
-    other = task_from_json(task.to_json() | {"low_dim": {}})
-    with pytest.raises(ConfigError, match="'door': low_dim.robot0_eef_pos 3 instead of absent"):
+    other = task_from_json(DOOR | {"object": {}, "low_dim": {}})
+    with pytest.raises(ConfigError, match="'door': vectors.robot0_eef_pos 3 instead of absent"):
         create(tmp_path / "other", train_config(other, "image", "laptop", None, TINY | {"steps": 1}), store)

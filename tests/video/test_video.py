@@ -17,7 +17,7 @@ def test_video_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     frames = np.zeros((5, 64, 96, 3), np.uint8)
     for i, frame in enumerate(frames):
         frame[:, : 16 * (i + 1)] = (200, 60, 30)
-    with VideoWriter(tmp_path / "v.mp4") as video:
+    with VideoWriter(tmp_path / "v.mp4", 20) as video:
         for frame in frames:
             video.add(frame)
     decoded = read_video(tmp_path / "v.mp4")
@@ -30,7 +30,7 @@ def test_gif_repeats_and_holds_every_second_frame_and_the_last(tmp_path: Path) -
 
     for n, expected in ((5, [0, 2, 4]), (6, [0, 2, 4, 5]), (1, [0])):
         path = tmp_path / f"{n}.gif"
-        with VideoWriter(path) as video:
+        with VideoWriter(path, 20) as video:
             for i in range(n):
                 video.add(np.full((64, 96, 3), 40 * i, np.uint8))
         frames = read_video(path)
@@ -48,7 +48,7 @@ def test_gif_keeps_the_overlay_colors(tmp_path: Path) -> None:
     frames = shades + np.array([50, 40, 20], np.uint8)
     for i, color in enumerate(OVERLAY_COLORS):
         frames[4, 20 * i + 4 : 20 * i + 6, 100:103] = color
-    with VideoWriter(tmp_path / "v.gif", OVERLAY_COLORS) as video:
+    with VideoWriter(tmp_path / "v.gif", 20, OVERLAY_COLORS) as video:
         for frame in frames:
             video.add(frame)
     decoded = read_video(tmp_path / "v.gif")[2].astype(int)
@@ -58,7 +58,7 @@ def test_gif_keeps_the_overlay_colors(tmp_path: Path) -> None:
 
 def test_two_videos_of_the_same_stem_can_be_written_at_once(tmp_path: Path) -> None:
     frame = np.zeros((64, 64, 3), np.uint8)
-    with VideoWriter(tmp_path / "v.gif") as gif, VideoWriter(tmp_path / "v.mp4") as mp4:
+    with VideoWriter(tmp_path / "v.gif", 20) as gif, VideoWriter(tmp_path / "v.mp4", 20) as mp4:
         for video in (gif, mp4, mp4):
             video.add(frame)
     assert [len(read_video(tmp_path / name)) for name in ("v.gif", "v.mp4")] == [1, 2]
@@ -66,11 +66,11 @@ def test_two_videos_of_the_same_stem_can_be_written_at_once(tmp_path: Path) -> N
 
 def test_unknown_format_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DdpError, match=r"\.mp4"):
-        VideoWriter(tmp_path / "v.txt")
+        VideoWriter(tmp_path / "v.txt", 20)
 
 
 def test_interrupted_video_leaves_no_files(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "v.mp4") as video:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "v.mp4", 20) as video:
         video.add(np.zeros((64, 64, 3), np.uint8))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -78,11 +78,11 @@ def test_interrupted_video_leaves_no_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["v.gif", "v.mp4"])
 def test_failed_video_leaves_no_files(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RuntimeError), VideoWriter(tmp_path / name) as video:
+    with pytest.raises(RuntimeError), VideoWriter(tmp_path / name, 20) as video:
         for _ in range(4):
             video.add(np.zeros((64, 64, 3), np.uint8))
         raise RuntimeError
-    with pytest.raises(ValueError, match="shape|dim|size"), VideoWriter(tmp_path / name) as video:
+    with pytest.raises(ValueError, match="shape|dim|size"), VideoWriter(tmp_path / name, 20) as video:
         video.add(np.zeros((64, 64, 3), np.uint8))
         for _ in range(3):
             video.add(np.zeros((32, 64, 3), np.uint8))
@@ -93,7 +93,7 @@ def test_full_disk_leaves_no_files(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (6, 128, 128, 3), np.uint8)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(DdpError, match="the disk is full"), VideoWriter(tmp_path / "v.gif") as video:
+        with pytest.raises(DdpError, match="the disk is full"), VideoWriter(tmp_path / "v.gif", 20) as video:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
             for frame in noise:
                 video.add(frame)
