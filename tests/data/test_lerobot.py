@@ -149,7 +149,7 @@ def test_convert_to_lerobot_and_back(lift_zarr: Path, tmp_path: Path, monkeypatc
     assert "--only does not apply" in slicing
     assert ok_json("convert", lift_zarr, "--to", "lerobot", "--out", "d")["episodes"] == 2
     assert "--overwrite" in refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", "d"))
-    assert "--check does not apply" in refused(ddp("convert", "d", "--check", "1"))
+    assert "--skip-bad does not apply" in refused(ddp("convert", "d", "--skip-bad"))
     assert "has delta actions, not absolute ones" in refused(ddp("convert", "d", "--actions", "absolute"))
     assert "'foo'" in misused(ddp("convert", lift_zarr, "--out", "x.zarr", "--actions", "foo"))
     assert "cannot be replaced" in refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", ".", "--overwrite"))
