@@ -11,11 +11,13 @@ import typer
 from ddp_cli import choices, console
 from ddp_cli.commands import options
 from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store
+from ddp_cli.commands.convert_recording import RecordingOptions, convert_recording
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
     from ddp_cli.data.conversion import ConversionResult
     from ddp_cli.data.conversion_plan import ConvertOptions
+    from ddp_cli.data.recording import Recording
     from ddp_cli.tasks import Task
 
 EXAMPLES = options.examples(
@@ -25,13 +27,17 @@ EXAMPLES = options.examples(
 
 FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers")
 """Options that apply to HDF5 files only."""
+SIMULATOR_OPTIONS = (*FILE_OPTIONS, "actions", "check", "to")
+"""Options that do not apply to recordings of any robot."""
+RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate")
+AS_RECORDED = "Recordings of any robot"
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 
 
 def convert(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="HDF5 file of demonstrations, a store, or a LeRobot dataset.")],
+    source: Annotated[Path, typer.Argument(help="Recording (HDF5, zarr, LeRobot dataset), or a store.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -127,18 +133,58 @@ def convert(
             rich_help_panel="Verification",
         ),
     ] = 3,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys",
+            help="Arrays to observe, such as img,agent_pos=state[0:2]; all observations by default.",
+            show_default=False,
+            rich_help_panel=AS_RECORDED,
+        ),
+    ] = None,
+    action_key: Annotated[
+        str | None,
+        typer.Option("--action-key", help="Array of the actions.", show_default=False, rich_help_panel=AS_RECORDED),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=0.01,
+            max=10_000,
+            help="Control rate in Hz, where the recording does not state it.",
+            show_default=False,
+            rich_help_panel=AS_RECORDED,
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            help="JSON file that describes the observations and the parts of the action, instead.",
+            show_default=False,
+            rich_help_panel=AS_RECORDED,
+        ),
+    ] = None,
     workers: options.Workers = None,
 ) -> None:
     """Convert recordings to a zarr store, or a store to another format.
 
-    Observations that were not recorded are rendered in the simulator. An interrupted conversion is resumed by the same
-    command.
+    Recordings of robosuite are replayed, and observations that were not recorded are rendered. Those of any other robot
+    are converted as they are. An interrupted conversion is resumed by the same command.
     """
     from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.data.demo_file import DemoFile
     from ddp_cli.data.store import STORE_MARKERS
     from ddp_cli.task_file import read_task
 
+    recording_options = RecordingOptions(schema, keys, action_key, rate)
+    recording = _find_recording(source, recording_options, task)
+    if recording:
+        _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
+        convert_recording(recording, recording_options, out, task, only, zarr_format, overwrite, json)
+        return
+    _reject_options(ctx, source, "not a recording that is converted as it is", RECORDING_OPTIONS)
     if source.is_dir():
         _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json))
         return
@@ -151,6 +197,18 @@ def convert(
     with options.reserve_output(out, overwrite, STORE_MARKERS):
         result = run_conversion(source, out, convert_options, workers, source_task)
     _report(out, source_task, result, time.perf_counter() - started, json)
+
+
+def _find_recording(source: Path, recording_options: RecordingOptions, task: str | None) -> Recording | None:
+    """The recording of any robot at `source`, None for everything else. A task with a simulator asks for it."""
+    from ddp_cli.data.recordings import open_recording
+    from ddp_cli.task_file import task_file_path
+    from ddp_cli.tasks import TASKS
+
+    has_simulator = task is not None and (task in TASKS or task_file_path(task) is not None)
+    if not source.exists() or (has_simulator and not recording_options.are_given):
+        return None
+    return open_recording(source, recording_options.are_given)
 
 
 def _reject_options(ctx: typer.Context, source: Path, kind: str, names: tuple[str, ...]) -> None:

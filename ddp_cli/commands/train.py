@@ -237,7 +237,10 @@ def _report(run: Run, checkpoint: Path | None, task: str, runs: Path, seconds: f
         )  # fmt: skip
         return
     console.result(f"{checkpoint}: {run.trainer.total} steps in {console.duration(seconds)}")
-    console.note(f"Next: `ddp eval {run.folder}`, or `ddp rollout {run.folder} --video out.mp4`.")
+    if run.trainer.config.policy.task.simulator is None:
+        console.note(f"Next: `ddp export {run.folder} --out policy`.")
+    else:
+        console.note(f"Next: `ddp eval {run.folder}`, or `ddp rollout {run.folder} --video out.mp4`.")
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from ddp_cli.data.demo_file_inspection import describe_demo_file, inspect_demo_f
 from ddp_cli.data.hdf5 import reject_folder_of_files
 from ddp_cli.data.lerobot_inspection import inspect_lerobot
 from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
+from ddp_cli.data.recording import Recording
+from ddp_cli.data.recording_schema import infer_schema
+from ddp_cli.data.recordings import open_recording
 from ddp_cli.data.store import STORE_MARKERS, Store
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import Task
@@ -25,6 +28,9 @@ def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
     `task` describes the environment of an HDF5 file that no built-in task uses, or is that of a LeRobot dataset.
     DataError for anything else.
     """
+    recording = open_recording(path, as_recorded=False) if path.exists() and task is None else None
+    if recording is not None:
+        return _inspect_recording(recording)
     if not path.is_dir():
         with DemoFile(path, task, allow_unknown_env=True) as demos:
             return inspect_demo_file(demos)
@@ -46,6 +52,8 @@ def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
 
 def describe_source(contents: dict[str, Any]) -> list[tuple[str, ...]]:
     """The result of `inspect_source` as rows (name, value) for people."""
+    if "schema" in contents:
+        return _describe_recording(contents)
     if "ranges" in contents:
         return describe_demo_file(contents)
     return [(name, str(value)) for name, value in contents.items()]
@@ -61,20 +69,53 @@ def _inspect_zarr(path: Path) -> dict[str, Any]:
 
 
 def _inspect_foreign_zarr(root: zarr.Group) -> dict[str, Any]:
-    """A zarr folder of other people, for example a replay buffer of the published code."""
+    """A zarr folder that is neither a store nor a replay buffer."""
     members = root.members(max_depth=2)
     arrays = {name: member for name, member in members if isinstance(member, zarr.Array)}
     contents: dict[str, Any] = {"kind": f"zarr folder (format {root.metadata.zarr_format}), not written by ddp"}
-    ends = arrays.get("meta/episode_ends")
-    if ends is not None and ends.ndim == 1 and ends.size:
-        values = np.asarray(ends[:])
-        lengths = np.diff(values, prepend=0)
-        contents["episodes"] = len(values)
-        contents["steps"] = int(values[-1])
-        contents["lengths"] = f"shortest {lengths.min()}, median {np.median(lengths):.0f}, longest {lengths.max()}"
     contents["arrays"] = "; ".join(f"{name} {tuple(a.shape)} {a.dtype}" for name, a in sorted(arrays.items()))
-    contents["ddp convert"] = "rejects this folder: it was not written by `ddp convert`"
+    contents["ddp convert"] = "rejects this folder: it has no data and meta/episode_ends, as replay buffers have"
     return contents
+
+
+def _inspect_recording(recording: Recording) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    try:
+        # The rate may have to be stated: any stands for it here.
+        schema = infer_schema(recording, rate=recording.rate or 1.0).to_json() | {"rate": recording.rate}
+        needs_rate = "" if recording.rate else ", with the control rate given by --rate"
+        plan = f"converts the arrays of the schema as they were recorded{needs_rate}"
+    except DataError as e:
+        plan = f"needs more options: {e.message} {e.hint}"
+    return {
+        "kind": recording.kind,
+        "episodes": len(recording.lengths),
+        "steps": sum(recording.lengths),
+        "lengths": [min(recording.lengths), round(float(np.median(recording.lengths))), max(recording.lengths)],
+        "rate": recording.rate,
+        "arrays": {name: [*step.shape, str(step.dtype)] for name, step in recording.arrays.items()},
+        "notes": recording.notes,
+        "schema": schema,
+        "plan": plan,
+    }
+
+
+def _describe_recording(contents: dict[str, Any]) -> list[tuple[str, ...]]:
+    shortest, median, longest = contents["lengths"]
+    schema = contents["schema"]
+    observed = [*schema.get("cameras", {}), *schema.get("vectors", {})]
+    rows: list[tuple[str, ...]] = [
+        ("kind", contents["kind"]),
+        ("episodes", str(contents["episodes"])),
+        ("steps", f"{contents['steps']} (shortest {shortest}, median {median}, longest {longest})"),
+        ("rate", f"{contents['rate']:g} Hz" if contents["rate"] else "not stated"),
+        ("arrays", "; ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in contents["arrays"].items())),
+    ]
+    if schema:
+        width = sum(part["width"] for part in schema["action"])
+        rows += [("observations", ", ".join(observed)), ("action", f"{schema['action_source']} ({width})")]
+    rows += [("note", note) for note in contents["notes"]]
+    return [*rows, ("ddp convert", contents["plan"])]
 
 
 def _inspect_store(store: Store) -> dict[str, Any]:

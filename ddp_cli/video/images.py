@@ -47,3 +47,12 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8] | None:
         pixels = np.asarray(image.convert("RGBA"))
         return np.ascontiguousarray(pixels[..., :3]) if (pixels[..., 3] == OPAQUE).all() else None
     return None
+
+
+def image_size(content: bytes, location: str) -> tuple[int, int]:
+    """(height, width) of an encoded image, without decoding it; DataError, with `location`, if it is damaged."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        raise DataError(f"{location} is damaged or not an image.", "Copy the dataset again.") from e

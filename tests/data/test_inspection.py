@@ -113,11 +113,8 @@ def test_folders_of_files_and_other_zarr_folders(demos: Path, tmp_path: Path) ->
         assert "is a folder with 1 HDF5 files. Name one of them: lift.hdf5." in refused(ddp(command, tmp_path))
     root = zarr.create_group(tmp_path / "buffer.zarr", zarr_format=2)
     root.create_array("data/img", data=np.zeros((30, 4, 4, 3), np.float32))
-    root.create_array("meta/episode_ends", data=np.array([10, 30]))
     contents = inspect_source(tmp_path / "buffer.zarr")
-    assert (contents["kind"], contents["episodes"], contents["steps"]) == (
-        "zarr folder (format 2), not written by ddp", 2, 30,
-    )  # fmt: skip
+    assert contents["kind"] == "zarr folder (format 2), not written by ddp"
     assert "data/img (30, 4, 4, 3) float32" in contents["arrays"]
-    assert contents["ddp convert"] == "rejects this folder: it was not written by `ddp convert`"
+    assert contents["ddp convert"].startswith("rejects this folder: it has no data and meta/episode_ends")
     assert "not one written by `ddp convert`" in refused(ddp("convert", tmp_path / "buffer.zarr", "--out", "x.zarr"))

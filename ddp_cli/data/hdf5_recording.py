@@ -1,0 +1,149 @@
+"""Reads recordings of any robot in HDF5: a file per episode as of ALOHA and ACT, or all in one as of robomimic.
+
+episode_0.hdf5, ...           /action, /observations/{qpos,qvel,effort}, /observations/images/<camera>: raw, or one JPEG
+                              per step, padded with zeros
+FILE data/demo_0, demo_1 ...  actions, obs/<key>, attribute num_samples; data has the attribute env_args
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.hdf5 import check_complete, open_hdf5, report_read_errors
+from ddp_cli.data.recording import StepArray
+from ddp_cli.disk import file_hash
+from ddp_cli.errors import DataError
+from ddp_cli.video.images import decode_image, image_size
+
+ALOHA_FILE = re.compile(r"episode_(\d+)\.hdf5")
+ALOHA_RATE = 50.0  # [Hz], of ACT; the files do not state it
+COPY_HINT = "Record or copy it again."
+
+
+def is_aloha_folder(path: Path) -> bool:
+    """Whether `path` is a folder of episode_0.hdf5, episode_1.hdf5, ..."""
+    return path.is_dir() and any(ALOHA_FILE.fullmatch(file.name) for file in path.iterdir())
+
+
+def open_aloha(path: Path) -> Hdf5Recording:
+    """The episodes in a folder, in the order of their numbers."""
+    files = [(int(m[1]), file) for file in path.iterdir() if (m := ALOHA_FILE.fullmatch(file.name))]
+    episodes = [(file, "/") for _, file in sorted(files)]
+    observed = re.compile(r"observations/(qpos|images/.*)")
+    recording = Hdf5Recording(path, episodes, [file.stem for _, file in sorted(files)], "action", observed, ALOHA_RATE)
+    recording.kind = "ALOHA episodes (HDF5)"
+    recording.notes.append(f"the files do not state the control rate: {ALOHA_RATE:g} Hz, as ACT records")
+    return recording
+
+
+def open_robomimic(path: Path) -> Hdf5Recording:
+    """The demonstrations in a file of any environment, as they were recorded."""
+    with open_hdf5(path) as file, report_read_errors(path, "data"):
+        data = file.get("data")
+        names = list(data) if isinstance(data, h5py.Group) else []
+        names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+        rate = None
+        with suppress(ValueError, KeyError, TypeError):
+            rate = float(json.loads(data.attrs["env_args"])["env_kwargs"]["control_freq"])
+    if not names:
+        raise DataError(f"'{path}' holds no demonstrations.", "Expected robomimic's layout: data/demo_0/{actions,obs}.")
+    return Hdf5Recording(path, [(path, f"data/{name}") for name in names], names, "actions", re.compile("obs/.*"), rate)
+
+
+class Hdf5Recording:
+    """A recording; see recording.Recording. `episodes` are (file, group)."""
+
+    def __init__(
+        self,
+        path: Path,
+        episodes: list[tuple[Path, str]],
+        names: list[str],
+        action: str,
+        observed: re.Pattern[str],
+        rate: float | None,
+    ) -> None:
+        self.path, self.episode_names, self.action, self.rate = path, names, action, rate
+        self.kind = "demonstrations (HDF5), taken as they were recorded"
+        self.notes: list[str] = []
+        self._episodes = episodes
+        self._encoded: dict[str, tuple[int, int]] = {}  # arrays of encoded images -> height, width
+        self.lengths: list[int] = []
+        for i in range(len(episodes)):
+            arrays, length = self._describe(i)
+            if i == 0:
+                self.arrays = arrays
+            different = next((name for name in self.arrays if arrays.get(name) != self.arrays[name]), None)
+            if different:
+                shape = "is missing" if different not in arrays else f"has shape {arrays[different].shape}"
+                raise DataError(
+                    f"{self._where(i)}: {different} {shape}, that of {names[0]} has {self.arrays[different].shape}.",
+                    "Keep recordings of one kind in a folder of their own.",
+                )
+            self.lengths.append(length)
+        self.observations = [name for name in self.arrays if observed.fullmatch(name)]
+
+    def _where(self, episode: int) -> str:
+        return f"'{self.path}' {self.episode_names[episode]}"
+
+    def _describe(self, episode: int) -> tuple[dict[str, StepArray], int]:
+        """Its arrays of as many rows as actions, and their number."""
+        file_path, group_name = self._episodes[episode]
+        with open_hdf5(file_path) as file, report_read_errors(file_path, group_name):
+            group = file[group_name]
+            datasets: dict[str, h5py.Dataset] = {}
+            group.visititems(lambda name, x: datasets.update({name: x}) if isinstance(x, h5py.Dataset) else None)
+            if self.action not in datasets or not datasets[self.action].shape:
+                raise DataError(f"{self._where(episode)} has no array '{self.action}'.", COPY_HINT)
+            length = int(datasets[self.action].shape[0])
+            declared = group.attrs.get("num_samples", length)
+            length = int(declared) if 0 < declared <= length else length
+            if not length:
+                raise DataError(f"{self._where(episode)} has no steps.", COPY_HINT)
+            return {
+                name: self._describe_array(name, dataset, episode)
+                for name, dataset in datasets.items()
+                if dataset.shape and dataset.shape[0] >= length
+            }, length
+
+    def _describe_array(self, name: str, dataset: h5py.Dataset, episode: int) -> StepArray:
+        is_encoded = "images/" in name and (h5py.check_vlen_dtype(dataset.dtype) or dataset.ndim == 2)
+        if not is_encoded:
+            return StepArray(dataset.shape[1:], dataset.dtype)
+        if name not in self._encoded:
+            self._encoded[name] = image_size(_content(dataset[0]), f"{self._where(episode)}, {name} of step 0")
+        return StepArray((*self._encoded[name], 3), np.dtype(np.uint8))
+
+    def read(self, array: str, episode: int) -> NDArray[Any]:
+        """The values of `array` in an episode, (n, ...), as recorded; encoded images are decoded."""
+        file_path, group_name = self._episodes[episode]
+        location = f"{group_name}/{array}".replace("//", "/")
+        with open_hdf5(file_path) as file, report_read_errors(file_path, location):
+            dataset = file[group_name][array]
+            check_complete(file_path, dataset, location)
+            values = dataset[: self.lengths[episode]]
+        if array not in self._encoded:
+            return np.asarray(values)
+        where = f"{self._where(episode)}, {array} of step"
+        size = self._encoded[array]
+        return np.stack([decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values)])
+
+    def sha256(self) -> str:
+        """Hash of the names and hashes of all files."""
+        files = list(dict.fromkeys(path for path, _ in self._episodes))
+        if files == [self.path]:
+            return file_hash(self.path)
+        return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _content(value: Any) -> bytes:
+    """An encoded image; zeros that pad it to the length of the others do no harm."""
+    return value if isinstance(value, bytes) else np.asarray(value, np.uint8).tobytes()

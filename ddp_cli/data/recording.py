@@ -1,0 +1,87 @@
+"""A recording of any robot, as it is converted without a simulator: named arrays, of one row per step, in episodes.
+
+Every format has a class with this interface; what an array means is said by a schema (recording_schema.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.errors import DataError
+
+Episode = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StepArray:
+    """Shape and type of one step of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the values are numbers or booleans."""
+        return self.dtype.kind in "fiub"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of an image, channels last or first; None for anything else."""
+        if len(self.shape) != 3 or not self.is_numeric:
+            return None
+        if self.shape[2] in (1, 3):
+            return self.shape[0], self.shape[1], self.shape[2]
+        return (self.shape[1], self.shape[2], self.shape[0]) if self.shape[0] in (1, 3) else None
+
+
+class Recording(Protocol):
+    """Episodes of arrays. Every fault is a DataError that names the path."""
+
+    kind: str
+    path: Path
+    arrays: dict[str, StepArray]
+    """By their path in the recording, such as `data/state` or `observation.state`."""
+    observations: list[str]
+    """Arrays that a policy observes, unless others are chosen."""
+    action: str
+    """The array that holds the actions, unless another one is chosen."""
+    rate: float | None
+    """The control rate [Hz], None if the recording does not state it."""
+    lengths: list[int]
+    """Steps of each episode."""
+    episode_names: list[str]
+    notes: list[str]
+
+    def read(self, array: str, episode: int) -> NDArray[Any]:
+        """The values of `array` in an episode, (n, ...), as recorded."""
+
+    def sha256(self) -> str:
+        """Hash of the content."""
+
+
+def to_images(values: NDArray[Any], is_fraction: bool, where: str) -> NDArray[np.uint8]:
+    """Images (n, height, width, channels) uint8 from `values`, whose channels may be first.
+
+    Numbers with decimals are rounded; with `is_fraction` they are 0 to 1. DataError if they are out of range.
+    """
+    if values.shape[-1] not in (1, 3):
+        values = values.transpose(0, 2, 3, 1)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    scaled = values.astype(np.float32) * (255 if is_fraction else 1)
+    low, high = float(scaled.min()), float(scaled.max())
+    if not (low >= -0.5 and high <= 255.5):  # also refuses nan
+        limit = "0 to 1" if is_fraction else "0 to 255"
+        factor = 255 if is_fraction else 1
+        raise DataError(f"{where}: the images are {low / factor:g} to {high / factor:g}, expected {limit}.")
+    return np.ascontiguousarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def are_fractions(values: NDArray[Any]) -> bool:
+    """Whether floating-point images are of 0 to 1, not of 0 to 255."""
+    return values.dtype.kind == "f" and float(values.max()) <= 1.0

@@ -1,0 +1,89 @@
+"""Converts a recording of any robot to a store, as it was recorded: nothing is rendered or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.check_summary import not_verified
+from ddp_cli.data.episode_selection import select_episodes
+from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
+from ddp_cli.data.recording_schema import parse_selection
+from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
+from ddp_cli.schema import ACTION, Schema
+from ddp_cli.tasks import RECORDED, Task
+
+NO_SIMULATOR = "the recording has no simulator in which its actions could be replayed"
+
+
+def convert_recording(
+    recording: Recording,
+    schema: Schema,
+    name: str,
+    out: Path,
+    only: str | None,
+    zarr_format: int,
+    progress: Callable[[int, int], None],
+) -> int:
+    """Writes the episodes that `only` selects to the store `out`, for a task `name`; returns the number of steps.
+
+    An interrupted conversion is resumed.
+    """
+    indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
+    lengths = [recording.lengths[i] for i in indices]
+    task = Task(name, schema, None, max(recording.lengths))
+    attributes: dict[str, Any] = {
+        "render": "full",
+        "obs": "image" if schema.cameras else "state",
+        "env_args": {},
+        "versions": {},
+        "action": {"convention": RECORDED, "dim": schema.action_dim},
+        "source": {
+            "file": recording.path.name, "sha256": recording.sha256(),
+            "demos": [recording.episode_names[i] for i in indices], "left_out": {},
+        },
+    }  # fmt: skip
+    with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
+        episodes = _EpisodeReader(recording, schema, indices[0])
+        writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
+        writer.finish({"check": not_verified(NO_SIMULATOR)})
+    return sum(lengths)
+
+
+class _EpisodeReader:
+    """Reads episodes in the arrays of a store."""
+
+    def __init__(self, recording: Recording, schema: Schema, first: int) -> None:
+        self._recording, self._schema = recording, schema
+        # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
+        self._is_fraction = {
+            key: are_fractions(recording.read(camera.source, first)) for key, camera in schema.cameras.items()
+        }
+        self._vector_sources = {key: vector.source for key, vector in schema.vectors.items()}
+        self._vector_sources[ACTION] = schema.action_source
+
+    def read(self, i: int) -> Episode:
+        """The arrays of episode `i`."""
+        where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
+        episode: Episode = {}
+        for key, camera in self._schema.cameras.items():
+            values = self._recording.read(camera.source, i)
+            episode[key] = to_images(values, self._is_fraction[key], f"{where}, {key}")
+        for key, source in self._vector_sources.items():
+            episode[key] = self._read_vector(source, i, f"{where}, {key}")
+        return episode
+
+    def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:
+        selection = parse_selection(source)
+        values = self._recording.read(selection.array, i)
+        values = values.reshape(len(values), -1)[:, selection.elements].astype(np.float32)
+        if not np.isfinite(values).all():
+            step = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise DataError(f"{where} is not finite in step {step}.", "Exclude it with --only.")
+        return values

@@ -1,0 +1,151 @@
+"""The schema of a recording: which of its arrays are cameras, vectors and the action, and what they are called."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ddp_cli.data.recording import Recording, StepArray
+from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.schema import RESERVED_KEYS, ActionPart, Camera, Schema, Vector
+
+MAX_VECTOR = 512  # wider arrays, such as point clouds, are observed only if they are named
+
+
+class Selection(NamedTuple):
+    """An array, or some elements of its flattened steps."""
+
+    array: str
+    elements: slice
+
+    def width(self, step: StepArray) -> int:
+        """Number of elements of a step."""
+        size = 1
+        for n in step.shape:
+            size *= n
+        return len(range(size)[self.elements])
+
+
+def parse_selection(text: str) -> Selection:
+    """`data/state`, or some of its elements: `data/state[0:2]`, `data/state[4]`."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)(?::(\d+))?\])?", text)
+    if not match:
+        raise ConfigError(f"'{text}' is not an array.", "Name one, or some of its elements: data/state[0:2].")
+    name, begin, end = match.groups()
+    if begin is None:
+        return Selection(name, slice(None))
+    return Selection(name, slice(int(begin), int(end) if end else int(begin) + 1))
+
+
+def infer_schema(
+    recording: Recording, keys: str | None = None, action: str | None = None, rate: float | None = None
+) -> Schema:
+    """The schema of `recording`: all arrays that a policy can observe, or those that `keys` lists.
+
+    `keys` is like `img,agent_pos=data/state[0:2]`; `action` names the array of the actions. Their meaning is not known:
+    the action is one part, plain. ConfigError or DataError if something is missing.
+    """
+    rate = rate or recording.rate
+    if rate is None:
+        raise DataError(f"'{recording.path}' does not state its control rate.", "Add --rate, in Hz.")
+    action_source = _find(recording, action or recording.action)
+    if keys:
+        entries = [_parse_entry(recording, entry) for entry in keys.split(",")]
+    else:
+        observed = [name for name in recording.observations if name != parse_selection(action_source).array]
+        entries = [(_key(name), name) for name in observed if _is_observable(recording.arrays[name])]
+    cameras: dict[str, Camera] = {}
+    vectors: dict[str, Vector] = {}
+    for key, source in entries:
+        selection = parse_selection(source)
+        step = recording.arrays[selection.array]
+        image = step.image_shape if selection.elements == slice(None) else None
+        if image:
+            cameras[key] = Camera(height=image[0], width=image[1], channels=1 if image[2] == 1 else 3, source=source)
+        else:
+            vectors[key] = Vector(width=_width(source, recording), source=source)
+    width = _width(action_source, recording)
+    return Schema(
+        rate=rate, cameras=cameras, vectors=vectors, action=(ActionPart(name="action", width=width),),
+        action_source=action_source,
+    )  # fmt: skip
+
+
+def _parse_entry(recording: Recording, entry: str) -> tuple[str, str]:
+    """Key and source of an entry of --keys."""
+    key, equals, source = entry.strip().partition("=")
+    if not equals:
+        return _key(key.split("[")[0]), _find(recording, key)
+    return key, _find(recording, source)
+
+
+def _find(recording: Recording, source: str) -> str:
+    """The full name of `source`, which may lack its folder; DataError lists the arrays there are."""
+    selection = parse_selection(source)
+    matches = [name for name in recording.arrays if name == selection.array]
+    matches = matches or [name for name in recording.arrays if re.split(r"[/.]", name)[-1] == selection.array]
+    if len(matches) != 1:
+        raise DataError(
+            f"'{recording.path}' has {'no array' if not matches else 'several arrays'} '{selection.array}'.",
+            f"It has {', '.join(recording.arrays)}; --keys and --action-key name the ones to use.",
+        )
+    return source.replace(selection.array, matches[0], 1)
+
+
+def _key(name: str) -> str:
+    """A key for the array `name`: its last part, without characters that a key cannot have."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", re.split(r"[/.]", name)[-1]).strip("_-")
+    return f"{key}_obs" if key in RESERVED_KEYS else key
+
+
+def _is_observable(step: StepArray) -> bool:
+    is_vector = step.is_numeric and Selection("", slice(None)).width(step) <= MAX_VECTOR
+    return step.image_shape is not None or is_vector
+
+
+def _width(source: str, recording: Recording) -> int:
+    selection = parse_selection(source)
+    step = recording.arrays[selection.array]
+    width = selection.width(step)
+    if not step.is_numeric or not width:
+        raise DataError(f"'{recording.path}': '{source}' has {width} numbers of type {step.dtype} per step.")
+    return width
+
+
+def read_schema(path: Path, recording: Recording) -> Schema:
+    """The schema in a JSON file, which must fit the arrays of `recording`; ConfigError or DataError names the fault."""
+    hint = "`ddp inspect RECORDING --json` prints one that can be edited."
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no file '{path}'.", hint) from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise ConfigError(f"'{path}' is not valid JSON: {e}.", hint) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"'{path}' does not contain a JSON object.", hint)
+    schema = Schema(**content.get("schema", content))
+    for key, camera in schema.cameras.items():
+        source = _find(recording, camera.source or key)
+        shape = recording.arrays[source].image_shape
+        if shape != camera.shape:
+            raise DataError(
+                f"'{path}': {key} has shape {camera.shape}, but {source} holds {shape or 'no images'}.", hint
+            )
+        schema.cameras[key] = camera.model_copy(update={"source": source})
+    for key, vector in schema.vectors.items():
+        source = _check_width(recording, vector.source or key, vector.width, f"'{path}': {key}")
+        schema.vectors[key] = vector.model_copy(update={"source": source})
+    source = schema.action_source or recording.action
+    source = _check_width(recording, source, schema.action_dim, f"'{path}': the action")
+    return schema.model_copy(update={"action_source": source})
+
+
+def _check_width(recording: Recording, source: str, width: int, what: str) -> str:
+    """The full name of `source`, which must have `width` numbers per step."""
+    source = _find(recording, source)
+    actual = _width(source, recording)
+    if actual != width:
+        raise DataError(f"{what} has width {width}, but {source} has {actual}.", "Correct one of them.")
+    return source

@@ -1,0 +1,101 @@
+"""Reads replay buffers: the zarr layout of the published diffusion policy project and of those that follow it.
+
+data/<key>          (N, ...)  one row per step of all episodes, one after another
+meta/episode_ends   (E,)      index one past the last step of each episode
+
+A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ddp_cli.data.recording import StepArray
+from ddp_cli.errors import DataError
+
+ENDS = "meta/episode_ends"
+COPY_HINT = "Download or copy it again."
+
+
+def is_replay_buffer(path: Path) -> bool:
+    """Whether `path` is a zarr folder or file with episodes of steps, but not a store of ddp."""
+    try:
+        root = _open(path)
+        return "format" not in root.attrs and ENDS in root and "data" in root
+    except Exception:  # noqa: BLE001 - damaged or other files raise many kinds
+        return False
+
+
+def _open(path: Path) -> zarr.Group:
+    if path.is_file():
+        return zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+    return zarr.open_group(path, mode="r")
+
+
+class ReplayBuffer:
+    """A recording; see recording.Recording."""
+
+    kind: str = "replay buffer (zarr)"
+    action: str = "data/action"
+    rate: float | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.notes = path, list[str]()
+        try:
+            self._root = _open(path)
+            members = sorted(self._root["data"].arrays())  # type: ignore[union-attr]
+            end_array = self._root[ENDS]
+        except Exception as e:  # damaged metadata raises many kinds
+            raise DataError(f"'{path}' is a damaged zarr folder: {' '.join(str(e).split())}.", COPY_HINT) from e
+        self._arrays = {f"data/{name}": array for name, array in members if array.ndim}
+        ends = self._read(end_array, slice(None), ENDS)
+        if ends.ndim != 1 or not ends.size or ends.dtype.kind not in "iu" or np.diff(ends, prepend=0).min() <= 0:
+            raise DataError(f"'{path}': {ENDS} are not increasing numbers: {ends.ravel()[:5].tolist()} ...", COPY_HINT)
+        ends = ends.astype(np.int64)
+        self.lengths = np.diff(ends, prepend=0).tolist()
+        self._starts = (ends - self.lengths).tolist()
+        for name, array in self._arrays.items():
+            if array.shape[0] < ends[-1]:
+                raise DataError(
+                    f"'{path}': {name} has {array.shape[0]} rows, but the episodes end at {ends[-1]}.", COPY_HINT
+                )
+        rows = max((array.shape[0] for array in self._arrays.values()), default=0)
+        if rows > ends[-1]:
+            self.notes.append(f"{rows - ends[-1]} rows behind the last episode are left out")
+        self.arrays = {name: StepArray(array.shape[1:], array.dtype) for name, array in self._arrays.items()}
+        self.observations = [name for name in self.arrays if name != self.action]
+        self.episode_names = [str(i) for i in range(len(self.lengths))]
+
+    def read(self, array: str, episode: int) -> NDArray[Any]:
+        """The values of `array` in an episode, (n, ...), as recorded."""
+        start = self._starts[episode]
+        where = f"{array}, episode {episode}"
+        return self._read(self._arrays[array], slice(start, start + self.lengths[episode]), where)
+
+    def _read(self, array: Any, rows: slice, where: str) -> NDArray[Any]:
+        try:
+            return np.asarray(array[rows])
+        except MemoryError:
+            raise
+        except Exception as e:  # damaged chunks and unknown codecs raise many kinds
+            reason = (str(e) or type(e).__name__).splitlines()[0]
+            codec = "imagecodecs" in reason or "codec" in reason.lower()
+            hint = "Install its codecs: `pip install imagecodecs`." if codec else COPY_HINT
+            raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
+
+    def sha256(self) -> str:
+        """Hash of the names and contents of all files."""
+        digest = hashlib.sha256()
+        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+        for file in files:
+            digest.update(str(file.relative_to(self.path)).encode())
+            with file.open("rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""Recordings of any robot are converted as they were recorded: the arrays of their stores, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from conftest import ddp, ok, ok_json, refused
+from numcodecs import Blosc
+from PIL import Image
+
+from ddp_cli.data.hdf5_recording import open_aloha
+from ddp_cli.data.inspection import inspect_source
+from ddp_cli.data.recording_conversion import convert_recording
+from ddp_cli.data.recording_schema import infer_schema, parse_selection
+from ddp_cli.data.recordings import open_recording
+from ddp_cli.data.replay_buffer import ReplayBuffer
+from ddp_cli.data.store import Store
+from ddp_cli.errors import DdpError
+
+LENGTHS = [5, 9, 3]
+ENDS = np.cumsum(LENGTHS)
+
+
+def smooth_image(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_replay_buffer(path: Path, zarr_format: int = 2, scale: float = 1.0, **arrays: Any) -> dict[str, np.ndarray]:
+    """As the published project writes Push-T: float images, vectors, and a matrix per step."""
+    rng = np.random.default_rng(0)
+    n = int(ENDS[-1])
+    values = {
+        "img": (smooth_image(rng, n, 16, 20, 3) * np.float32(scale)).astype(np.float32),
+        "state": rng.normal(size=(n, 5)).astype(np.float32),
+        "keypoint": rng.normal(size=(n, 9, 2)).astype(np.float32),
+        "action": rng.uniform(0, 512, (n, 2)).astype(np.float32),
+    } | arrays
+    root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    compressor: dict[str, Any] = {"compressors": Blosc("zstd")} if zarr_format == 2 else {}
+    for key, value in values.items():
+        root.create_array(
+            f"data/{key}", shape=value.shape, dtype=value.dtype, chunks=(4, *value.shape[1:]), **compressor
+        )
+        root[f"data/{key}"][:] = value
+    root.create_array("meta/episode_ends", data=ENDS)
+    return values
+
+
+def to_zip(folder: Path) -> Path:
+    path = folder.with_name(folder.name + ".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for member in sorted(p for p in folder.rglob("*") if p.is_file()):
+            file.write(member, member.relative_to(folder))
+    return path
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_a_replay_buffer_is_taken_as_it_is(tmp_path: Path, zarr_format: int, zipped: bool, scale: float) -> None:
+    source = tmp_path / "pusht.zarr"
+    values = write_replay_buffer(source, zarr_format, scale)
+    source = to_zip(source) if zipped else source
+    out = tmp_path / "s.zarr"
+    result = ok_json("convert", source, "--rate", 10, "--out", out)
+    assert (result["task"], result["episodes"], result["frames"]) == ("pusht", 3, 17)
+    store = Store(out)
+    np.testing.assert_array_equal(store.read("img"), np.round(values["img"] / scale).astype(np.uint8))
+    np.testing.assert_array_equal(store.read("state"), values["state"])
+    np.testing.assert_array_equal(store.read("keypoint"), values["keypoint"].reshape(-1, 18))
+    np.testing.assert_array_equal(store.read("action"), values["action"])
+    assert store.episode_ends.tolist() == ENDS.tolist()
+    schema = store.task.schema
+    assert (schema.rate, store.task.simulator, schema.cameras["img"].shape) == (10, None, (16, 20, 3))
+    assert store.check["result"] == "not verified"
+
+
+def test_keys_select_arrays_and_their_elements(tmp_path: Path) -> None:
+    values = write_replay_buffer(tmp_path / "p.zarr")
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr", "--task", "pusht")
+    ok(ddp(*command, "--keys", "img,agent=state[0:2],angle=data/state[4]", "--only", "1:"))
+    store = Store(tmp_path / "s.zarr")
+    assert (store.task.name, list(store.task.low_dim), store.image_keys) == ("pusht", ["agent", "angle"], ["img"])
+    np.testing.assert_array_equal(store.read("agent"), values["state"][5:, :2])
+    np.testing.assert_array_equal(store.read("angle"), values["state"][5:, 4:])
+    for keys, message in (
+        ("img,nothing", "has no array 'nothing'. It has data/action, data/img"),
+        ("state[0:2", "'state[0:2' is not an array"),
+        ("state[7:9]", "'data/state[7:9]' has 0 numbers"),
+    ):
+        assert message in " ".join(refused(ddp(*command, "--overwrite", "--keys", keys)).split())
+    assert len(Store(tmp_path / "s.zarr").episode_ends) == 2  # refused before anything was replaced
+
+
+def test_what_a_recording_does_not_state_is_asked_for(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr")
+    assert "does not state its control rate. Add --rate" in refused(ddp("convert", tmp_path / "p.zarr"))
+    assert "--obs does not apply" in refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--obs", "state"))
+    named_lift = refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--task", "lift"))
+    assert "--task lift is a built-in task with a simulator" in named_lift
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"state": np.zeros((12, 5), "f4")}, "data/state has 12 rows, but the episodes end at 17"),
+        ({"state": np.full((17, 5), np.nan, "f4")}, "episode 0, state is not finite in step 0"),
+        ({"img": np.full((17, 8, 8, 3), 300.0, "f4")}, "episode 0, img: the images are 300 to 300, expected 0 to 255"),
+        ({"img": np.full((17, 8, 8, 3), -1.0, "f4")}, "episode 0, img: the images are -1 to -1, expected 0 to 1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    write_replay_buffer(tmp_path / "p.zarr", **arrays)
+    assert message in " ".join(
+        refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s")).split()
+    )
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "s.partial").exists()
+
+
+@pytest.mark.parametrize("ends", [[5, 5, 17], [5.0, 17.0], [[5, 17]], [0, 17], [9, 5]])
+def test_episode_ends_that_cannot_be_are_refused(tmp_path: Path, ends: list[Any]) -> None:
+    write_replay_buffer(tmp_path / "p.zarr")
+    zarr.open_group(tmp_path / "p.zarr", mode="r+").create_array(
+        "meta/episode_ends", data=np.array(ends), overwrite=True
+    )
+    assert "meta/episode_ends are not increasing numbers" in refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10))
+
+
+def test_actions_of_another_name(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr")
+    (tmp_path / "p.zarr/data/action").rename(tmp_path / "p.zarr/data/goal")
+    plan = inspect_source(tmp_path / "p.zarr")["plan"]
+    assert plan.startswith("needs more options: ")
+    assert "has no array 'data/action'. It has data/goal, data/img" in plan
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
+    assert "--action-key name the ones to use" in refused(ddp(*command))
+    ok(ddp(*command, "--action-key", "goal"))
+    assert list(Store(tmp_path / "s.zarr").task.low_dim) == ["keypoint", "state"]
+
+
+def test_a_damaged_chunk_and_rows_behind_the_last_episode(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr", extra=np.zeros((20, 2), "f4"))
+    assert ReplayBuffer(tmp_path / "p.zarr").notes == ["3 rows behind the last episode are left out"]
+    (tmp_path / "p.zarr/data/img/2.0.0.0").write_bytes(b"no chunk")
+    error = refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s"))
+    assert "data/img, episode 1 cannot be decoded" in " ".join(error.split())
+
+
+def test_an_interrupted_conversion_is_resumed_with_the_same_scale(tmp_path: Path) -> None:
+    """The first image decides whether images are of 0 to 1; the second episode is dark."""
+    values = write_replay_buffer(tmp_path / "p.zarr")
+    dark = values["img"].copy()
+    dark[5:] = 1.0
+    write_replay_buffer(tmp_path / "p.zarr", img=dark)
+    recording = ReplayBuffer(tmp_path / "p.zarr")
+    schema = infer_schema(recording, rate=10)
+
+    def interrupt(done: int, _total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_recording(recording, schema, "p", tmp_path / "s.zarr", None, 3, interrupt)
+    done: list[int] = []
+    convert_recording(recording, schema, "p", tmp_path / "s.zarr", None, 3, lambda steps, _: done.append(steps))
+    assert done == ENDS.tolist()
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), dark.astype(np.uint8))
+
+
+# -- ALOHA ------------------------------------------------------------------------------------------
+
+
+def write_aloha(folder: Path, encoded: bool) -> list[np.ndarray]:
+    """Episodes 2, 9 and 10, as ACT writes them; images by camera `top`, raw or as padded JPEGs."""
+    folder.mkdir()
+    images = []
+    for i, (number, n) in enumerate(zip((2, 9, 10), LENGTHS, strict=True)):
+        rng = np.random.default_rng(i)
+        # Smooth, so that JPEG hardly changes them.
+        frames = np.broadcast_to(np.linspace(0, 200, 24, dtype=np.uint8)[:, None], (n, 16, 24, 3)) + np.uint8(i)
+        with h5py.File(folder / f"episode_{number}.hdf5", "w") as f:
+            f["action"] = rng.normal(size=(n, 14))
+            for key in ("qpos", "qvel", "effort"):
+                f[f"observations/{key}"] = rng.normal(size=(n, 14))
+            if encoded:
+                files = []
+                for frame in frames:
+                    buffer = io.BytesIO()
+                    Image.fromarray(frame).save(buffer, "JPEG", quality=95)
+                    files.append(buffer.getvalue())
+                longest = max(map(len, files)) + 7
+                padded = [np.frombuffer(file.ljust(longest, b"\0"), np.uint8) for file in files]
+                f["observations/images/top"] = np.stack(padded)
+            else:
+                f["observations/images/top"] = frames
+        images.append(frames)
+    return images
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_aloha_episodes_in_the_order_of_their_numbers(tmp_path: Path, encoded: bool) -> None:
+    images = write_aloha(tmp_path / "insertion", encoded)
+    text = ok(ddp("convert", tmp_path / "insertion", "--out", tmp_path / "s.zarr")).output
+    assert "the files do not state the control rate: 50 Hz" in " ".join(text.split())
+    store = Store(tmp_path / "s.zarr")
+    assert (list(store.task.low_dim), store.image_keys, store.task.schema.rate) == (["qpos"], ["top"], 50)
+    assert store.attrs["source"]["demos"] == ["episode_2", "episode_9", "episode_10"]
+    difference = store.read("top").astype(int) - np.concatenate(images)
+    assert np.abs(difference).max() <= (4 if encoded else 0)
+    with h5py.File(tmp_path / "insertion/episode_9.hdf5") as f:
+        np.testing.assert_array_equal(store.read("action", rows=slice(5, 14)), f["action"][:].astype("f4"))
+        np.testing.assert_array_equal(store.read("qpos", rows=slice(5, 14)), f["observations/qpos"][:].astype("f4"))
+
+
+def test_aloha_episodes_of_another_kind_are_named(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", encoded=False)
+    with h5py.File(tmp_path / "a/episode_10.hdf5", "r+") as f:
+        del f["observations/images/top"]
+    with pytest.raises(DdpError, match=r"episode_10: observations/images/top is missing, that of episode_2 has"):
+        open_aloha(tmp_path / "a")
+
+
+# -- robomimic --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacking(tmp_path: Path) -> Path:
+    """Demonstrations of another simulator, as Isaac Lab writes them: longer than num_samples, channels first."""
+    with h5py.File(tmp_path / "stack.hdf5", "w") as f:
+        data = f.create_group("data")
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Isaac-Stack-v0", "type": 2, "env_kwargs": {"control_freq": 25}}
+        )
+        for i, n in enumerate(LENGTHS):
+            demo = data.create_group(f"demo_{i}")
+            demo.attrs["num_samples"] = n
+            rng = np.random.default_rng(i)
+            demo["actions"], demo["obs/eef_pos"] = rng.normal(size=(n + 2, 16)), rng.normal(size=(n + 2, 3))
+            demo["obs/front"] = smooth_image(rng, n + 2, 3, 12, 10)
+            demo["states"] = rng.normal(size=(n + 2, 40))
+    return tmp_path / "stack.hdf5"
+
+
+def test_demonstrations_of_another_simulator(stacking: Path, tmp_path: Path) -> None:
+    result = ok_json("convert", stacking, "--out", tmp_path / "s.zarr")
+    assert (result["task"], result["frames"]) == ("stack", 17)
+    store = Store(tmp_path / "s.zarr")
+    assert store.task.schema.rate == 25
+    with h5py.File(stacking) as f:
+        np.testing.assert_array_equal(store.read("action")[:5], f["data/demo_0/actions"][:5].astype("f4"))
+        images = f["data/demo_1/obs/front"][:9].transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(store.read("front", rows=slice(5, 14)), images)
+    contents = inspect_source(stacking)
+    assert (contents["rate"], list(contents["schema"]["cameras"])) == (25, ["front"])
+
+
+def test_demonstrations_of_a_known_simulator_are_taken_as_recorded_only_if_asked(lift_demos: Path) -> None:
+    assert open_recording(lift_demos, as_recorded=False) is None
+
+
+# -- schemas ----------------------------------------------------------------------------------------
+
+
+def test_a_schema_that_inspect_prints_can_be_edited_and_given_back(stacking: Path, tmp_path: Path) -> None:
+    schema = ok_json("inspect", stacking)["schema"]
+    schema["rate"] = 20
+    schema["vectors"] = {"tool": {"width": 2, "source": "obs/eef_pos[1:3]", "unit": "m"}}
+    schema["action"] = [
+        {"name": "left", "width": 7, "representation": "delta", "low": [-1] * 7, "high": [1] * 7},
+        {"name": "right", "width": 9},
+    ]
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    ok(ddp("convert", stacking, "--schema", file, "--out", tmp_path / "s.zarr"))
+    stored = Store(tmp_path / "s.zarr").task.schema
+    assert (stored.rate, stored.vectors["tool"].unit) == (20, "m")
+    assert [part.name for part in stored.action] == ["left", "right"]
+    for change, message in (
+        ({"action": [{"name": "a", "width": 3}]}, "the action has width 3, but actions has 16"),
+        (
+            {"cameras": {"front": {"height": 5, "width": 10}}},
+            "front has shape (5, 10, 3), but obs/front holds (12, 10, 3)",
+        ),
+        ({"vectors": {"x": {"width": 3, "source": "obs/y"}}}, "has no array 'obs/y'"),
+        ({"rate": None}, "rate"),
+    ):
+        file.write_text(json.dumps(schema | change))
+        error = refused(ddp("convert", stacking, "--schema", file, "--out", tmp_path / "t.zarr"))
+        assert message in " ".join(error.split())
+    assert "--schema says what --keys" in refused(ddp("convert", stacking, "--schema", file, "--rate", 5))
+
+
+def test_selections_of_elements() -> None:
+    assert parse_selection("a/b") == ("a/b", slice(None))
+    assert parse_selection("a.b[3]") == ("a.b", slice(3, 4))
+    assert parse_selection("a[2:9]") == ("a", slice(2, 9))
+
+
+def test_stores_of_ddp_are_no_replay_buffers(lift_zarr: Path, tmp_path: Path) -> None:
+    assert open_recording(lift_zarr, as_recorded=False) is None
+    shutil.copytree(lift_zarr, tmp_path / "s.zarr")
+    assert "--rate does not apply" in refused(
+        ddp("convert", tmp_path / "s.zarr", "--rate", 10, "--out", tmp_path / "t")
+    )
