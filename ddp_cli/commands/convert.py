@@ -27,7 +27,7 @@ EXAMPLES = options.examples(
 
 FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers")
 """Options that apply to HDF5 files only."""
-SIMULATOR_OPTIONS = (*FILE_OPTIONS, "actions", "check", "to")
+SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
 RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate")
 AS_RECORDED = "Recordings of any robot"
@@ -182,7 +182,7 @@ def convert(
     recording = _find_recording(source, recording_options, task)
     if recording:
         _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
-        convert_recording(recording, recording_options, out, task, only, zarr_format, overwrite, json)
+        convert_recording(recording, recording_options, out, task, only, skip_bad, zarr_format, overwrite, json)
         return
     _reject_options(ctx, source, "not a recording that is converted as it is", RECORDING_OPTIONS)
     if source.is_dir():

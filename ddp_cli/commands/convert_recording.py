@@ -36,6 +36,7 @@ def convert_recording(
     out: Path | None,
     task: str | None,
     only: str | None,
+    skip_bad: bool,
     zarr_format: int,
     overwrite: bool,
     json: bool,
@@ -58,20 +59,23 @@ def convert_recording(
         options.reserve_output(out, overwrite, STORE_MARKERS),
         console.progress(f"convert {source.name}") as update,
     ):
-        steps = write_store(
-            recording, schema, name, out, only, zarr_format, lambda done, total: update(done, total, "steps")
+        left_out = write_store(
+            recording, schema, name, out, only, zarr_format, lambda done, total: update(done, total, "steps"), skip_bad
         )
     store = Store(out)
+    steps = int(store.episode_ends[-1])
     if json:
         console.print_json(
             {"out": str(out), "task": name, "episodes": len(store.episode_ends), "frames": steps,
-             "notes": recording.notes, "schema": schema.to_json()}
+             "left_out": left_out, "notes": recording.notes, "schema": schema.to_json()}
         )  # fmt: skip
         return
     console.result(f"{out}: task {name}, {len(store.episode_ends)} episodes, {steps} steps at {schema.rate:g} Hz")
     observed = [f"{key} {'x'.join(map(str, camera.shape))}" for key, camera in schema.cameras.items()]
     observed += [f"{key} ({vector.width})" for key, vector in schema.vectors.items()]
     console.result(f"observations: {', '.join(observed)}; action ({schema.action_dim})")
+    for episode, fault in left_out.items():
+        console.result(f"skipped {episode}: {fault}")
     for note in recording.notes:
         console.result(f"note: {note}")
     console.result(f"check not verified: {store.check['why']}")

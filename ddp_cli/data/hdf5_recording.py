@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ def open_aloha(path: Path) -> Hdf5Recording:
     files = [(int(m[1]), file) for file in path.iterdir() if (m := ALOHA_FILE.fullmatch(file.name))]
     episodes = [(file, "/") for _, file in sorted(files)]
     observed = re.compile(r"observations/(qpos|images/.*)")
-    recording = Hdf5Recording(path, episodes, [file.stem for _, file in sorted(files)], "action", observed, ALOHA_RATE)
+    recording = Hdf5Recording(path, episodes, [file.stem for _, file in sorted(files)], "action", observed, None)
+    recording.default_rate = ALOHA_RATE
     recording.kind = "ALOHA episodes (HDF5)"
-    recording.notes.append(f"the files do not state the control rate: {ALOHA_RATE:g} Hz, as ACT records")
+    recording.notes.append(
+        f"the files do not state the control rate: {ALOHA_RATE:g} Hz, as ACT records, without --rate"
+    )
     return recording
 
 
@@ -72,6 +76,7 @@ class Hdf5Recording:
         rate: float | None,
     ) -> None:
         self.path, self.episode_names, self.action, self.rate = path, names, action, rate
+        self.default_rate: float | None = None
         self.kind = "demonstrations (HDF5), taken as they were recorded"
         self.notes: list[str] = []
         self._episodes = episodes
@@ -135,6 +140,10 @@ class Hdf5Recording:
         where = f"{self._where(episode)}, {array} of step"
         size = self._encoded[array]
         return np.stack([decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values)])
+
+    def faults(self, _arrays: Collection[str]) -> dict[int, str]:
+        """None: the episodes were checked when it was opened."""
+        return {}
 
     def sha256(self) -> str:
         """Hash of the names and hashes of all files."""

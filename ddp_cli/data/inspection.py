@@ -15,7 +15,7 @@ from ddp_cli.data.hdf5 import reject_folder_of_files
 from ddp_cli.data.lerobot_inspection import inspect_lerobot
 from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
 from ddp_cli.data.recording import Recording
-from ddp_cli.data.recording_schema import infer_schema
+from ddp_cli.data.recording_schema import plan_recording
 from ddp_cli.data.recordings import open_recording
 from ddp_cli.data.store import STORE_MARKERS, Store
 from ddp_cli.errors import DataError
@@ -28,7 +28,8 @@ def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
     `task` describes the environment of an HDF5 file that no built-in task uses, or is that of a LeRobot dataset.
     DataError for anything else.
     """
-    recording = open_recording(path, as_recorded=False) if path.exists() and task is None else None
+    is_other = path.exists() and task is None and not is_lerobot(path)
+    recording = open_recording(path, as_recorded=False) if is_other else None
     if recording is not None:
         return _inspect_recording(recording)
     if not path.is_dir():
@@ -52,11 +53,11 @@ def inspect_source(path: Path, task: Task | None = None) -> dict[str, Any]:
 
 def describe_source(contents: dict[str, Any]) -> list[tuple[str, ...]]:
     """The result of `inspect_source` as rows (name, value) for people."""
-    if "schema" in contents:
+    if "arrays" in contents and "schema" in contents:
         return _describe_recording(contents)
     if "ranges" in contents:
         return describe_demo_file(contents)
-    return [(name, str(value)) for name, value in contents.items()]
+    return [(name, str(value)) for name, value in contents.items() if name != "schema"]
 
 
 def _inspect_zarr(path: Path) -> dict[str, Any]:
@@ -79,14 +80,7 @@ def _inspect_foreign_zarr(root: zarr.Group) -> dict[str, Any]:
 
 
 def _inspect_recording(recording: Recording) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    try:
-        # The rate may have to be stated: any stands for it here.
-        schema = infer_schema(recording, rate=recording.rate or 1.0).to_json() | {"rate": recording.rate}
-        needs_rate = "" if recording.rate else ", with the control rate given by --rate"
-        plan = f"converts the arrays of the schema as they were recorded{needs_rate}"
-    except DataError as e:
-        plan = f"needs more options: {e.message} {e.hint}"
+    schema, plan = plan_recording(recording)
     return {
         "kind": recording.kind,
         "episodes": len(recording.lengths),

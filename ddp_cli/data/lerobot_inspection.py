@@ -8,9 +8,11 @@ from typing import Any
 
 from ddp_cli.data.lerobot_compatibility import MissingOptionsError
 from ddp_cli.data.lerobot_files import DatasetFiles, find_files
-from ddp_cli.data.lerobot_layout import Feature, open_folder
+from ddp_cli.data.lerobot_layout import STORE_ATTRIBUTES_PATH, Feature, open_folder
 from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.lerobot_reader import LeRobotDataset
+from ddp_cli.data.lerobot_recording import LeRobotRecording
+from ddp_cli.data.recording_schema import plan_recording
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTIONS, Task
 from ddp_cli.video.video_info import read_video_info
@@ -34,7 +36,24 @@ def inspect_lerobot(path: Path, task: Task | None = None) -> dict[str, Any]:
     }
     if files.damaged:
         contents["damaged"] = " ".join(files.damaged)
+    if task is None and not (path / STORE_ATTRIBUTES_PATH).is_file():
+        return contents | _plan_as_recorded(path)
     return contents | {"ddp convert": describe_conversion(path, task)}
+
+
+def _plan_as_recorded(path: Path) -> dict[str, Any]:
+    """What `ddp convert` would do with a dataset of any robot, and the schema that it would use."""
+    try:
+        recording = LeRobotRecording(path)
+        schema, plan = plan_recording(recording)
+        faults = recording.faults(recording.observations) if schema else {}
+    except DataError as e:
+        return {"ddp convert": f"rejects this dataset: {_reason(path, e)}"}
+    if faults:
+        index, fault = next(iter(sorted(faults.items())))
+        plan += f". {len(faults)} episodes have faults, the first is episode {index}: {_reason(path, DataError(fault))}"
+    notes = "".join(f" ({note})" for note in recording.notes)
+    return {"ddp convert": f"{plan}{notes}. --task checks it as one of robosuite", "schema": schema}
 
 
 def describe_conversion(path: Path, task: Task | None) -> str:

@@ -5,6 +5,7 @@ Every format has a class with this interface; what an array means is said by a s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +20,11 @@ Episode = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StepArray:
-    """Shape and type of one step of an array."""
+    """Shape and type of one step of an array, and the names of its elements where they are known."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    names: tuple[str, ...] = ()
 
     @property
     def is_numeric(self) -> bool:
@@ -52,6 +54,8 @@ class Recording(Protocol):
     """The array that holds the actions, unless another one is chosen."""
     rate: float | None
     """The control rate [Hz], None if the recording does not state it."""
+    default_rate: float | None
+    """The control rate [Hz] that recordings of this kind have, None if any."""
     lengths: list[int]
     """Steps of each episode."""
     episode_names: list[str]
@@ -59,6 +63,9 @@ class Recording(Protocol):
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded."""
+
+    def faults(self, arrays: Collection[str]) -> dict[int, str]:
+        """Episodes that cannot be read, as far as is known without decoding `arrays` -> fault. May add to `notes`."""
 
     def sha256(self) -> str:
         """Hash of the content."""

@@ -30,12 +30,29 @@ def convert_recording(
     only: str | None,
     zarr_format: int,
     progress: Callable[[int, int], None],
-) -> int:
-    """Writes the episodes that `only` selects to the store `out`, for a task `name`; returns the number of steps.
+    skip_bad: bool = False,
+) -> dict[str, str]:
+    """Writes the episodes that `only` selects to the store `out`, for a task `name`. An interrupted conversion is
+    resumed.
 
-    An interrupted conversion is resumed.
+    Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
     indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
+    sources = [camera.source for camera in schema.cameras.values()]
+    sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
+    arrays = {parse_selection(source).array for source in sources}
+    faults = {i: fault for i, fault in recording.faults(arrays).items() if i in set(indices)}
+    if faults and (not skip_bad or len(faults) == len(indices)):
+        i, fault = next(iter(sorted(faults.items())))
+        more = f", and {len(faults) - 1} more episodes have faults" if len(faults) > 1 else ""
+        raise DataError(
+            f"'{recording.path}' episode {recording.episode_names[i]}: {fault.rstrip('.')}{more}.",
+            "Choose other arrays with --keys."
+            if len(faults) == len(indices)
+            else "Leave such episodes out with --skip-bad, or choose other arrays with --keys.",
+        )
+    left_out = {recording.episode_names[i]: fault for i, fault in sorted(faults.items())}
+    indices = [i for i in indices if i not in faults]
     lengths = [recording.lengths[i] for i in indices]
     task = Task(name, schema, None, max(recording.lengths))
     attributes: dict[str, Any] = {
@@ -46,14 +63,14 @@ def convert_recording(
         "action": {"convention": RECORDED, "dim": schema.action_dim},
         "source": {
             "file": recording.path.name, "sha256": recording.sha256(),
-            "demos": [recording.episode_names[i] for i in indices], "left_out": {},
+            "demos": [recording.episode_names[i] for i in indices], "left_out": left_out,
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
         episodes = _EpisodeReader(recording, schema, indices[0])
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
-    return sum(lengths)
+    return left_out
 
 
 class _EpisodeReader:
@@ -63,7 +80,9 @@ class _EpisodeReader:
         self._recording, self._schema = recording, schema
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {
-            key: are_fractions(recording.read(camera.source, first)) for key, camera in schema.cameras.items()
+            key: recording.arrays[camera.source].dtype.kind == "f"
+            and are_fractions(recording.read(camera.source, first))
+            for key, camera in schema.cameras.items()
         }
         self._vector_sources = {key: vector.source for key, vector in schema.vectors.items()}
         self._vector_sources[ACTION] = schema.action_source
@@ -75,6 +94,9 @@ class _EpisodeReader:
         for key, camera in self._schema.cameras.items():
             values = self._recording.read(camera.source, i)
             episode[key] = to_images(values, self._is_fraction[key], f"{where}, {key}")
+            if episode[key].min() == episode[key].max():
+                name = self._recording.episode_names[i]
+                self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
         for key, source in self._vector_sources.items():
             episode[key] = self._read_vector(source, i, f"{where}, {key}")
         return episode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ddp_cli.data.recording import Recording, StepArray
 from ddp_cli.errors import ConfigError, DataError
@@ -47,7 +47,12 @@ def infer_schema(
     `keys` is like `img,agent_pos=data/state[0:2]`; `action` names the array of the actions. Their meaning is not known:
     the action is one part, plain. ConfigError or DataError if something is missing.
     """
-    rate = rate or recording.rate
+    if recording.rate and rate not in (None, recording.rate):
+        raise DataError(
+            f"'{recording.path}' was recorded at {recording.rate:g} Hz, not at {rate:g} Hz.",
+            "Leave out --rate: recordings are not resampled.",
+        )
+    rate = rate or recording.rate or recording.default_rate
     if rate is None:
         raise DataError(f"'{recording.path}' does not state its control rate.", "Add --rate, in Hz.")
     action_source = _find(recording, action or recording.action)
@@ -65,12 +70,23 @@ def infer_schema(
         if image:
             cameras[key] = Camera(height=image[0], width=image[1], channels=1 if image[2] == 1 else 3, source=source)
         else:
-            vectors[key] = Vector(width=_width(source, recording), source=source)
+            vectors[key] = Vector(width=_width(source, recording), source=source, names=_names(source, recording))
     width = _width(action_source, recording)
-    return Schema(
-        rate=rate, cameras=cameras, vectors=vectors, action=(ActionPart(name="action", width=width),),
-        action_source=action_source,
-    )  # fmt: skip
+    part = ActionPart(name="action", width=width, names=_names(action_source, recording))
+    return Schema(rate=rate, cameras=cameras, vectors=vectors, action=(part,), action_source=action_source)
+
+
+def plan_recording(recording: Recording) -> tuple[dict[str, Any], str]:
+    """The schema of a recording as JSON, empty if options are missing, and what `ddp convert` would do."""
+    try:
+        # The rate may have to be stated: any stands for it here.
+        known_rate = recording.rate or recording.default_rate
+        schema = infer_schema(recording, rate=known_rate or 1.0).to_json() | {"rate": known_rate}
+    except DataError as e:
+        return {}, f"needs more options: {e.message} {e.hint}"
+    needs_rate = "" if known_rate else ", with the control rate given by --rate"
+    observed = ", ".join([*schema.get("cameras", {}), *schema.get("vectors", {})])
+    return schema, f"takes {observed} and the actions as they were recorded{needs_rate}"
 
 
 def _parse_entry(recording: Recording, entry: str) -> tuple[str, str]:
@@ -103,6 +119,14 @@ def _key(name: str) -> str:
 def _is_observable(step: StepArray) -> bool:
     is_vector = step.is_numeric and Selection("", slice(None)).width(step) <= MAX_VECTOR
     return step.image_shape is not None or is_vector
+
+
+def _names(source: str, recording: Recording) -> tuple[str, ...]:
+    """Names of the selected elements; none if they are not known for all of them."""
+    selection = parse_selection(source)
+    step = recording.arrays[selection.array]
+    full = Selection(selection.array, slice(None)).width(step)
+    return step.names[selection.elements] if len(step.names) == full else ()
 
 
 def _width(source: str, recording: Recording) -> int:

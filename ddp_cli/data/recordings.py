@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.hdf5_recording import is_aloha_folder, open_aloha, open_robomimic
+from ddp_cli.data.lerobot_layout import STORE_ATTRIBUTES_PATH, is_lerobot
+from ddp_cli.data.lerobot_recording import LeRobotRecording
 from ddp_cli.data.recording import Recording
 from ddp_cli.data.replay_buffer import ReplayBuffer, is_replay_buffer
 
@@ -19,6 +21,8 @@ def open_recording(path: Path, as_recorded: bool) -> Recording | None:
         return open_aloha(path)
     if (path.is_dir() or path.suffix == ".zip") and is_replay_buffer(path):
         return ReplayBuffer(path)
+    if is_lerobot(path) and not (path / STORE_ATTRIBUTES_PATH).is_file():
+        return LeRobotRecording(path)
     if path.is_dir() or path.suffix == ".zip":
         return None
     return open_robomimic(path) if as_recorded or _has_unknown_environment(path) else None

@@ -9,6 +9,7 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class ReplayBuffer:
     kind: str = "replay buffer (zarr)"
     action: str = "data/action"
     rate: float | None = None
+    default_rate: float | None = None
 
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, list[str]()
@@ -88,6 +90,10 @@ class ReplayBuffer:
             codec = "imagecodecs" in reason or "codec" in reason.lower()
             hint = "Install its codecs: `pip install imagecodecs`." if codec else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
+
+    def faults(self, _arrays: Collection[str]) -> dict[int, str]:
+        """None: the episodes were checked when it was opened."""
+        return {}
 
     def sha256(self) -> str:
         """Hash of the names and contents of all files."""

@@ -211,7 +211,7 @@ def write_aloha(folder: Path, encoded: bool) -> list[np.ndarray]:
 def test_aloha_episodes_in_the_order_of_their_numbers(tmp_path: Path, encoded: bool) -> None:
     images = write_aloha(tmp_path / "insertion", encoded)
     text = ok(ddp("convert", tmp_path / "insertion", "--out", tmp_path / "s.zarr")).output
-    assert "the files do not state the control rate: 50 Hz" in " ".join(text.split())
+    assert "the files do not state the control rate: 50 Hz, as ACT records, without --rate" in " ".join(text.split())
     store = Store(tmp_path / "s.zarr")
     assert (list(store.task.low_dim), store.image_keys, store.task.schema.rate) == (["qpos"], ["top"], 50)
     assert store.attrs["source"]["demos"] == ["episode_2", "episode_9", "episode_10"]
@@ -262,6 +262,13 @@ def test_demonstrations_of_another_simulator(stacking: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(store.read("front", rows=slice(5, 14)), images)
     contents = inspect_source(stacking)
     assert (contents["rate"], list(contents["schema"]["cameras"])) == (25, ["front"])
+
+
+def test_a_recording_is_not_said_to_have_another_rate(stacking: Path, tmp_path: Path) -> None:
+    assert "was recorded at 25 Hz, not at 30 Hz" in refused(ddp("convert", stacking, "--rate", 30))
+    write_aloha(tmp_path / "a", encoded=False)
+    ok(ddp("convert", tmp_path / "a", "--rate", 30, "--out", tmp_path / "s.zarr"))
+    assert Store(tmp_path / "s.zarr").task.schema.rate == 30
 
 
 def test_demonstrations_of_a_known_simulator_are_taken_as_recorded_only_if_asked(lift_demos: Path) -> None:

@@ -1,0 +1,207 @@
+"""Reads LeRobot datasets (v2.0, v2.1 and v3.0) of any robot as recordings; lerobot_reader.py reads those of robosuite.
+
+Observed are the features `observation.*`; their names and the control rate are those of meta/info.json.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.invariants import TIME_TOLERANCE
+from ddp_cli.data.lerobot_checks import check_indices
+from ddp_cli.data.lerobot_files import (
+    EPISODES_V2,
+    MAX_EPISODES,
+    read_episodes,
+    read_integer,
+    table_of_episode,
+    video_of_episode,
+)
+from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
+from ddp_cli.data.lerobot_layout import ACTION_FEATURE, VERSION, Feature, open_folder
+from ddp_cli.data.lerobot_names import shorten
+from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
+from ddp_cli.data.recording import StepArray
+from ddp_cli.disk import file_hash
+from ddp_cli.errors import DataError
+from ddp_cli.schema import Camera
+
+INDEX_COLUMNS = ("episode_index", "frame_index", "index", "timestamp")
+NUMERIC_DTYPES = ("float", "int", "uint", "bool")
+CONTENT_FOLDERS = ("meta", "data", "videos", "images")
+
+
+class LeRobotRecording:
+    """A recording; see recording.Recording."""
+
+    action: str = ACTION_FEATURE
+    default_rate: float | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.notes = path, list[str]()
+        self._folder = open_folder(path)
+        self.kind = f"LeRobot dataset, format {self._folder.version}"
+        self._is_v3 = self._folder.version == VERSION
+        if not self._is_v3 and not self._folder.version.startswith("v2."):
+            raise DataError(
+                f"'{path}' has LeRobot format {self._folder.version}, expected v2.0 to v3.0.",
+                "Upgrade it with LeRobot, or convert its episodes to HDF5.",
+            )
+        self.rate: float | None = self._folder.fps
+        self._features = self._folder.features
+        self._cameras = {name: _camera(path, name, x) for name, x in self._features.items() if x.is_visual}
+        self.arrays = {
+            name: StepArray(self._cameras[name].shape, np.dtype(np.uint8))
+            if name in self._cameras
+            else StepArray(feature.shape, np.dtype(np.float64), feature.names or ())
+            for name, feature in self._features.items()
+            if name not in (*INDEX_COLUMNS, "task_index")
+            and (name in self._cameras or (len(feature.shape) == 1 and feature.dtype.startswith(NUMERIC_DTYPES)))
+        }
+        self._episodes = read_episodes(self._folder) if self._is_v3 else self._episodes_v2()
+        self.lengths = [read_integer(self._folder, row, "length") for row in self._episodes]
+        self.episode_names = [str(row["episode_index"]) for row in self._episodes]
+        instructions = {str(name) for row in self._episodes for name in row.get("tasks") or ()}
+        if len(instructions) > 1:
+            names = shorten(tuple(sorted(instructions)), 3)
+            self.notes.append(f"{len(instructions)} instructions ({names}): a policy is not told which")
+        self.observations = self._find_observations()
+        self._table = functools.lru_cache(maxsize=1)(self._read_table)
+        self._videos = {name: VideoReader(camera) for name, camera in self._cameras.items()}
+        self._images = {name: TableImages(path, name, camera) for name, camera in self._cameras.items()}
+
+    def _episodes_v2(self) -> list[dict[str, Any]]:
+        """The lines of meta/episodes.jsonl, and the lengths of tables that it does not list."""
+        try:
+            lines = (self.path / EPISODES_V2).read_text().splitlines()
+            listed = [json.loads(line) for line in lines if line.strip()]
+            described = {int(entry["episode_index"]): entry for entry in listed}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            described = {}
+        episodes = []
+        for index in range(min(self._folder.count("total_episodes") or len(described), MAX_EPISODES)):
+            row = {"episode_index": index, **described.get(index, {})}
+            if "length" not in row:
+                row["length"] = count_rows(self._table_of(row))
+            episodes.append(row)
+        if not episodes:
+            raise DataError(f"'{self.path}' lists no episodes.", COPY_AGAIN)
+        return episodes
+
+    def _find_observations(self) -> list[str]:
+        """The features `observation.*`, without cameras whose videos are all missing."""
+        names = [name for name in self.arrays if name.startswith("observation.")]
+        absent = [name for name in names if len(self._missing_videos(name)) == len(self.lengths)]
+        self.notes += [f"{name}: none of its videos is there, it is not observed" for name in absent]
+        return [name for name in names if name not in absent]
+
+    def _missing_videos(self, array: str) -> dict[int, Path]:
+        """The missing video of each episode that has none."""
+        if array not in self._cameras or self._features[array].dtype != "video":
+            return {}
+        paths = {i: self._video(array, row)[0] for i, row in enumerate(self._episodes)}
+        exists = {path: path.is_file() for path in paths.values()}
+        return {i: path for i, path in paths.items() if not exists[path]}
+
+    def faults(self, arrays: Collection[str]) -> dict[int, str]:
+        """Episodes whose files are missing or whose rows are not those of an episode."""
+        faults: dict[int, str] = {}
+        for array in arrays:
+            for i, path in self._missing_videos(array).items():
+                faults.setdefault(i, f"no file '{path.relative_to(self.path)}'")
+        uneven = total = 0
+        for i in range(len(self.lengths)):
+            try:
+                rows, _ = self._rows(i)
+            except DataError as e:
+                faults.setdefault(i, e.message)
+                continue
+            steps = np.diff(rows.get("timestamp", np.zeros(0)))
+            uneven += int((np.abs(steps * (self.rate or 1.0) - 1) > TIME_TOLERANCE).sum())
+            total += len(steps)
+        if uneven:
+            text = f"the time between {uneven} of {total} steps is not {1e3 / (self.rate or 1.0):g} ms (within 10%)"
+            self.notes.append(f"{text}: frames may be missing, or the clock is uneven")
+        return faults
+
+    def _fields_v2(self, row: dict[str, Any]) -> dict[str, int]:
+        index = row["episode_index"]
+        chunk = index // (self._folder.count("chunks_size") or 1000)
+        # Some tools call the chunk chunk_index here too.
+        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": index}
+
+    def _table_of(self, row: dict[str, Any]) -> Path:
+        return (
+            table_of_episode(self._folder, row)
+            if self._is_v3
+            else self._folder.file("data_path", **self._fields_v2(row))
+        )
+
+    def _read_table(self, path: Path) -> dict[str, NDArray[np.float64]]:
+        widths = {name: step.shape[0] for name, step in self.arrays.items() if name not in self._cameras}
+        return read_columns(path, {**widths, **dict.fromkeys(INDEX_COLUMNS, 0)}, INDEX_COLUMNS)
+
+    def read(self, array: str, episode: int) -> NDArray[Any]:
+        """The values of `array` in an episode, (n, ...), as recorded; images are decoded."""
+        rows, positions = self._rows(episode)
+        if array not in self._cameras:
+            return rows[array]
+        row, camera, length = self._episodes[episode], self._cameras[array], self.lengths[episode]
+        if self._features[array].dtype == "video":
+            path, begin = self._video(array, row)
+            check_video(path, begin + length, row["episode_index"], camera, self.rate or 1.0)
+            return self._videos[array].read(path, begin, length)
+        return self._images[array].read(self._table_of(row), positions, self._where(row))
+
+    def _where(self, row: dict[str, Any]) -> str:
+        return f"'{self.path}' episode {row['episode_index']}"
+
+    def _rows(self, episode: int) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+        """The numeric columns of an episode, and its positions in its table."""
+        row = self._episodes[episode]
+        columns = self._table(self._table_of(row))
+        # A table of v2 holds one episode.
+        index = columns.get("episode_index", np.full(self.lengths[episode], row["episode_index"]))
+        positions = np.flatnonzero(index == row["episode_index"])
+        rows = {name: values[positions] for name, values in columns.items()} | {"episode_index": index[positions]}
+        first = row.get("dataset_from_index")
+        counted = {name: values for name, values in rows.items() if name != "timestamp"}
+        check_indices(
+            counted, self.lengths[episode], first if isinstance(first, int) else None, self.rate or 1.0,
+            self._where(row),
+        )  # fmt: skip
+        return rows, positions
+
+    def _video(self, array: str, row: dict[str, Any]) -> tuple[Path, int]:
+        """The video of an episode, and its first frame there."""
+        if not self._is_v3:
+            return self._folder.file("video_path", video_key=array, **self._fields_v2(row)), 0
+        begin = row.get(f"videos/{array}/from_timestamp")
+        if not isinstance(begin, int | float) or not 0 <= begin < 1e9:
+            raise DataError(f"{self._where(row)}: videos/{array}/from_timestamp is {begin!r}.", COPY_AGAIN)
+        return video_of_episode(self._folder, row, array), round(begin * (self.rate or 1.0))
+
+    def sha256(self) -> str:
+        """Hash of all files and their names."""
+        digest = hashlib.sha256()
+        for path in sorted(path for name in CONTENT_FOLDERS for path in (self.path / name).rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
+                digest.update(bytes.fromhex(file_hash(path)))
+        return digest.hexdigest()
+
+
+def _camera(path: Path, name: str, feature: Feature) -> Camera:
+    """The shape of a feature of images, (height, width, channels) or channels first."""
+    shape = StepArray(feature.shape, np.dtype(np.uint8)).image_shape
+    if shape is None or shape[2] != 3:
+        raise DataError(f"'{path}': {name} has shape {list(feature.shape)}, expected images of 3 channels.", COPY_AGAIN)
+    return Camera(height=shape[0], width=shape[1])
