@@ -37,12 +37,9 @@ def copy_store(
     indices = select_episodes(len(store.episode_ends), only, f"'{store.path}'")
     source_convention = store.attrs["action"]["convention"]
     convention = convention or source_convention
-    check_action_convention(convention)
-    if convention != source_convention and not store.task.is_built_in:
-        raise DataError(
-            f"'{store.path}' holds the task '{store.task.name}', whose robot base pose is not known.",
-            "Convert its demonstrations again with --actions.",
-        )
+    if convention != source_convention:
+        check_action_convention(convention)
+        _check_base_is_known(store)
     all_bounds = store.episode_bounds
     bounds = [all_bounds[i] for i in indices]
     lengths = [end - begin for begin, end in bounds]
@@ -63,13 +60,26 @@ def copy_store(
     return sum(lengths)
 
 
+def _check_base_is_known(store: Store) -> None:
+    """DataError unless actions can be converted: that needs the pose of the robot's base."""
+    if store.task.simulator is None:
+        raise DataError(
+            f"'{store.path}' holds actions as they were recorded: their meaning is not known.", "Omit --actions."
+        )
+    if not store.task.is_built_in:
+        raise DataError(
+            f"'{store.path}' holds the task '{store.task.name}', whose robot base pose is not known.",
+            "Convert its demonstrations again with --actions.",
+        )
+
+
 def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, Any]:
     inherited = {key: value for key, value in store.attrs.items() if key not in NOT_INHERITED}
     names = inherited["source"].get("demos", [])
     demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
     return inherited | {
         "obs": "image" if store.image_keys else "state",
-        "action": ACTIONS[convention],
+        "action": ACTIONS.get(convention, store.attrs["action"]),
         "source": inherited["source"] | {"demos": demos},
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }

@@ -313,6 +313,17 @@ def test_selections_of_elements() -> None:
     assert parse_selection("a[2:9]") == ("a", slice(2, 9))
 
 
+def test_a_store_of_a_recording_is_copied(tmp_path: Path) -> None:
+    values = write_replay_buffer(tmp_path / "p.zarr")
+    ok(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr"))
+    ok(ddp("convert", tmp_path / "s.zarr", "--only", "1:", "--out", tmp_path / "t.zarr"))
+    copy = Store(tmp_path / "t.zarr")
+    np.testing.assert_array_equal(copy.read("action"), values["action"][5:])
+    assert (copy.task, copy.attrs["action"]) == (Store(tmp_path / "s.zarr").task, {"convention": "recorded", "dim": 2})
+    error = refused(ddp("convert", tmp_path / "s.zarr", "--actions", "delta", "--out", tmp_path / "u.zarr"))
+    assert "holds actions as they were recorded: their meaning is not known" in " ".join(error.split())
+
+
 def test_stores_of_ddp_are_no_replay_buffers(lift_zarr: Path, tmp_path: Path) -> None:
     assert open_recording(lift_zarr, as_recorded=False) is None
     shutil.copytree(lift_zarr, tmp_path / "s.zarr")
