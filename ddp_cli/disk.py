@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -141,6 +141,16 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_hash(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 of the paths, relative to `folder`, and the contents of `files`, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        if path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(bytes.fromhex(file_hash(path)))
+    return digest.hexdigest()
 
 
 def _hidden(path: Path, suffix: str) -> Path:

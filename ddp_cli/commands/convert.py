@@ -179,14 +179,15 @@ def convert(
     from ddp_cli.task_file import read_task
 
     recording_options = RecordingOptions(schema, keys, action_key, rate)
+    copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
     recording = _find_recording(source, recording_options, task)
     if recording:
         _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
-        convert_recording(recording, recording_options, out, task, only, skip_bad, zarr_format, overwrite, json)
+        convert_recording(recording, recording_options, copy, skip_bad)
         return
     _reject_options(ctx, source, "not a recording that is converted as it is", RECORDING_OPTIONS)
     if source.is_dir():
-        _convert_folder(ctx, CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json))
+        _convert_folder(ctx, copy)
         return
     _reject_options(ctx, source, "a file", ("to",))
     with DemoFile(source, read_task(task) if task else None, filter_key) as demos:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddp_cli import console
 from ddp_cli.choices import ActionConvention, DatasetFormat
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from ddp_cli.data.lerobot_reader import LeRobotDataset
     from ddp_cli.data.store import Store
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class CopyOptions:
-    """The options of `ddp convert` that apply to a folder."""
+    """The options of `ddp convert` that apply to what is copied: folders, and recordings of any robot."""
 
     source: Path
     out: Path | None
@@ -32,8 +34,8 @@ class CopyOptions:
     overwrite: bool
     json: bool
 
-    def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], int], unit: str = "steps") -> int:
-        """Calls `write` with a progress callback while `out` is reserved, see `options.reserve_output`."""
+    def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], Result], unit: str = "steps") -> Result:
+        """What `write` returns, called with a progress callback while `out` is reserved: `options.reserve_output`."""
         if out.resolve().is_relative_to(self.source.resolve()):
             what = "the source itself" if out.resolve() == self.source.resolve() else f"inside '{self.source}'"
             raise DdpError(f"the output '{out}' is {what}.", "Name another one with --out.")

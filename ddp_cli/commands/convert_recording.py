@@ -12,6 +12,7 @@ from ddp_cli.commands import options
 from ddp_cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ddp_cli.commands.convert_folder import CopyOptions
     from ddp_cli.data.recording import Recording
 
 
@@ -32,39 +33,31 @@ class RecordingOptions:
 
 def convert_recording(
     recording: Recording,
-    recording_options: RecordingOptions,
-    out: Path | None,
-    task: str | None,
-    only: str | None,
+    chosen: RecordingOptions,
+    copy: CopyOptions,
     skip_bad: bool,
-    zarr_format: int,
-    overwrite: bool,
-    json: bool,
 ) -> None:
-    """Converts `recording` to a store of a task without a simulator, called `task`, by default like its file."""
+    """Converts `recording` to a store of a task without a simulator, called `copy.task`, by default like its file."""
     from ddp_cli.data.recording_conversion import convert_recording as write_store
     from ddp_cli.data.recording_schema import infer_schema, read_schema
     from ddp_cli.data.store import STORE_MARKERS, Store
 
-    source, chosen = recording.path, recording_options
     if chosen.schema:
         if chosen.keys or chosen.action_key or chosen.rate:
             raise ConfigError("--schema says what --keys, --action-key and --rate say.", "Leave these out.")
         schema = read_schema(chosen.schema, recording)
     else:
         schema = infer_schema(recording, chosen.keys, chosen.action_key, chosen.rate)
-    name = _check_name(task) if task else _default_name(source)
-    out = out or options.default_store(name, "image")
-    with (
-        options.reserve_output(out, overwrite, STORE_MARKERS),
-        console.progress(f"convert {source.name}") as update,
-    ):
-        left_out = write_store(
-            recording, schema, name, out, only, zarr_format, lambda done, total: update(done, total, "steps"), skip_bad
-        )
+    name = _check_name(copy.task) if copy.task else _default_name(copy.source)
+    out = copy.out or options.default_store(name, "image")
+    left_out = copy.run(
+        out,
+        STORE_MARKERS,
+        lambda progress: write_store(recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad),
+    )
     store = Store(out)
     steps = int(store.episode_ends[-1])
-    if json:
+    if copy.json:
         console.print_json(
             {"out": str(out), "task": name, "episodes": len(store.episode_ends), "frames": steps,
              "left_out": left_out, "notes": recording.notes, "schema": schema.to_json()}

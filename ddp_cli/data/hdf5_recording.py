@@ -7,7 +7,6 @@ FILE data/demo_0, demo_1 ...  actions, obs/<key>, attribute num_samples; data ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.hdf5 import check_complete, open_hdf5, report_read_errors
 from ddp_cli.data.recording import StepArray
-from ddp_cli.disk import file_hash
+from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 from ddp_cli.video.images import decode_image, image_size
 
@@ -147,10 +146,7 @@ class Hdf5Recording:
 
     def sha256(self) -> str:
         """Hash of the names and hashes of all files."""
-        files = list(dict.fromkeys(path for path, _ in self._episodes))
-        if files == [self.path]:
-            return file_hash(self.path)
-        return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()
+        return file_hash(self.path) if self.path.is_file() else files_hash(self.path, [p for p, _ in self._episodes])
 
 
 def _content(value: Any) -> bytes:

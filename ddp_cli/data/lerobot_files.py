@@ -18,8 +18,10 @@ from ddp_cli.data.lerobot_layout import (
     is_inside,
 )
 from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_rows, summarize_arrow
+from ddp_cli.disk import files_hash
 from ddp_cli.errors import DataError
 
+CONTENT_FOLDERS = ("meta", "data", "videos", "images")
 EPISODE_TABLES = "meta/episodes/*/*.parquet"
 MAX_EPISODES = 1_000_000  # a damaged info.json may declare any number
 EPISODES_V2 = "meta/episodes.jsonl"
@@ -108,6 +110,28 @@ def video_of_episode(folder: LeRobotFolder, row: dict[str, Any], feature: str) -
     return folder.file("video_path", video_key=feature, **indices)
 
 
+def fields_v2(folder: LeRobotFolder, episode: int) -> dict[str, int]:
+    """The fields of the path templates of v2.x for an episode."""
+    chunk = episode // (folder.count("chunks_size") or 1000)
+    # Some tools call the chunk chunk_index here too.
+    return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": episode}
+
+
+def read_episodes_v2(folder: LeRobotFolder) -> dict[int, dict[str, Any]]:
+    """The lines of meta/episodes.jsonl by episode index; none if one of them is damaged."""
+    try:
+        lines = (folder.path / EPISODES_V2).read_text().splitlines()
+        entries = [json.loads(line) for line in lines if line.strip()]
+        return {int(entry["episode_index"]): entry for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def content_hash(path: Path) -> str:
+    """Hash of all files of the dataset `path` and their names, which identifies the source of a store."""
+    return files_hash(path, (file for name in CONTENT_FOLDERS for file in (path / name).rglob("*")))
+
+
 def _videos(features: dict[str, Feature]) -> Iterator[str]:
     return (name for name, feature in features.items() if feature.dtype == "video")
 
@@ -123,12 +147,9 @@ def _find_v3(folder: LeRobotFolder, files: DatasetFiles) -> None:
 
 
 def _find_v2(folder: LeRobotFolder, files: DatasetFiles) -> None:
-    chunk_size = folder.count("chunks_size") or 1000
-    lengths = _read_lengths(folder.path / EPISODES_V2)
+    lengths = {index: entry.get("length") for index, entry in read_episodes_v2(folder).items()}
     for episode in range(min(folder.count("total_episodes") or 0, MAX_EPISODES)):
-        chunk = episode // chunk_size
-        # Some tools call the chunk chunk_index here too.
-        fields = {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": episode}
+        fields = fields_v2(folder, episode)
         steps = files.steps
         if files.add_table(folder, folder.file("data_path", **fields)):
             files.episodes += 1
@@ -138,15 +159,6 @@ def _find_v2(folder: LeRobotFolder, files: DatasetFiles) -> None:
                 )
         for feature in _videos(folder.features):
             files.add_video(folder, feature, folder.file("video_path", video_key=feature, **fields))
-
-
-def _read_lengths(path: Path) -> dict[int, int]:
-    """Episode index -> number of steps, as far as `path` (JSON lines) states them."""
-    try:
-        entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return {entry["episode_index"]: entry["length"] for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
 
 
 def _find_v1(folder: LeRobotFolder, files: DatasetFiles) -> None:

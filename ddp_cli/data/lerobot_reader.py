@@ -12,7 +12,6 @@ Such a dataset holds no simulator states, so its demonstrations cannot be replay
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,10 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_checks import check_finite, check_indices
 from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
-from ddp_cli.data.lerobot_files import find_files, read_episodes, read_integer, table_of_episode, video_of_episode
+from ddp_cli.data.lerobot_files import (
+    content_hash,
+    find_files,
+    read_episodes,
+    read_integer,
+    table_of_episode,
+    video_of_episode,
+)
 from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
 from ddp_cli.data.lerobot_layout import (
     ACTION_FEATURE,
@@ -41,7 +48,6 @@ from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, sh
 from ddp_cli.data.parquet import COPY_AGAIN, read_columns
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.value_checks import Advice, ValueChecks
-from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.task_file import task_from_json
@@ -53,8 +59,7 @@ ADVICE = Advice(
     goals="Convert it with --actions absolute if they are goal poses.",
     offsets="Convert it with --actions delta if they are delta actions.",
 )
-CONTENT_FOLDERS = ("meta", "data", "videos", "images")
-NOT_VERIFIED = {"result": "not verified", "why": "a LeRobot dataset holds no simulator states to replay", "demos": []}
+NOT_VERIFIED = not_verified("a LeRobot dataset holds no simulator states to replay")
 
 Rows = dict[str, NDArray[np.float64]]
 
@@ -96,12 +101,7 @@ class LeRobotDataset:
 
     def sha256(self) -> str:
         """Hash of all files and their names, which identifies the source of a store."""
-        digest = hashlib.sha256()
-        for path in sorted(path for name in CONTENT_FOLDERS for path in (self.path / name).rglob("*")):
-            if path.is_file():
-                digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
-                digest.update(bytes.fromhex(file_hash(path)))
-        return digest.hexdigest()
+        return content_hash(self.path)
 
     @property
     def original_check(self) -> dict[str, Any]:

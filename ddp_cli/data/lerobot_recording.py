@@ -6,8 +6,6 @@ Observed are the features `observation.*`; their names and the control rate are 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ from numpy.typing import NDArray
 from ddp_cli.data.invariants import TIME_TOLERANCE
 from ddp_cli.data.lerobot_checks import check_indices
 from ddp_cli.data.lerobot_files import (
-    EPISODES_V2,
     MAX_EPISODES,
+    content_hash,
+    fields_v2,
     read_episodes,
+    read_episodes_v2,
     read_integer,
     table_of_episode,
     video_of_episode,
@@ -30,13 +30,11 @@ from ddp_cli.data.lerobot_layout import ACTION_FEATURE, VERSION, Feature, open_f
 from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
 from ddp_cli.data.recording import StepArray
-from ddp_cli.disk import file_hash
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
 
 INDEX_COLUMNS = ("episode_index", "frame_index", "index", "timestamp")
 NUMERIC_DTYPES = ("float", "int", "uint", "bool")
-CONTENT_FOLDERS = ("meta", "data", "videos", "images")
 
 
 class LeRobotRecording:
@@ -55,7 +53,10 @@ class LeRobotRecording:
                 f"'{path}' has LeRobot format {self._folder.version}, expected v2.0 to v3.0.",
                 "Upgrade it with LeRobot, or convert its episodes to HDF5.",
             )
-        self.rate: float | None = self._folder.fps
+        if self._folder.fps is None:
+            raise DataError(f"'{path}': meta/info.json does not state its rate (fps).", COPY_AGAIN)
+        self._fps = self._folder.fps
+        self.rate: float | None = self._fps
         self._features = self._folder.features
         self._cameras = {name: _camera(path, name, x) for name, x in self._features.items() if x.is_visual}
         self.arrays = {
@@ -75,17 +76,14 @@ class LeRobotRecording:
             self.notes.append(f"{len(instructions)} instructions ({names}): a policy is not told which")
         self.observations = self._find_observations()
         self._table = functools.lru_cache(maxsize=1)(self._read_table)
+        self._rows = functools.lru_cache(maxsize=1)(self._read_rows)  # an episode is read array by array
+        self._checked_videos: set[Path] = set()
         self._videos = {name: VideoReader(camera) for name, camera in self._cameras.items()}
         self._images = {name: TableImages(path, name, camera) for name, camera in self._cameras.items()}
 
     def _episodes_v2(self) -> list[dict[str, Any]]:
         """The lines of meta/episodes.jsonl, and the lengths of tables that it does not list."""
-        try:
-            lines = (self.path / EPISODES_V2).read_text().splitlines()
-            listed = [json.loads(line) for line in lines if line.strip()]
-            described = {int(entry["episode_index"]): entry for entry in listed}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            described = {}
+        described = read_episodes_v2(self._folder)
         episodes = []
         for index in range(min(self._folder.count("total_episodes") or len(described), MAX_EPISODES)):
             row = {"episode_index": index, **described.get(index, {})}
@@ -125,24 +123,18 @@ class LeRobotRecording:
                 faults.setdefault(i, e.message)
                 continue
             steps = np.diff(rows.get("timestamp", np.zeros(0)))
-            uneven += int((np.abs(steps * (self.rate or 1.0) - 1) > TIME_TOLERANCE).sum())
+            uneven += int((np.abs(steps * self._fps - 1) > TIME_TOLERANCE).sum())
             total += len(steps)
         if uneven:
-            text = f"the time between {uneven} of {total} steps is not {1e3 / (self.rate or 1.0):g} ms (within 10%)"
+            text = f"the time between {uneven} of {total} steps is not {1e3 / self._fps:g} ms (within 10%)"
             self.notes.append(f"{text}: frames may be missing, or the clock is uneven")
         return faults
-
-    def _fields_v2(self, row: dict[str, Any]) -> dict[str, int]:
-        index = row["episode_index"]
-        chunk = index // (self._folder.count("chunks_size") or 1000)
-        # Some tools call the chunk chunk_index here too.
-        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": index}
 
     def _table_of(self, row: dict[str, Any]) -> Path:
         return (
             table_of_episode(self._folder, row)
             if self._is_v3
-            else self._folder.file("data_path", **self._fields_v2(row))
+            else self._folder.file("data_path", **fields_v2(self._folder, row["episode_index"]))
         )
 
     def _read_table(self, path: Path) -> dict[str, NDArray[np.float64]]:
@@ -157,14 +149,16 @@ class LeRobotRecording:
         row, camera, length = self._episodes[episode], self._cameras[array], self.lengths[episode]
         if self._features[array].dtype == "video":
             path, begin = self._video(array, row)
-            check_video(path, begin + length, row["episode_index"], camera, self.rate or 1.0)
+            if path not in self._checked_videos:  # which decodes all of it, and it may hold many episodes
+                check_video(path, begin + length, row["episode_index"], camera, self._fps)
+                self._checked_videos.add(path)
             return self._videos[array].read(path, begin, length)
         return self._images[array].read(self._table_of(row), positions, self._where(row))
 
     def _where(self, row: dict[str, Any]) -> str:
         return f"'{self.path}' episode {row['episode_index']}"
 
-    def _rows(self, episode: int) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    def _read_rows(self, episode: int) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
         """The numeric columns of an episode, and its positions in its table."""
         row = self._episodes[episode]
         columns = self._table(self._table_of(row))
@@ -175,7 +169,7 @@ class LeRobotRecording:
         first = row.get("dataset_from_index")
         counted = {name: values for name, values in rows.items() if name != "timestamp"}
         check_indices(
-            counted, self.lengths[episode], first if isinstance(first, int) else None, self.rate or 1.0,
+            counted, self.lengths[episode], first if isinstance(first, int) else None, self._fps,
             self._where(row),
         )  # fmt: skip
         return rows, positions
@@ -183,20 +177,15 @@ class LeRobotRecording:
     def _video(self, array: str, row: dict[str, Any]) -> tuple[Path, int]:
         """The video of an episode, and its first frame there."""
         if not self._is_v3:
-            return self._folder.file("video_path", video_key=array, **self._fields_v2(row)), 0
+            return self._folder.file("video_path", video_key=array, **fields_v2(self._folder, row["episode_index"])), 0
         begin = row.get(f"videos/{array}/from_timestamp")
         if not isinstance(begin, int | float) or not 0 <= begin < 1e9:
             raise DataError(f"{self._where(row)}: videos/{array}/from_timestamp is {begin!r}.", COPY_AGAIN)
-        return video_of_episode(self._folder, row, array), round(begin * (self.rate or 1.0))
+        return video_of_episode(self._folder, row, array), round(begin * self._fps)
 
     def sha256(self) -> str:
         """Hash of all files and their names."""
-        digest = hashlib.sha256()
-        for path in sorted(path for name in CONTENT_FOLDERS for path in (self.path / name).rglob("*")):
-            if path.is_file():
-                digest.update(path.relative_to(self.path).as_posix().encode() + b"\0")
-                digest.update(bytes.fromhex(file_hash(path)))
-        return digest.hexdigest()
+        return content_hash(self.path)
 
 
 def _camera(path: Path, name: str, feature: Feature) -> Camera:

@@ -8,7 +8,6 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ddp_cli.data.recording import StepArray
+from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 
 ENDS = "meta/episode_ends"
@@ -97,11 +97,4 @@ class ReplayBuffer:
 
     def sha256(self) -> str:
         """Hash of the names and contents of all files."""
-        digest = hashlib.sha256()
-        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
-        for file in files:
-            digest.update(str(file.relative_to(self.path)).encode())
-            with file.open("rb") as f:
-                while block := f.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return file_hash(self.path) if self.path.is_file() else files_hash(self.path, self.path.rglob("*"))

@@ -1,8 +1,8 @@
 """Checks of a store's files and arrays when it is opened: nothing that a reader needs is missing.
 
 zarr reads a chunk whose file is missing as zeros, which would be black images. Damaged chunks are found when they are
-read, by the checksum of their zstd frames. The attribute `content` holds these checksums,
-by which exchanged chunk files are found.
+read, by the checksum of their zstd frames. The attribute `content` holds these checksums, by which exchanged chunk
+files are found.
 """
 
 from __future__ import annotations

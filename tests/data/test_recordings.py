@@ -105,6 +105,8 @@ def test_what_a_recording_does_not_state_is_asked_for(tmp_path: Path) -> None:
     write_replay_buffer(tmp_path / "p.zarr")
     assert "does not state its control rate. Add --rate" in refused(ddp("convert", tmp_path / "p.zarr"))
     assert "--obs does not apply" in refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--obs", "state"))
+    inside = refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "p.zarr/data/s.zarr"))
+    assert "s.zarr' is inside" in inside
     named_lift = refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--task", "lift"))
     assert "--task lift is a built-in task with a simulator" in named_lift
 
