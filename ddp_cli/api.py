@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ddp_cli.choices import Engine, Sampler
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import ConfigError
-from ddp_cli.evaluation.evaluation import Evaluation
+from ddp_cli.evaluation.evaluation import Evaluation, make_simulator
 from ddp_cli.evaluation.evaluation import evaluate as evaluate_agent
 from ddp_cli.evaluation.rollout import EpisodeResult, clamp_chunk
 from ddp_cli.seeds import FIRST_SEED
@@ -124,4 +125,6 @@ def evaluate(
     """
     source = policy.source if isinstance(policy, LoadedPolicy) else _open_source(policy)
     seeds = range(seed, seed + episodes)
-    return evaluate_agent(source.make_agent, source.task, source.render, seeds, workers, on_episode)
+    return evaluate_agent(
+        source.make_agent, functools.partial(make_simulator, source.task, source.render), seeds, workers, on_episode
+    )

@@ -119,7 +119,8 @@ class Task:
         if self.simulator is None:
             raise SimulatorError(
                 f"the task '{self.name}' has no simulator.",
-                "Only tasks of robosuite can be rendered, replayed and run in episodes.",
+                "Only tasks of robosuite can be rendered and replayed. Add --env ID to run episodes in a Gymnasium "
+                "environment.",
             )
         return self.simulator
 

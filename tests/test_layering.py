@@ -26,7 +26,7 @@ FLOORS = [
     {"task_file"},
     {"tasks", "parallel"},
     {"schema"},
-    {"base_config", "rotation", "disk", "console"},
+    {"base_config", "rotation", "disk", "console", "selection"},
     {"locks"},
     {"errors", "choices", "seeds", "memory", "safety"},
 ]
@@ -34,6 +34,7 @@ FLOORS = [
 
 OWNERS = {
     "robosuite": {"sim"},
+    "gymnasium": {"sim"},
     "mujoco": {"sim"},
     "h5py": {"data"},
     "pyarrow": {"data"},

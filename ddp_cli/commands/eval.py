@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddp_cli import console
-from ddp_cli.commands import options
+from ddp_cli.commands import env_options, options
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
@@ -99,6 +99,12 @@ def evaluate(
             rich_help_panel=options.SAMPLING,
         ),
     ] = None,
+    env: env_options.Env = None,
+    env_args: env_options.EnvArgs = None,
+    sources: env_options.Map = None,
+    success_key: env_options.SuccessKey = None,
+    score_key: env_options.ScoreKey = None,
+    max_steps: env_options.MaxSteps = None,
     engine: options.Engine = "auto",
     workers: options.Workers = None,
     device: options.Device = "auto",
@@ -122,6 +128,7 @@ def evaluate(
     swept = parse_sweep(sweeps or [])
     paths = [*(checkpoints or []), *([policy] if policy else [])]
     _check_paths(paths, swept, last)
+    environment = env_options.gymnasium_settings(env, env_args, sources, success_key, score_key, max_steps)
     count = episodes or (MAX_EPISODES if until_ci else DEFAULT_EPISODES)
     image = _sweep_image(out, overwrite) if out and swept else None
     if out:
@@ -131,11 +138,14 @@ def evaluate(
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.training.distributed import init_processes
 
-    eval_options = EvalOptions(count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device)
+    eval_options = EvalOptions(
+        count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device, environment
+    )
     with init_processes() as processes, console.results_silenced(json), ExitStack() as reserved:
         if not processes.is_main:
             console.silence()
-        _warn_of_seeds(range(seed, seed + count))
+        if environment is None:
+            _warn_of_seeds(range(seed, seed + count))
         processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
         if last:
             report = _evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
@@ -220,19 +230,28 @@ def _evaluate_last(
     if not folders:
         raise DdpError(f"no checkpoints in '{run}'.", "--last expects a run folder, runs/TASK/NAME.")
     reports = [measure(eval_options.open(folder, processes), eval_options, processes) for folder in folders]
-    best = max(reports, key=lambda report: (report["success_rate"], report["step"]))
+    measure_name = "score" if "score" in reports[0] else "success_rate"
+    best = max(reports, key=lambda report: (report[measure_name], report["step"]))
     fresh_seed = unused_seed(range(eval_options.seed, eval_options.seed + eval_options.episodes))
     fresh = measure(
         eval_options.open(Path(best["checkpoint"]), processes), replace(eval_options, seed=fresh_seed), processes
     )
-    mean = sum(report["success_rate"] for report in reports) / len(reports)
-    low, high = fresh["interval_95"]
-    console.result(
-        f"mean of the last {len(reports)} checkpoints {mean:.1%}, best {best['success_rate']:.1%} "
-        f"(step {best['step']}); on fresh seeds it reaches {fresh['success_rate']:.1%} "
-        f"(95% interval {low:.1%} to {high:.1%})"
+    means = {}
+    for name, label, style, interval in (
+        ("score", "score", ".3f", "score_interval_95"), ("success_rate", "success rate", ".1%", "interval_95"),
+    ):  # fmt: skip
+        if name not in fresh:
+            continue
+        means[name] = sum(report[name] for report in reports) / len(reports)
+        low, high = fresh[interval]
+        console.result(
+            f"{label}: mean of the last {len(reports)} checkpoints {means[name]:{style}}, best {best[name]:{style}} "
+            f"(step {best['step']}); on fresh seeds it reaches {fresh[name]:{style}} "
+            f"(95% interval {low:{style}} to {high:{style}})"
+        )
+    return {"mean": means["success_rate"], "best": best["success_rate"], "fresh": fresh, "checkpoints": reports} | (
+        {"mean_score": means["score"]} if "score" in means else {}
     )
-    return {"mean": mean, "best": best["success_rate"], "fresh": fresh, "checkpoints": reports}
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

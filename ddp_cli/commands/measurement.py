@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ from ddp_cli.seeds import purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation
+    from ddp_cli.evaluation.rollout import Agent, Environment
+    from ddp_cli.sim.gymnasium_env import GymnasiumSettings
     from ddp_cli.training.distributed import Processes
 
 
@@ -34,6 +38,16 @@ class EvalOptions:
     engine: Engine
     workers: int | None
     device: str
+    environment: GymnasiumSettings | None = None
+    """None: the simulator of the policy's task."""
+
+    def make_env(self, source: PolicySource) -> Callable[[Agent], Environment]:
+        """What makes the environment of the episodes of `source`; it can be pickled."""
+        from ddp_cli.evaluation.evaluation import make_gymnasium_env, make_simulator
+
+        if self.environment:
+            return functools.partial(make_gymnasium_env, source.task, self.environment)
+        return functools.partial(make_simulator, source.task, source.render)
 
     def open(self, folder: Path, processes: Processes) -> PolicySource:
         """The policy in `folder`; ConfigError or DdpError where it cannot be run with these options."""
@@ -58,10 +72,14 @@ def measure(
         "first_seed": seed, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     count = len(result.episodes) + len(result.crashed_seeds)
+    if eval_options.environment:
+        report["env"] = eval_options.environment.to_json()
     report |= result.to_json()
     report["until_ci"] = eval_options.max_margin or None
     report["interval_is_approximate"] = bool(eval_options.max_margin)
     report["seeds_also_used_for"] = [p for p in purposes_of_seeds(range(seed, seed + count)) if p in OTHER_PURPOSES]
+    if eval_options.environment:
+        report["seeds_also_used_for"] = []  # other purposes start other environments with them
     if processes.is_main:
         if not quiet:
             _print_table(report, result)
@@ -87,7 +105,7 @@ def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Pr
             update(done, len(seeds), f"{successes} succeeded")
 
         own = evaluate(
-            source.make_agent, source.task, source.render, seeds, workers,
+            source.make_agent, eval_options.make_env(source), seeds, workers,
             lambda episode: progress(episode.success), eval_options.max_margin,
         )  # fmt: skip
     parts = processes.gather(own)
@@ -95,6 +113,21 @@ def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Pr
         [episode for part in parts for episode in part.episodes],
         [seed for part in parts for seed in part.crashed_seeds],
     )
+
+
+def _score_rows(report: dict[str, Any], result: Evaluation) -> list[tuple[str, str, str]]:
+    """Score and rewards where the environment has them; otherwise how often success was held."""
+    if not result.scores:
+        return [("held for 10 steps", f"{result.held_rate:.1%}", "")]
+    low, high = report["score_interval_95"]
+    return [
+        (
+            "score",
+            f"{report['score']:.3f}",
+            f"mean of the highest {report['env']['score_key']} of an episode, 95% interval {low:.3f} to {high:.3f}",
+        ),
+        ("return", f"{report['total_reward']:.1f}", "mean sum of rewards"),
+    ]
 
 
 def _print_table(report: dict[str, Any], result: Evaluation) -> None:
@@ -106,7 +139,7 @@ def _print_table(report: dict[str, Any], result: Evaluation) -> None:
             f"{result.success_rate:.1%}",
             f"{result.successes} of {count} episodes, 95% interval {low:.1%} to {high:.1%}",
         ),
-        ("held for 10 steps", f"{result.held_rate:.1%}", ""),
+        *_score_rows(report, result),
         (
             "steps to success",
             f"{result.mean_steps:.1f}" if result.successes else "none",

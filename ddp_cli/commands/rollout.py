@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,16 +11,16 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.choices import Engine, Sampler
-from ddp_cli.commands import options
-from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
+from ddp_cli.commands import env_options, options
+from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
 from ddp_cli.seeds import FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.grid import Grid
     from ddp_cli.evaluation.report import EvalReport
-    from ddp_cli.evaluation.rollout import Agent, EpisodeResult
-    from ddp_cli.sim.simulator import Simulator
+    from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult
+    from ddp_cli.sim.gymnasium_env import GymnasiumSettings
 
 EXAMPLES = options.examples(
     "ddp rollout sample_data/square-policy --seed 100002 --video out.mp4",
@@ -83,6 +82,12 @@ def rollout(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    env: env_options.Env = None,
+    env_args: env_options.EnvArgs = None,
+    sources: env_options.Map = None,
+    success_key: env_options.SuccessKey = None,
+    score_key: env_options.ScoreKey = None,
+    max_steps: env_options.MaxSteps = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     sampler: options.Sampler = None,
@@ -95,6 +100,7 @@ def rollout(
     from ddp_cli.evaluation.report import read_report
     from ddp_cli.video.video import check_format
 
+    environment = env_options.gymnasium_settings(env, env_args, sources, success_key, score_key, max_steps)
     _check_compatible(video, seed, attempts, grid, failures)
     if video:
         check_format(video)
@@ -119,8 +125,9 @@ def rollout(
         with ExitStack() as reserved:
             for path in videos:
                 reserved.enter_context(options.reserve_output(path, overwrite))
-            sim, agent = reserved.enter_context(_simulation(folder, device, sampler, inference_steps, engine))
-            results = _run_episodes(sim, agent, outputs, layout, until_success=report is None)
+            source = open_policy_source(folder, device, sampler, inference_steps, engine)
+            simulation, agent = reserved.enter_context(_simulation(source, environment, film=video is not None))
+            results = _run_episodes(simulation, agent, outputs, layout, until_success=report is None)
     if not json:
         _print_results(results, videos, failures)
         return
@@ -129,7 +136,7 @@ def rollout(
             "checkpoint": str(folder),
             "video": str(videos[0]) if len(videos) == 1 else None,
             "videos": [str(path) for path in videos],
-            "episodes": [asdict(result) for result in results],
+            "episodes": [result.to_json() for result in results],
         }
     )
 
@@ -162,20 +169,25 @@ def _as_evaluated(
 
 @contextmanager
 def _simulation(
-    folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
-) -> Iterator[tuple[Simulator, Agent]]:
+    source: PolicySource, environment: GymnasiumSettings | None, film: bool
+) -> Iterator[tuple[Environment, Agent]]:
+    """The agent of a policy, and its simulator or `environment`."""
+    from ddp_cli.sim.gymnasium_env import GymnasiumEnv
     from ddp_cli.sim.simulator import Simulator
 
-    source = open_policy_source(folder, device, sampler, inference_steps, engine)
     agent = source.make_agent()
-    sim = Simulator(source.task, source.render, source.actions)
-    console.note(f"policy {folder}, engine {source.engine}")
-    with closing(sim):
-        yield sim, agent
+    env: Environment
+    if environment:
+        env = GymnasiumEnv(source.task, source.obs, environment, film)
+    else:
+        env = Simulator(source.task, source.render, source.actions)
+    console.note(f"policy {source.folder}, engine {source.engine}")
+    with closing(env):
+        yield env, agent
 
 
 def _run_episodes(
-    sim: Simulator, agent: Agent, outputs: dict[int, Path | None], grid: Grid | None, until_success: bool
+    env: Environment, agent: Agent, outputs: dict[int, Path | None], grid: Grid | None, until_success: bool
 ) -> list[EpisodeResult]:
     """Runs the episode of every seed in `outputs`, recording it to the video given there."""
     from ddp_cli.evaluation.filming import record_episode
@@ -183,7 +195,7 @@ def _run_episodes(
     from ddp_cli.evaluation.rollout import run_episode
 
     results: list[EpisodeResult] = []
-    with console.progress(f"rollout {sim.task.name}") as update:
+    with console.progress(f"rollout {env.task.name}") as update:
 
         def on_episode(result: EpisodeResult) -> None:
             results.append(result)
@@ -191,10 +203,10 @@ def _run_episodes(
 
         video = next(iter(outputs.values()))
         if grid and video:
-            record_episode_grid(sim, agent, list(outputs), grid, video, on_episode)
+            record_episode_grid(env, agent, list(outputs), grid, video, on_episode)
             return results
         for seed, path in outputs.items():
-            on_episode(record_episode(sim, agent, seed, path) if path else run_episode(sim, agent, seed))
+            on_episode(record_episode(env, agent, seed, path) if path else run_episode(env, agent, seed))
             if until_success and results[-1].success:
                 break
     return results
@@ -205,8 +217,10 @@ def _print_results(results: list[EpisodeResult], videos: list[Path], failures: P
         console.result(f"no failures in '{failures}': nothing to record")
     for result in results:
         outcome = "success" if result.success else "no success"
+        score = "" if result.score is None else f", score {result.score:.3f}"
         console.result(
-            f"seed {result.seed}: {outcome} after {result.steps} steps, {result.chunk_ms:.0f} ms per action chunk"
+            f"seed {result.seed}: {outcome} after {result.steps} steps{score}, {result.chunk_ms:.0f} ms per action "
+            "chunk"
         )
     if len(results) > 1:
         console.result(f"{sum(r.success for r in results)} of {len(results)} episodes succeeded")

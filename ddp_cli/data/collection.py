@@ -17,12 +17,11 @@ from ddp_cli.data.collection_folder import CollectionFolder, count_demos
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.errors import DataError, DdpError
-from ddp_cli.evaluation.rollout import SUCCESS_HOLD_STEPS
 from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map
 from ddp_cli.sim.environment import env_args, simulator_versions
 from ddp_cli.sim.scripted_policies import SCRIPT_VERSION, check_scripted_policy, scripted_actions
-from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.simulator import SUCCESS_HOLD_STEPS, Simulator
 from ddp_cli.tasks import Task
 
 DEMONSTRATOR_STREAM = 7  # of random numbers, independent of the stream that places the objects

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
-from ddp_cli.data.recording_schema import parse_selection
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.schema import ACTION, Schema
+from ddp_cli.selection import parse_selection
 from ddp_cli.tasks import RECORDED, Task
 
 NO_SIMULATOR = "the recording has no simulator in which its actions could be replayed"

@@ -5,38 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddp_cli.data.recording import Recording, StepArray
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.schema import RESERVED_KEYS, ActionPart, Camera, Schema, Vector
+from ddp_cli.selection import Selection, parse_selection
 
 MAX_VECTOR = 512  # wider arrays, such as point clouds, are observed only if they are named
-
-
-class Selection(NamedTuple):
-    """An array, or some elements of its flattened steps."""
-
-    array: str
-    elements: slice
-
-    def width(self, step: StepArray) -> int:
-        """Number of elements of a step."""
-        size = 1
-        for n in step.shape:
-            size *= n
-        return len(range(size)[self.elements])
-
-
-def parse_selection(text: str) -> Selection:
-    """`data/state`, or some of its elements: `data/state[0:2]`, `data/state[4]`."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)(?::(\d+))?\])?", text)
-    if not match:
-        raise ConfigError(f"'{text}' is not an array.", "Name one, or some of its elements: data/state[0:2].")
-    name, begin, end = match.groups()
-    if begin is None:
-        return Selection(name, slice(None))
-    return Selection(name, slice(int(begin), int(end) if end else int(begin) + 1))
 
 
 def infer_schema(
@@ -117,7 +93,7 @@ def _key(name: str) -> str:
 
 
 def _is_observable(step: StepArray) -> bool:
-    is_vector = step.is_numeric and Selection("", slice(None)).width(step) <= MAX_VECTOR
+    is_vector = step.is_numeric and Selection("", slice(None)).width(step.shape) <= MAX_VECTOR
     return step.image_shape is not None or is_vector
 
 
@@ -125,14 +101,14 @@ def _names(source: str, recording: Recording) -> tuple[str, ...]:
     """Names of the selected elements; none if they are not known for all of them."""
     selection = parse_selection(source)
     step = recording.arrays[selection.array]
-    full = Selection(selection.array, slice(None)).width(step)
+    full = Selection(selection.array, slice(None)).width(step.shape)
     return step.names[selection.elements] if len(step.names) == full else ()
 
 
 def _width(source: str, recording: Recording) -> int:
     selection = parse_selection(source)
     step = recording.arrays[selection.array]
-    width = selection.width(step)
+    width = selection.width(step.shape)
     if not step.is_numeric or not width:
         raise DataError(f"'{recording.path}': '{source}' has {width} numbers of type {step.dtype} per step.")
     return width

@@ -6,14 +6,15 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddp_cli.errors import WorkerError
-from ddp_cli.evaluation.rollout import Agent, EpisodeResult, run_episode
-from ddp_cli.evaluation.statistics import wilson_interval
+from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, run_episode
+from ddp_cli.evaluation.statistics import mean_interval, wilson_interval
 from ddp_cli.parallel import FailedItem, fault_tolerant_map, ordered_map
+from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
 
@@ -63,8 +64,24 @@ class Evaluation:
         times = sorted(e.chunk_ms for e in self.episodes)
         return times[len(times) // 2]
 
+    @property
+    def scores(self) -> list[float]:
+        """Scores of the episodes; empty where only success counts."""
+        return [e.score for e in self.episodes if e.score is not None]
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean sum of rewards of an episode; None without rewards."""
+        rewards = [e.total_reward for e in self.episodes if e.total_reward is not None]
+        return sum(rewards) / len(rewards) if rewards else None
+
     def to_json(self) -> dict[str, Any]:
         """Summary and all episodes, as values that JSON can represent."""
+        scores = self.scores
+        measured = {
+            "score": sum(scores) / len(scores), "score_interval_95": list(mean_interval(scores)),
+            "total_reward": self.mean_reward,
+        } if scores else {}  # fmt: skip
         return {
             "success_rate": self.success_rate,
             "interval_95": list(self.interval),
@@ -72,15 +89,15 @@ class Evaluation:
             "held_rate": self.held_rate,
             "mean_steps": None if math.isnan(self.mean_steps) else self.mean_steps,
             "chunk_ms": self.chunk_ms,
+            **measured,
             "lost": self.crashed_seeds,
-            "episodes": [asdict(e) for e in self.episodes],
+            "episodes": [e.to_json() for e in self.episodes],
         }
 
 
 def evaluate(
     make_agent: Callable[[], Agent],
-    task: Task,
-    render: str,
+    make_env: Callable[[Agent], Environment],
     seeds: Sequence[int],
     workers: int,
     on_episode: Callable[[EpisodeResult], None],
@@ -88,11 +105,12 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode per seed. Results do not depend on the number of workers; crashed workers are retried.
 
-    `make_agent` must be picklable: it is called once in each worker process, or in this process if `workers` is 1.
+    `make_agent` and `make_env` must be picklable: they are called once in each worker process, or in this process if
+    `workers` is 1.
     With `max_margin`, stop after the first episode (in the order of `seeds`, the tenth or later) at which the 95%
     interval extends at most this far to either side. WorkerError if the first three episodes all crash their worker.
     """
-    make_runner = functools.partial(_make_episode_runner, make_agent, task, render)
+    make_runner = functools.partial(_make_episode_runner, make_agent, make_env)
     evaluation = Evaluation([])
     with closing(fault_tolerant_map(make_runner, seeds, workers)) as results:
         for result in results:
@@ -115,9 +133,21 @@ def evaluate(
     return evaluation
 
 
-def _make_episode_runner(make_agent: Callable[[], Agent], task: Task, render: str) -> Callable[[int], EpisodeResult]:
+def _make_episode_runner(
+    make_agent: Callable[[], Agent], make_env: Callable[[Agent], Environment]
+) -> Callable[[int], EpisodeResult]:
     agent = make_agent()
-    return functools.partial(run_episode, Simulator(task, render, agent.actions), agent)
+    return functools.partial(run_episode, make_env(agent), agent)
+
+
+def make_simulator(task: Task, render: str, agent: Agent) -> Simulator:
+    """The simulator of `task` for `agent`."""
+    return Simulator(task, render, agent.actions)
+
+
+def make_gymnasium_env(task: Task, settings: GymnasiumSettings, agent: Agent) -> GymnasiumEnv:
+    """A Gymnasium environment for `agent`, a policy of `task`."""
+    return GymnasiumEnv(task, agent.obs, settings)
 
 
 def record_in_subprocess(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ddp_cli.errors import ConfigError
-from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_FRAME_SIZE, EpisodeFilm
-from ddp_cli.evaluation.rollout import Agent, EpisodeResult, StepInfo, run_episode
-from ddp_cli.sim.simulator import Simulator
+from ddp_cli.evaluation.filming import FRAME_SIZE, GIF_FRAME_SIZE, Film, make_film
+from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, StepInfo, run_episode
 from ddp_cli.video.overlay import DARK, GREEN, OVERLAY_COLORS, RED, Color, RGBImage, border_width, draw_border
 from ddp_cli.video.video import VideoWriter, is_gif
 
@@ -52,7 +51,7 @@ def parse_grid(text: str) -> Grid:
 
 
 def record_episode_grid(
-    sim: Simulator,
+    env: Environment,
     agent: Agent,
     seeds: Sequence[int],
     grid: Grid,
@@ -61,23 +60,23 @@ def record_episode_grid(
 ) -> None:
     """Run the episodes `seeds` one after another and write them to the video `path`, playing side by side.
 
-    A tile shows the first camera of the task. After the end of its episode it shows the last frame, with a green border
+    A tile shows the first camera. After the end of its episode it shows the last frame, with a green border
     after a success and a red one otherwise; tiles without an episode stay dark. `on_episode` is called after each
     episode.
     """
     size = grid.tile_size(is_gif(path))
     with (
-        VideoWriter(path, sim.task.schema.rate, OVERLAY_COLORS) as video,
+        VideoWriter(path, env.task.schema.rate, OVERLAY_COLORS) as video,
         closing(_FrameBuffer(path.parent, size)) as frames,
     ):
         for seed in seeds:
-            film = EpisodeFilm(sim, seed, size, list(sim.task.schema.cameras)[:1])
+            film = make_film(env, seed, size, all_cameras=False)
             frames.start_episode()
 
-            def on_step(info: StepInfo, film: EpisodeFilm = film) -> None:
+            def on_step(info: StepInfo, film: Film = film) -> None:
                 frames.add(film.render_frame(info))
 
-            result = run_episode(sim, agent, seed, on_step)
+            result = run_episode(env, agent, seed, on_step)
             frames.end_episode(GREEN if result.success else RED)
             on_episode(result)
         canvas = np.full((grid.rows * size, grid.columns * size, 3), DARK, np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +77,8 @@ def report_name(report: dict[str, Any]) -> str:
     seeds = f"{report['first_seed']}x{len(report['episodes'])}"
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"
-    return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}.json"
+    env = "-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", report["env"]["id"]) if "env" in report else ""
+    return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}{env}.json"
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

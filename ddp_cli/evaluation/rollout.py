@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import DdpError
-from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.safety import ActionError, ActionLimits, Array
-from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_WIDTHS
-
-SUCCESS_HOLD_STEPS = 10  # consecutive steps of success after which an episode ends, and counts as held
+from ddp_cli.sim.simulator import SUCCESS_HOLD_STEPS
+from ddp_cli.tasks import Task
 
 Observation = Mapping[str, NDArray[Any]]
 
@@ -47,6 +44,45 @@ class Agent(Protocol):
         """The next actions (Ta, Da) after the last `n_obs_steps` observations, oldest first, not yet limited."""
 
 
+class Environment(Protocol):
+    """What an episode runs in: the simulator of robosuite, or a Gymnasium environment."""
+
+    @property
+    def task(self) -> Task:
+        """The task; its `horizon` limits an episode."""
+
+    @property
+    def hold_steps(self) -> int:
+        """Consecutive steps of success that end an episode."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the environment ended the episode."""
+
+    @property
+    def score(self) -> float | None:
+        """Score of the episode so far; None where only success counts."""
+
+    @property
+    def total_reward(self) -> float | None:
+        """Sum of rewards of the episode so far; None without rewards."""
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of `seed`."""
+
+    def step(self, action: NDArray[np.floating[Any]]) -> bool:
+        """Run one control step of `action` (Da,); returns success at its end."""
+
+    def observe(self, obs: str) -> Observation:
+        """Observations of an `image` or `state` policy."""
+
+    def idle_action(self) -> Array | None:
+        """The action (Da,) that keeps the robot in place; None if it is not known."""
+
+    def close(self) -> None:
+        """Release the environment."""
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """Result of an episode. `steps` counts to the first success, or to the end of the episode."""
@@ -58,6 +94,14 @@ class EpisodeResult:
     steps: int
     chunk_ms: float
     """Mean time per predicted chunk [ms]."""
+    score: float | None = None
+    """Highest score of a step; None where only success counts."""
+    total_reward: float | None = None
+    """Sum of all rewards; None without rewards."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The values that are known."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -69,7 +113,7 @@ class StepInfo:
     first_success: int | None
     """Step of the first success, None before it."""
     chunk: NDArray[np.float64]
-    """The current action chunk (Ta, 7 or 10)."""
+    """The current action chunk (Ta, Da)."""
     executed: int
     """Actions of the chunk that were executed."""
     chunk_ms: float
@@ -77,21 +121,21 @@ class StepInfo:
 
 
 def run_episode(
-    sim: Simulator, agent: Agent, seed: int, on_step: Callable[[StepInfo], None] | None = None
+    env: Environment, agent: Agent, seed: int, on_step: Callable[[StepInfo], None] | None = None
 ) -> EpisodeResult:
     """Run `agent` from the initial state `seed` with receding horizon control: predict a chunk, execute it, repeat.
 
     Success is the environment's success check at any step, as in the published evaluation; the episode then continues
-    only until success has held for 10 steps. Only the observations that the agent uses are rendered.
-    `on_step` is called before every action and at the end, so once more than there are steps. It may read from `sim`,
+    until success has held for `env.hold_steps` steps. Only the observations that the agent uses are rendered.
+    `on_step` is called before every action and at the end, so once more than there are steps. It may read from `env`,
     but must not change its state.
     """
-    sim.reset(seed)
+    env.reset(seed)
     agent.reset(seed)
-    limits, last_action = agent.action_limits, idle_action(sim)
-    history = [sim.observe(agent.obs)] * agent.n_obs_steps
+    limits, last_action = agent.action_limits, env.idle_action()
+    history = [env.observe(agent.obs)] * agent.n_obs_steps
     first_success: int | None = None
-    consecutive_successes = step = i = 0
+    consecutive_successes = longest_success = step = i = 0
     chunk = np.zeros((0, 0))
     latencies: list[float] = []
 
@@ -99,29 +143,35 @@ def run_episode(
         if on_step:
             on_step(StepInfo(step, first_success, chunk, executed, latencies[-1] * 1000.0))
 
-    while step < sim.task.horizon and consecutive_successes < SUCCESS_HOLD_STEPS:
+    def is_over() -> bool:
+        return step == env.task.horizon or consecutive_successes == env.hold_steps or env.is_over
+
+    while not is_over():
         start = time.perf_counter()
         chunk = clamp_chunk(limits, agent.act(history), last_action, f"seed {seed}")
         latencies.append(time.perf_counter() - start)
         last_action = chunk[-1]
         for i, action in enumerate(chunk):
             notify(i)
-            success = sim.step(action)
+            success = env.step(action)
             step += 1
             consecutive_successes = consecutive_successes + 1 if success else 0
+            longest_success = max(longest_success, consecutive_successes)
             if success and first_success is None:
                 first_success = step
-            if step == sim.task.horizon or consecutive_successes == SUCCESS_HOLD_STEPS:
+            if is_over():
                 break
             if len(chunk) - 1 - i < agent.n_obs_steps:
-                history = [*history[1:], sim.observe(agent.obs)]
+                history = [*history[1:], env.observe(agent.obs)]
     notify(i + 1)
     return EpisodeResult(
         seed=seed,
         success=first_success is not None,
-        held=consecutive_successes >= SUCCESS_HOLD_STEPS,
+        held=longest_success >= SUCCESS_HOLD_STEPS,
         steps=step if first_success is None else first_success,
         chunk_ms=float(np.mean(latencies) * 1000.0),
+        score=env.score,
+        total_reward=env.total_reward,
     )
 
 
@@ -133,11 +183,3 @@ def clamp_chunk(
         return limits.clamp(chunk, previous_action, context)
     except ActionError as e:
         raise DdpError(e.message, e.hint) from e
-
-
-def idle_action(sim: Simulator) -> Array:
-    """The action that keeps the robot in place: zeros (7,), or the current end-effector pose as the goal (10,)."""
-    if sim.actions == "delta":
-        return np.zeros(ACTION_WIDTHS["delta"])
-    position, rotation = sim.eef_pose()
-    return np.concatenate([position, matrix_to_6d(rotation), [0.0]])

@@ -6,7 +6,7 @@ scipy.stats is imported where it is used (0.5 to 1 s): the worker processes of a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -16,6 +16,18 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of a mean by Student's t; (-inf, inf) for a single value."""
+    from scipy.stats import t
+
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return -math.inf, math.inf
+    standard_error = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    half = float(t.ppf(0.975, n - 1)) * standard_error
+    return mean - half, mean + half
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,12 @@ from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
-from ddp_cli.tasks import Task
+from ddp_cli.tasks import ACTION_WIDTHS, Task
 
 Array = NDArray[np.float64]
+
+SUCCESS_HOLD_STEPS = 10
+"""Consecutive steps of success after which success counts as held, and an episode of robosuite ends."""
 
 OBJECT_BODIES = {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}
 """Built-in task -> MuJoCo body of its object."""
@@ -49,6 +52,8 @@ class Simulator:
         check_action_convention(actions)
         self.render_profile = render
         self.actions = actions
+        self.hold_steps = SUCCESS_HOLD_STEPS
+        self.is_over, self.score, self.total_reward = False, None, None  # episodes end by the task's horizon
         self._absolute_verified = False
         self._renderer: Renderer | None = None
         self._step_fn: Callable[[Array], Any] | None = None
@@ -107,6 +112,13 @@ class Simulator:
     def is_success(self) -> bool:
         """Whether the current state passes the success check of the environment."""
         return bool(self._env._check_success())
+
+    def idle_action(self) -> Array:
+        """The action that keeps the robot in place: zeros (7,), or the current end-effector pose as the goal (10,)."""
+        if self.actions == "delta":
+            return np.zeros(ACTION_WIDTHS["delta"])
+        position, rotation = self.eef_pose()
+        return np.concatenate([position, matrix_to_6d(rotation), [0.0]])
 
     def absolute_goal(self, action: Array) -> Array:
         """The absolute action (10,) that equals the delta `action` (7,) in the current state."""

@@ -24,7 +24,7 @@ def make_evaluator(run: Run, device: str, should_stop: Callable[[], bool]) -> Ca
     It writes a report and a video of the first episode into the run's folder. It returns None if the simulator fails,
     or if `should_stop()` becomes true.
     """
-    from ddp_cli.evaluation.evaluation import evaluate, record_in_subprocess
+    from ddp_cli.evaluation.evaluation import evaluate, make_simulator, record_in_subprocess
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.inference.agent import load_agent
     from ddp_cli.parallel import default_workers
@@ -44,7 +44,7 @@ def make_evaluator(run: Run, device: str, should_stop: Callable[[], bool]) -> Ca
         make_agent = functools.partial(load_agent, checkpoint, device, None, None)
         seeds = range(seed, seed + config.eval_episodes)
         try:
-            result = evaluate(make_agent, task, render, seeds, workers, on_episode)
+            result = evaluate(make_agent, functools.partial(make_simulator, task, render), seeds, workers, on_episode)
         except _StoppedError:
             return None
         except Exception as e:  # noqa: BLE001 - a worker's error can be of any kind

@@ -99,6 +99,17 @@ def draw_border(image: RGBImage, color: Color, width: int) -> RGBImage:
     return framed
 
 
+def fit_image(image: RGBImage, size: int) -> RGBImage:
+    """`image` resized to fit into (size, size, 3), in the middle of a dark background."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.new("RGB", (size, size), DARK)
+    resized = Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS)
+    canvas.paste(resized, ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return np.asarray(canvas)
+
+
 def border_width(image: RGBImage) -> int:
     """Width of a clearly visible border [pixels]."""
     return max(3, min(image.shape[:2]) // 60)

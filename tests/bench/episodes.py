@@ -23,10 +23,9 @@ from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.checkpoint_selection import resolve_checkpoint
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.evaluation.rollout import SUCCESS_HOLD_STEPS
 from ddp_cli.inference.agent import history_to_batch
 from ddp_cli.seeds import FIRST_SEED
-from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.simulator import SUCCESS_HOLD_STEPS, Simulator
 
 
 class PlainCameras:

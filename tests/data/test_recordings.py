@@ -20,11 +20,12 @@ from PIL import Image
 from ddp_cli.data.hdf5_recording import open_aloha
 from ddp_cli.data.inspection import inspect_source
 from ddp_cli.data.recording_conversion import convert_recording
-from ddp_cli.data.recording_schema import infer_schema, parse_selection
+from ddp_cli.data.recording_schema import infer_schema
 from ddp_cli.data.recordings import open_recording
 from ddp_cli.data.replay_buffer import ReplayBuffer
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
+from ddp_cli.selection import parse_selection
 
 LENGTHS = [5, 9, 3]
 ENDS = np.cumsum(LENGTHS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.deploy.streaming import ActionStream
-from ddp_cli.evaluation.rollout import idle_action, run_episode
+from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
@@ -111,7 +111,7 @@ def run_stream(
 ) -> tuple[int, np.ndarray]:
     """Number of steps to success, 0 without success, and the actions."""
     sim.reset(seed)
-    stream, actions = stream_type(agent, latency, idle_action(sim)), []
+    stream, actions = stream_type(agent, latency, sim.idle_action()), []
     for tick in range(sim.task.horizon):
         stream.observe(sim.observe("state"), tick * PERIOD)
         actions.append(stream.action(tick * PERIOD))

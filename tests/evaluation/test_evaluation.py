@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.errors import DdpError
-from ddp_cli.evaluation.evaluation import Evaluation, evaluate
+from ddp_cli.evaluation.evaluation import Evaluation, evaluate, make_simulator
 from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.inference.agent import load_agent
 from ddp_cli.safety import ActionLimits
@@ -53,14 +53,17 @@ def test_results_do_not_depend_on_the_number_of_workers() -> None:
     def fields(evaluation: Evaluation) -> list[tuple]:
         return [(e.seed, e.success, e.held, e.steps) for e in evaluation.episodes]
 
-    one, two = (evaluate(RandomAgent, SHORT_TASK, "fast", range(5, 8), n, lambda _: None) for n in (1, 2))
+    one, two = (
+        evaluate(RandomAgent, functools.partial(make_simulator, SHORT_TASK, "fast"), range(5, 8), n, lambda _: None)
+        for n in (1, 2)
+    )
     assert fields(one) == fields(two)
     assert [e.seed for e in one.episodes] == [5, 6, 7]
 
 
 def test_workers_that_always_crash_raise_an_error() -> None:
     with pytest.raises(DdpError, match="process crashed in every episode"):
-        evaluate(crash, SHORT_TASK, "fast", range(3), 2, lambda _: None)
+        evaluate(crash, functools.partial(make_simulator, SHORT_TASK, "fast"), range(3), 2, lambda _: None)
 
 
 def test_killing_a_worker_does_not_change_the_results(trained: Path) -> None:
@@ -69,7 +72,7 @@ def test_killing_a_worker_does_not_change_the_results(trained: Path) -> None:
     seeds = range(100_000, 100_005)
 
     def results(workers: int, on_episode: Callable[[EpisodeResult], None]) -> list[EpisodeResult]:
-        evaluation = evaluate(make_agent, task, "fast", seeds, workers, on_episode)
+        evaluation = evaluate(make_agent, functools.partial(make_simulator, task, "fast"), seeds, workers, on_episode)
         assert evaluation.crashed_seeds == []
         return [dataclasses.replace(e, chunk_ms=0.0) for e in evaluation.episodes]
 
@@ -89,7 +92,9 @@ def test_killing_a_worker_does_not_change_the_results(trained: Path) -> None:
 
 def test_evaluation_stops_when_its_interval_is_narrow_on_each_side() -> None:
     task = dataclasses.replace(get_task("lift"), horizon=2)
-    evaluation = evaluate(IdleAgent, task, "fast", range(1, 100), 1, lambda _: None, max_margin=0.2)
+    evaluation = evaluate(
+        IdleAgent, functools.partial(make_simulator, task, "fast"), range(1, 100), 1, lambda _: None, max_margin=0.2
+    )
     assert len(evaluation.episodes) == 16  # 0 of 16: 0% to 19.4%; 0 of 15: 0% to 20.4%
     assert evaluation.interval[1] <= 0.2
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ddp_cli.evaluation.evaluation import evaluate
-from ddp_cli.evaluation.filming import EpisodeFilm, record_episode
+from ddp_cli.evaluation.evaluation import evaluate, make_simulator
+from ddp_cli.evaluation.filming import EpisodeFilm, caption, record_episode
 from ddp_cli.evaluation.grid import Grid, record_episode_grid
 from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo, run_episode
 from ddp_cli.safety import ActionLimits
@@ -43,7 +45,9 @@ def test_episode_is_the_same_in_an_evaluation_alone_recorded_and_in_a_grid(tmp_p
     """Results, everything that the policy observed, and the final state."""
     task = dataclasses.replace(SHORT_TASK, horizon=19)
     evaluated = RandomAgent()
-    expected = evaluate(lambda: evaluated, task, "fast", [2, 3], 1, lambda _: None).episodes[1]
+    expected = evaluate(
+        lambda: evaluated, functools.partial(make_simulator, task, "fast"), [2, 3], 1, lambda _: None
+    ).episodes[1]
 
     def in_grid(sim: Simulator, agent: RandomAgent) -> EpisodeResult:
         results: list[EpisodeResult] = []
@@ -107,14 +111,14 @@ def test_frame_shows_caption_and_path_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("size", [128, 160, 512])
 def test_caption_shows_the_outcome_and_fits_in_every_size(size: int) -> None:
-    film = EpisodeFilm(SimpleNamespace(task=get_task("lift")), 100_000, size)  # type: ignore[arg-type]
+    env: Any = SimpleNamespace(task=get_task("lift"), is_over=False)
     chunk = np.zeros((8, 7))
     infos = [
         StepInfo(399, None, chunk, 7, 88.0),
         StepInfo(400, 389, chunk, 8, 88.0),
         StepInfo(400, None, chunk, 8, 88.0),
     ]
-    captions = [film.caption(info) for info in infos]
+    captions = [caption(env, 100_000, size, info) for info in infos]
     first_lines = [lines[0] for lines in captions]
     assert first_lines == [("seed 100000", DARK), ("success at step 389", GREEN), ("no success", RED)]
     assert all(lines[-1][0].endswith("88 ms") for lines in captions)

@@ -24,6 +24,13 @@ class FakeSimulator:
     """Even seeds succeed from the step of that number on. Images are uniform and get brighter with every step."""
 
     task, actions = dataclasses.replace(get_task("lift"), horizon=HORIZON), "delta"
+    hold_steps, is_over, score, total_reward = 10, False, None, None
+
+    def idle_action(self) -> np.ndarray:
+        return np.zeros(7)
+
+    def close(self) -> None:
+        pass
 
     def reset(self, seed: int) -> None:
         self.seed, self.steps = seed, 0

@@ -1,0 +1,266 @@
+"""Gymnasium environments: any simulator with this interface runs the episodes of a policy.
+
+The observation, a dict, a nested dict (`pixels/top`) or a single array (called `observation`), is mapped to the keys of
+the policy: by --map, by equal names, or because there is only one image or one vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.errors import ConfigError, DdpError, SimulatorError
+from ddp_cli.schema import Camera
+from ddp_cli.selection import parse_selection
+from ddp_cli.tasks import Task
+
+RENDER = "render"
+"""The source that stands for the image of `env.render()`."""
+
+SINGLE = "observation"
+"""Name of an observation that is not a dict."""
+
+SUCCESS_KEYS = ("is_success", "success")
+REWARD, TERMINATED = "reward", "terminated"
+
+Observations = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class GymnasiumSettings:
+    """An environment and how its results are read."""
+
+    id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Key of the policy -> name in the observation, or some elements of it: `state[0:2]`."""
+    success_key: str | None = None
+    """Of `info`, or `terminated`; None: the first of SUCCESS_KEYS that is there."""
+    score_key: str = REWARD
+    """Of `info`, or `reward`: the score of an episode is its highest value."""
+    max_steps: int | None = None
+    """None: the limit that the environment was registered with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings in a report."""
+        return {
+            "id": self.id, "kwargs": dict(self.kwargs), "map": dict(self.sources), "success_key": self.success_key,
+            "score_key": self.score_key, "max_steps": self.max_steps,
+        }  # fmt: skip
+
+
+class GymnasiumEnv:
+    """The environment `settings.id` for policies of `task`. `film`: images of `env.render()` will be read.
+
+    SimulatorError if it cannot be created, ConfigError if it does not fit the policy.
+    """
+
+    def __init__(self, task: Task, obs: str, settings: GymnasiumSettings, film: bool = False) -> None:
+        self._settings, self._cameras, self._vectors = settings, task.images(obs), task.vectors(obs)
+        unknown = [key for key in settings.sources if key not in {**self._cameras, **self._vectors}]
+        if unknown:
+            keys = ", ".join([*self._cameras, *self._vectors])
+            raise ConfigError(f"--map: the policy does not observe '{unknown[0]}'.", f"It observes {keys}.")
+        self._env = _make(settings, film or RENDER in settings.sources.values())
+        self.task = replace(task, horizon=self._max_steps())
+        self.hold_steps = self.task.horizon
+        """Success does not end an episode, unless the environment ends it."""
+        self._sources: dict[str, str] = {}
+        self._observation: Any = None
+        self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
+        self._check_action_space()
+
+    def _max_steps(self) -> int:
+        limit = self._settings.max_steps or getattr(self._env.spec, "max_episode_steps", None)
+        if limit is None:
+            raise ConfigError(f"'{self._settings.id}' does not limit the length of an episode.", "Add --max-steps.")
+        return int(limit)
+
+    def _check_action_space(self) -> None:
+        shape, width = self._env.action_space.shape, self.task.schema.action_dim
+        if not shape or int(np.prod(shape)) != width or not np.issubdtype(self._env.action_space.dtype, np.floating):
+            raise ConfigError(
+                f"'{self._settings.id}' takes actions {self._env.action_space}, the policy predicts {width} numbers.",
+                "Use the environment that the demonstrations were recorded in.",
+            )
+
+    # -- episode ------------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of `seed`."""
+        self._observation, _ = self._env.reset(seed=seed)
+        self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
+        self._sources = self._sources or self._find_sources()
+
+    def step(self, action: NDArray[np.floating[Any]]) -> bool:
+        """Run one control step of `action` (Da,), clipped to the action space; returns success at its end."""
+        space = self._env.action_space
+        clipped = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
+        self._observation, reward, terminated, truncated, info = self._env.step(clipped)
+        self.is_over = bool(_scalar(terminated)) or bool(_scalar(truncated))
+        self.total_reward += _scalar(reward)
+        values = {**info, TERMINATED: terminated, REWARD: reward}
+        self.score = max(self.score, self._result(values, self._settings.score_key, "--score-key"))
+        success_key = self._settings.success_key or next((key for key in SUCCESS_KEYS if key in info), SUCCESS_KEYS[0])
+        return self._result(values, success_key, "--success-key") > 0
+
+    def _result(self, values: Mapping[str, Any], key: str, option: str) -> float:
+        try:
+            return _scalar(values[key])
+        except (KeyError, TypeError, ValueError):
+            known = ", ".join(name for name, value in values.items() if _is_number(value))
+            raise ConfigError(
+                f"'{self._settings.id}' does not report '{key}' as a number.", f"Choose with {option}: {known}."
+            ) from None
+
+    def idle_action(self) -> None:
+        """Not known: what keeps the robot in place depends on the environment."""
+        return
+
+    # -- observations -------------------------------------------------------------------------
+
+    def observe(self, _obs: str) -> Observations:
+        """Observations of the policy: images uint8 (H, W, C), vectors float32 (width,)."""
+        arrays = self._arrays()
+        images = {key: self._image(key, arrays) for key in self._cameras}
+        return images | {key: self._vector(key, arrays) for key in self._vectors}
+
+    def render(self) -> NDArray[np.uint8]:
+        """The image (H, W, 3) of `env.render()`."""
+        image = np.squeeze(np.asarray(self._env.render()))
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise SimulatorError(
+                f"'{self._settings.id}' renders {image.dtype} of shape {image.shape}, not an image.",
+                "Add --env-arg render_mode=rgb_array, or leave the video out.",
+            )
+        return image.astype(np.uint8)
+
+    def _arrays(self) -> Observations:
+        """The arrays of the observation by their names."""
+        arrays = _flatten(self._observation)
+        if RENDER in self._sources.values():
+            arrays[RENDER] = self.render()
+        return arrays
+
+    def _find_sources(self) -> dict[str, str]:
+        arrays = _flatten(self._observation)
+        images = [name for name, value in arrays.items() if _is_image(value)]
+        vectors = [name for name in arrays if name not in images]
+        found = {}
+        for keys, names in ((self._cameras, images), (self._vectors, vectors)):
+            for key in keys:
+                only = names[0] if len(names) == len(keys) == 1 else None
+                source = self._settings.sources.get(key) or (key if key in arrays else only)
+                array = parse_selection(source).array if source else None
+                if source is None or (array not in arrays and array != RENDER):
+                    known = ", ".join(f"{name} {np.shape(value)}" for name, value in arrays.items())
+                    raise ConfigError(
+                        f"'{self._settings.id}' does not observe '{source or key}'; it observes {known}.",
+                        f"Say what '{key}' is: --map {key}=NAME ('{RENDER}' is the rendered image), or change the "
+                        "observation with --env-arg.",
+                    )
+                found[key] = source
+        return found
+
+    def _image(self, key: str, arrays: Observations) -> NDArray[np.uint8]:
+        camera: Camera = self._cameras[key]
+        image = np.squeeze(arrays[self._sources[key]])
+        image = image[..., None] if image.ndim == 2 else image
+        if image.shape != camera.shape and image.shape == (camera.channels, camera.height, camera.width):
+            image = image.transpose(1, 2, 0)
+        if image.shape != camera.shape or image.dtype != np.uint8:
+            raise self._mismatch(key, f"{image.dtype} {image.shape}", f"uint8 {camera.shape}")
+        return image
+
+    def _vector(self, key: str, arrays: Observations) -> NDArray[np.float32]:
+        selection = parse_selection(self._sources[key])
+        vector = arrays[selection.array].reshape(-1)[selection.elements].astype(np.float32)
+        if len(vector) != self._vectors[key]:
+            raise self._mismatch(key, f"{len(vector)} numbers", f"{self._vectors[key]}")
+        return vector
+
+    def _mismatch(self, key: str, actual: str, expected: str) -> DdpError:
+        return ConfigError(
+            f"'{self._settings.id}': {self._sources[key]} has {actual}, but the policy observes {key} with {expected}.",
+            f"Choose another observation with --map {key}=NAME, or change it with --env-arg.",
+        )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def _make(settings: GymnasiumSettings, render: bool) -> Any:
+    """The environment; SimulatorError if it cannot be created."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    kwargs = ({"render_mode": "rgb_array"} if render else {}) | dict(settings.kwargs)
+    # Modules print when they are imported; the standard output is that of --json.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gymnasium = _import(settings.id)
+        try:
+            return gymnasium.make(settings.id, max_episode_steps=settings.max_steps, disable_env_checker=True, **kwargs)
+        except Exception as e:
+            raise SimulatorError(
+                f"cannot create the environment '{settings.id}': {' '.join(f'{type(e).__name__}: {e}'.split())}",
+                "Check the id, and the arguments given by --env-arg.",
+            ) from e
+
+
+def _import(id: str) -> Any:
+    """The module gymnasium, after the one that registers the environment `id`."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise SimulatorError("--env needs gymnasium.", "pip install 'ddp-cli[gym]'") from None
+    gymnasium.logger.min_level = gymnasium.logger.ERROR
+    module = id.partition(":")[0] if ":" in id else id.rpartition("/")[0]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for modules in the current folder, as with `python -m`
+    try:
+        if module and id not in gymnasium.registry:
+            importlib.import_module(module)
+    except ImportError as e:
+        if e.name != module:
+            raise SimulatorError(f"'{module}' cannot be imported: {e}.", f"Try `python -c 'import {module}'`.") from e
+        raise SimulatorError(
+            f"there is no module '{module}' that could register '{id}'.",
+            "Install its package, write MODULE:ID, or run `ddp` in the folder of the module.",
+        ) from None
+    return gymnasium
+
+
+def _flatten(observation: Any, prefix: str = "") -> Observations:
+    """Arrays of an observation by name; nested names are joined by `/`."""
+    if not isinstance(observation, Mapping):
+        value = np.asarray(observation)
+        return {prefix or SINGLE: value} if value.dtype.kind in "fiub" else {}
+    arrays: Observations = {}
+    for name, value in observation.items():
+        arrays |= _flatten(value, f"{prefix}/{name}" if prefix else str(name))
+    return arrays
+
+
+def _is_image(value: NDArray[Any]) -> bool:
+    return value.dtype == np.uint8 and np.squeeze(value).ndim >= 2
+
+
+def _is_number(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.size == 1 and array.dtype.kind in "biuf"
+
+
+def _scalar(value: Any) -> float:
+    """A number or an array of one number, as vectorized simulators return it."""
+    return float(np.asarray(value).item())

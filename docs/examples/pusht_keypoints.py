@@ -1,0 +1,32 @@
+"""Push-T as its published demonstrations describe it: nine points of the block, and the agent's position.
+
+gym-pusht observes the block's pose. This environment adds the points, which have fixed places on the block:
+
+    ddp eval runs/pusht/state --env pusht_keypoints:PushTKeypoints-v0
+"""
+
+import gym_pusht  # noqa: F401 - registers gym_pusht/PushT-v0
+import gymnasium
+import numpy as np
+
+POINTS = np.array(  # [pixels], in the frame of the block
+    [[9.27, 90.04], [-60.98, -1.19], [60.91, -1.39], [-0.27, 25.54], [-14.07, 122.82], [39.0, 32.86],
+     [-39.97, 32.73], [-16.82, 62.86], [23.54, -1.7]]
+)  # fmt: skip
+
+
+class PushTKeypoints(gymnasium.ObservationWrapper):
+    def __init__(self, **kwargs):
+        super().__init__(gymnasium.make("gym_pusht/PushT-v0", obs_type="state", disable_env_checker=True, **kwargs))
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict(
+            {"agent_pos": box(0, 512, (2,)), "object": box(-100, 612, (9, 2))}
+        )
+
+    def observation(self, observation):
+        agent_x, agent_y, x, y, angle = observation
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        return {"agent_pos": np.array([agent_x, agent_y]), "object": POINTS @ rotation.T + (x, y)}
+
+
+gymnasium.register("PushTKeypoints-v0", PushTKeypoints, max_episode_steps=300)

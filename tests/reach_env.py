@@ -1,0 +1,47 @@
+"""A small Gymnasium environment: a point moves by its action, the reward is its nearness to the goal (1, 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+SUCCESS_REWARD = 0.9
+
+
+class Reach(gymnasium.Env):  # type: ignore[type-arg]
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, nested: bool = False, terminates: bool = True, success: str = "is_success", **_: Any) -> None:
+        self.nested, self.terminates, self.success = nested, terminates, success
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.observation_space = spaces.Dict()  # not used by the evaluation
+        self.actions: list[np.ndarray] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-1, 0, 2)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(action)
+        self.position = np.clip(self.position + 0.5 * action, -1, 1)
+        reward = 1 - float(np.linalg.norm(self.position - 1)) / 3
+        is_success = np.array([reward > SUCCESS_REWARD])  # an array of one value, as vectorized simulators return
+        info = {self.success: is_success, "x": self.position[0], "name": "reach"}
+        return self._observe(), reward, bool(is_success) and self.terminates, False, info
+
+    def _observe(self) -> dict[str, Any]:
+        image = np.full((16, 20, 3), int(100 + 100 * self.position[0]), np.uint8)
+        if self.nested:
+            return {"pixels": {"top": image.transpose(2, 0, 1)}, "state": np.array([0.5, *self.position, 7.0])}
+        return {"pixels": image, "agent_pos": self.position}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        return np.full((30, 50, 3), 200, np.uint8)
+
+
+gymnasium.register("Reach-v0", Reach, max_episode_steps=12)
+gymnasium.register("Endless-v0", Reach)

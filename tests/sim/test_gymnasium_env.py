@@ -1,0 +1,246 @@
+"""Episodes in Gymnasium environments: observations are mapped, results are read from rewards and info."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from conftest import TINY, ddp, ok, ok_json, refused
+from numpy.typing import NDArray
+from reach_env import SUCCESS_REWARD
+
+from ddp_cli.errors import ConfigError, SimulatorError
+from ddp_cli.evaluation.rollout import Observation, run_episode
+from ddp_cli.safety import ActionLimits
+from ddp_cli.schema import ActionPart, Camera, Schema, Vector
+from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
+from ddp_cli.tasks import Task
+from ddp_cli.video.video import read_video
+
+PART = ActionPart(name="action", width=2)
+SCHEMA = Schema(rate=10, cameras={"img": Camera(height=16, width=20)}, vectors={"pos": Vector(width=2)}, action=(PART,))
+TASK = Task("reach", SCHEMA)
+REACH = "reach_env:Reach-v0"
+
+
+class ConstantAgent:
+    """Always the same action; keeps what it observes."""
+
+    obs, actions, n_obs_steps, action_limits = "image", "recorded", 2, ActionLimits.from_parts((PART,))
+
+    def __init__(self, action: Sequence[float]) -> None:
+        self.action, self.histories = np.array(action), list[Sequence[Observation]]()
+
+    def reset(self, seed: int) -> None:
+        pass
+
+    def act(self, history: Sequence[Observation]) -> NDArray[np.floating[Any]]:
+        self.histories.append(history)
+        return np.tile(self.action, (4, 1))
+
+
+def make(**settings: Any) -> GymnasiumEnv:
+    return GymnasiumEnv(TASK, "image", GymnasiumSettings(**{"id": REACH, **settings}))
+
+
+def rewards(env: GymnasiumEnv, seed: int, action: Sequence[float], steps: int) -> list[float]:
+    """The rewards of `steps` constant actions, by the environment alone."""
+    env._env.reset(seed=seed)
+    return [env._env.step(np.array(action, np.float32))[1] for _ in range(steps)]
+
+
+def test_an_episode_ends_with_the_environment_and_scores_its_highest_reward() -> None:
+    env, agent = make(), ConstantAgent([0.5, 0.5])
+    result = run_episode(env, agent, 3)
+    expected = rewards(env, 3, [0.5, 0.5], result.steps)
+    assert result.success
+    assert max(expected[:-1]) <= SUCCESS_REWARD < expected[-1]
+    assert result.score == pytest.approx(max(expected))
+    assert result.total_reward == pytest.approx(sum(expected))
+    again = run_episode(make(), ConstantAgent([0.5, 0.5]), 3)
+    assert dataclasses.replace(again, chunk_ms=0) == dataclasses.replace(result, chunk_ms=0)
+
+
+def test_without_success_an_episode_lasts_to_its_limit() -> None:
+    away = run_episode(make(), ConstantAgent([-0.5, -0.5]), 3)
+    assert (away.success, away.steps) == (False, 12)
+    assert run_episode(make(max_steps=5), ConstantAgent([-0.5, -0.5]), 3).steps == 5
+    with pytest.raises(ConfigError, match="Add --max-steps"):
+        make(id="reach_env:Endless-v0")
+    assert run_episode(make(id="reach_env:Endless-v0", max_steps=7), ConstantAgent([-0.5, -0.5]), 3).steps == 7
+
+
+def test_success_ends_an_episode_only_if_the_environment_ends_it() -> None:
+    env = make(kwargs={"terminates": False})
+    result = run_episode(env, ConstantAgent([1, 1]), 3)
+    assert result.success
+    assert result.steps < 12
+    assert len(env._env.unwrapped.actions) == 12
+
+
+def test_observations_are_found_by_their_kind_or_by_the_map() -> None:
+    agent = ConstantAgent([0.1, 0.1])
+    run_episode(make(), agent, 5)
+    nested = ConstantAgent([0.1, 0.1])
+    run_episode(make(kwargs={"nested": True}, sources={"pos": "state[1:3]"}), nested, 5)
+    for mine, other in zip(agent.histories, nested.histories, strict=True):
+        for step, other_step in zip(mine, other, strict=True):
+            assert (step["img"].dtype, step["img"].shape, step["pos"].dtype) == (np.uint8, (16, 20, 3), np.float32)
+            np.testing.assert_array_equal(step["img"], other_step["img"])
+            np.testing.assert_array_equal(step["pos"], other_step["pos"])
+    first, second = agent.histories[0]
+    np.testing.assert_array_equal(first["pos"], second["pos"])  # the first observation is repeated
+    assert (agent.histories[1][1]["pos"] > agent.histories[0][1]["pos"]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kwargs": {"nested": True}}, r"pos with 2.*--map pos=NAME"),
+        ({"sources": {"pos": "position"}}, r"does not observe 'position'; it observes pixels \(16, 20, 3\), agent_pos"),
+        ({"sources": {"img": "render"}}, r"render has uint8 \(30, 50, 3\).*img with uint8 \(16, 20, 3\)"),
+        ({"sources": {"image": "pixels"}}, "does not observe 'image'.*It observes img, pos"),
+        ({"kwargs": {"success": "done"}}, "does not report 'is_success'.*--success-key: done, x, terminated, reward"),
+        ({"success_key": "name"}, "does not report 'name' as a number"),
+        ({"score_key": "coverage"}, "does not report 'coverage'.*--score-key: is_success, x"),
+    ],
+)
+def test_what_does_not_fit_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_episode(make(**settings), ConstantAgent([0, 0]), 3)
+    assert re.search(message, f"{error.value.message} {error.value.hint}"), error.value.message
+
+
+def test_results_can_be_read_from_info() -> None:
+    env = make(kwargs={"success": "done"}, success_key="done", score_key="x")
+    result = run_episode(env, ConstantAgent([0.5, 0.1]), 3)
+    env.reset(3)
+    for _ in range(result.steps):
+        env.step(np.array([0.5, 0.1]))
+    assert result.score == pytest.approx(env._env.unwrapped.position[0])
+
+
+def test_actions_are_clipped_to_the_action_space() -> None:
+    env = make()
+    env.reset(0)
+    env.step(np.array([5.0, -5.0]))
+    (action,) = env._env.unwrapped.actions
+    assert (action.dtype, action.tolist()) == (np.float32, [1.0, -1.0])
+    wide = Task("reach", SCHEMA.model_copy(update={"action": (ActionPart(name="action", width=3),)}))
+    with pytest.raises(ConfigError, match="the policy predicts 3 numbers"):
+        GymnasiumEnv(wide, "image", GymnasiumSettings(REACH))
+
+
+def test_an_environment_that_cannot_be_made_is_one_line() -> None:
+    for id, message in (
+        ("nowhere/X-v0", "no module 'nowhere'"),
+        ("reach_env:Other-v0", "cannot create the environment 'reach_env:Other-v0'"),
+    ):
+        with pytest.raises(SimulatorError, match=message):
+            make(id=id)
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_points_of_the_push_t_example_lie_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    schema = SCHEMA.model_copy(
+        update={"cameras": {}, "vectors": {"agent_pos": Vector(width=2), "object": Vector(width=18)}}
+    )
+    env = GymnasiumEnv(Task("pusht", schema), "state", GymnasiumSettings("pusht_keypoints:PushTKeypoints-v0"))
+    assert env.task.horizon == 300
+    env.reset(300_000)
+    env.step(np.array([100.0, 400.0]))
+    observation, push_t = env.observe("state"), env._env.unwrapped
+    np.testing.assert_allclose(observation["agent_pos"], push_t.agent.position, atol=1e-3)
+    points = observation["object"].reshape(9, 2).astype(float).tolist()
+    assert np.ptp(points, axis=0).min() > 50
+    distances = [min(shape.point_query(tuple(p)).distance for shape in push_t.block.shapes) for p in points]
+    assert max(distances) < 3.5  # [pixels]
+
+
+def test_the_example_in_the_docs_is_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(
+        r"^```python\n(# my_robot.py.*?)^```$", (DOCS / "evaluation.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "docs_robot.py").write_text(code.replace("Reach-v0", "DocsReach-v0"))
+    monkeypatch.syspath_prepend(tmp_path)
+    schema = SCHEMA.model_copy(update={"cameras": {}, "vectors": {"position": Vector(width=2)}})
+    env = GymnasiumEnv(Task("reach", schema), "state", GymnasiumSettings("docs_robot:DocsReach-v0"), film=True)
+    agent = ConstantAgent([0, 0])
+    agent.obs = "state"
+    assert run_episode(env, agent, 1).steps == 100
+    assert env.render().shape == (240, 240, 3)
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a recording that was made in another program: images and positions, and goals as actions."""
+    folder = tmp_path_factory.mktemp("reach")
+    rng, n = np.random.default_rng(0), 40
+    root = zarr.open_group(folder / "reach.zarr", mode="w", zarr_format=2)
+    for key, value in {
+        "img": rng.integers(0, 255, (n, 16, 20, 3), dtype=np.uint8),
+        "pos": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+        "action": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+    }.items():
+        root.create_array(f"data/{key}", data=value)
+    root.create_array("meta/episode_ends", data=np.array([20, 40]))
+    ok(ddp("convert", folder / "reach.zarr", "--rate", 10, "--out", folder / "store.zarr"))
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "crop_ratio": 1.0, "encoder": "small"}.items()]
+    command = ("train", "--task", "reach", "--data", folder / "store.zarr", "--steps", 2, "--preset", "laptop")
+    ok(ddp(*command, *settings, "--runs", folder / "runs", "--name", "r"))
+    return folder / "runs" / "reach" / "r"
+
+
+def test_eval_reports_scores_and_rollout_films_the_same_episodes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("eval", run, "--env", REACH, "-n", 3, "--seed", 5)
+    one, two = (ok_json(*command, "--workers", n) for n in (1, 2))
+    for key in ("score", "score_interval_95", "total_reward", "success_rate"):
+        assert one[key] == two[key]
+    scores = [episode["score"] for episode in one["episodes"]]
+    assert one["score"] == pytest.approx(np.mean(scores))
+    assert one["env"]["id"] == REACH
+    assert one["seeds_also_used_for"] == []
+    reports = [json.loads(path.read_text()) for path in (run / "eval").glob("*reach_env_Reach-v0.json")]
+    assert [report["score"] for report in reports] == [one["score"]]
+    table = ok(ddp(*command)).stdout
+    assert f"{one['score']:.3f}" in table
+    assert "held" not in table
+
+    filmed = ok_json("rollout", run, "--env", REACH, "--seed", 6, "--video", "v.mp4")
+    assert filmed["episodes"][0]["score"] == scores[1]
+    frames = read_video(Path("v.mp4"))
+    assert frames.shape[:3] == (len(frames), 512, 512)
+    assert frames.shape[0] == 13  # before every action, and after the last
+    assert frames[0, 256, 256].tolist() == pytest.approx([200, 200, 200], abs=6)
+    ok(ddp("rollout", run, "--env", REACH, "--grid", "1x2", "--video", "grid.mp4"))
+
+
+def test_options_of_an_environment_need_one(run: Path) -> None:
+    assert "--map describes an environment" in refused(ddp("eval", run, "--map", "img=pixels"))
+    assert "--map 'img' maps nothing" in refused(ddp("eval", run, "--env", REACH, "--map", "img"))
+    assert "Add --env" in refused(ddp("rollout", run))
+
+
+def test_modules_of_the_current_folder_are_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (Path(__file__).parents[1] / "reach_env.py").read_text()
+    (tmp_path / "my_robot.py").write_text(source.replace("Reach-v0", "MyRobot-v0"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert ok_json("eval", run, "--env", "my_robot:MyRobot-v0", "-n", 2, "--workers", 1)["lost"] == []
