@@ -40,6 +40,9 @@ STATE_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Overrides for state policies. paper: the values of the published low-dimensional policies."""
 
+RECORDED_VAL_RATIO = 0.1
+"""Held-out share of the episodes of tasks without a simulator: `ddp eval` measures the policy on them."""
+
 LENGTHS = ("steps", "epochs", "minutes")
 
 
@@ -53,7 +56,8 @@ def train_config(
 ) -> TrainConfig:
     """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
-    A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded.
+    A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded,
+    and more episodes are held out.
     ConfigError for unknown keys and invalid values.
     """
     if preset not in PRESETS:
@@ -61,7 +65,7 @@ def train_config(
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
-    recorded = {} if flat["task"].simulator else {"actions": RECORDED}
+    recorded = {} if flat["task"].simulator else {"actions": RECORDED, "val_ratio": RECORDED_VAL_RATIO}
     for layer in (PRESETS[preset] | without_object | recorded, state, file or {}, settings or {}):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):

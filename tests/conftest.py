@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 import torch
+import zarr
 from typer.testing import CliRunner, Result
 
 from ddp_cli.cli import app
@@ -116,6 +117,26 @@ def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = create_run(runs / "lift" / "tiny", tiny_config(), lift_store, torch.device("cpu"), lambda _: None)
     run_training(run, Callbacks())
     return runs
+
+
+@pytest.fixture(scope="session")
+def reach_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on a recording without a simulator: images and positions, and goals as actions."""
+    folder = tmp_path_factory.mktemp("reach")
+    rng, ends = np.random.default_rng(0), np.array([20, 50, 70])
+    root = zarr.open_group(folder / "reach.zarr", mode="w", zarr_format=2)
+    for key, value in {
+        "img": rng.integers(0, 255, (ends[-1], 16, 20, 3), dtype=np.uint8),
+        "pos": rng.uniform(-1, 1, (ends[-1], 2)).astype(np.float32),
+        "action": rng.uniform(-1, 1, (ends[-1], 2)).astype(np.float32),
+    }.items():
+        root.create_array(f"data/{key}", data=value)
+    root.create_array("meta/episode_ends", data=ends)
+    ok(ddp("convert", folder / "reach.zarr", "--rate", 10, "--out", folder / "store.zarr"))
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "crop_ratio": 1.0, "encoder": "small"}.items()]
+    command = ("train", "--task", "reach", "--data", folder / "store.zarr", "--steps", 2, "--preset", "laptop")
+    ok(ddp(*command, *settings, "--runs", folder / "runs", "--name", "r"))
+    return folder / "runs" / "reach" / "r"
 
 
 class Recorded(NamedTuple):

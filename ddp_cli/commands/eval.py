@@ -12,6 +12,7 @@ import typer
 from ddp_cli import console
 from ddp_cli.commands import env_options, options
 from ddp_cli.commands.measurement import EvalOptions, measure
+from ddp_cli.commands.open_loop import evaluate_open_loop
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import ConfigError, DdpError
@@ -86,6 +87,18 @@ def evaluate(
             rich_help_panel=options.EPISODES,
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="STORE",
+            help="Compare predicted with recorded actions of held-out episodes instead, as for policies without a "
+            "simulator; by default those of the store of the training.",
+            show_default=False,
+            rich_help_panel=options.EPISODES,
+        ),
+    ] = None,
     sampler: options.Sampler = None,
     inference_steps: options.InferenceSteps = None,
     sweeps: Annotated[
@@ -124,15 +137,14 @@ def evaluate(
     """Measure the success rate of a policy, with its 95% interval.
 
     Episodes start from fixed seeds. Results do not depend on the number of workers; crashed workers are retried.
+    A policy without a simulator is compared with recorded episodes, or runs in a Gymnasium environment (--env).
     """
     swept = parse_sweep(sweeps or [])
     paths = [*(checkpoints or []), *([policy] if policy else [])]
     _check_paths(paths, swept, last)
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, score_key, max_steps)
     count = episodes or (MAX_EPISODES if until_ci else DEFAULT_EPISODES)
-    image = _sweep_image(out, overwrite) if out and swept else None
-    if out:
-        options.check_output(out, overwrite)
+    image = _image_beside(out, overwrite) if out and swept else None
     if min(count, workers or default_workers()) > 1:
         preload_workers("ddp_cli.inference.agent", "ddp_cli.inference.onnx_policy")
     from ddp_cli.evaluation.report import write_report
@@ -147,14 +159,17 @@ def evaluate(
         if environment is None:
             _warn_of_seeds(range(seed, seed + count))
         processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
+        folders = [] if last else [resolve_policy(path, runs, task) for path in paths or (None,)]
         if last:
             report = _evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
+        elif data or eval_options.lacks_environment(folders[0], processes):
+            _check_open_loop({"--env": env, "--sweep": swept, "--until-ci": until_ci, "a second policy": folders[1:]})
+            image = _image_beside(out, overwrite) if out else None
+            report = evaluate_open_loop(eval_options.open(folders[0], processes), data, episodes, image)
+        elif swept:
+            report = sweep(folders[0], eval_options, swept, image, processes)
         else:
-            folders = [resolve_policy(path, runs, task) for path in paths or (None,)]
-            if swept:
-                report = sweep(folders[0], eval_options, swept, image, processes)
-            else:
-                report = _evaluate(folders, eval_options, processes)
+            report = _evaluate(folders, eval_options, processes)
         if not processes.is_main:
             return
         if out:
@@ -194,11 +209,21 @@ def _check_paths(paths: list[Path], swept: dict[str, list[str]], last: int | Non
         )
 
 
-def _sweep_image(out: Path, overwrite: bool) -> Path:
-    """Path of a sweep's plot: beside the report."""
+def _check_open_loop(arguments: dict[str, object]) -> None:
+    """DdpError if one of these arguments, which need episodes, is given for an evaluation on recorded ones."""
+    unused = [name for name, value in arguments.items() if value]
+    if unused:
+        raise DdpError(
+            f"{unused[0]} does not go with recorded episodes.",
+            "Leave it out, or run episodes in a Gymnasium environment with --env and without --data.",
+        )
+
+
+def _image_beside(out: Path, overwrite: bool) -> Path:
+    """Path of the picture of a report: beside it."""
     image = out.with_suffix(".png")
     if image == out:
-        raise DdpError(f"--out '{out}': the report is JSON.", "Name a .json file; the plot is written beside it.")
+        raise DdpError(f"--out '{out}': the report is JSON.", "Name a .json file; the picture is written beside it.")
     options.check_output(image, overwrite)
     return image
 

@@ -49,6 +49,10 @@ class EvalOptions:
             return functools.partial(make_gymnasium_env, source.task, self.environment)
         return functools.partial(make_simulator, source.task, source.render)
 
+    def lacks_environment(self, folder: Path, processes: Processes) -> bool:
+        """Whether there is nothing that the policy in `folder` could run an episode in."""
+        return self.environment is None and self.open(folder, processes).task.simulator is None
+
     def open(self, folder: Path, processes: Processes) -> PolicySource:
         """The policy in `folder`; ConfigError or DdpError where it cannot be run with these options."""
         # Exported policies run on the CPU; the device that torchrun assigned to this process does not concern them.

@@ -41,8 +41,15 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "render": meta.get("render"),
         "step": meta.get("step"),
         "store": meta.get("store"),
+        "train": _held_out(meta),
         "versions": {"ddp": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "onnx")},
     }
+
+
+def _held_out(meta: Meta) -> dict[str, Any] | None:
+    """The settings that say which episodes were held out of training; None where they are not known."""
+    train = meta.get("train")
+    return {key: train.get(key) for key in ("seed", "val_ratio")} if isinstance(train, dict) else None
 
 
 def _obs_entry(policy: DiffusionPolicy, key: str) -> dict[str, Any]:

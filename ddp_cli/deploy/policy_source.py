@@ -6,14 +6,15 @@ Imports are inside the functions: commands import this file when `ddp` starts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddp_cli.errors import CheckpointError, DdpError
 
 if TYPE_CHECKING:
+    from ddp_cli.config import PolicyConfig
     from ddp_cli.evaluation.rollout import Agent
     from ddp_cli.tasks import Task
 
@@ -31,6 +32,9 @@ class PolicySource:
     sampler: str
     inference_steps: int
     engine: str
+    config: PolicyConfig
+    meta: Mapping[str, Any]
+    """config.json of the checkpoint, or policy.json of the exported folder."""
     make_agent: Callable[[], Agent]
 
 
@@ -81,7 +85,7 @@ def open_policy_source(
     make_agent = functools.partial(load_agent, folder, device, config.sampler, config.num_inference_steps, engine)
     return PolicySource(
         folder, config.task, config.obs, config.actions, str(meta["render"]), meta.get("step"), config.sampler,
-        config.num_inference_steps, engine, make_agent,
+        config.num_inference_steps, engine, config, meta, make_agent,
     )  # fmt: skip
 
 
@@ -95,5 +99,5 @@ def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySourc
     config = exported_config(spec)
     return PolicySource(
         folder, config.task, config.obs, config.actions, str(spec["render"]), spec.get("step"), config.sampler,
-        config.num_inference_steps, "exported", functools.partial(load_exported_agent, folder),
+        config.num_inference_steps, "exported", config, spec, functools.partial(load_exported_agent, folder),
     )  # fmt: skip

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
+from ddp_cli.evaluation.open_loop import BASELINES, EpisodeChunks
+from ddp_cli.schema import ActionPart
 from ddp_cli.training.metrics import read_metrics
 
 PANELS = {
@@ -68,6 +74,53 @@ def plot_sweep(reports: list[dict[str, Any]], out: Path) -> None:
     axes.set_title(f"{reports[0]['task']}: labels are numbers of denoising steps", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    _save(figure, out)
+
+
+MAX_VALUES = 16  # of an action, in a picture
+
+
+def plot_predictions(parts: Sequence[ActionPart], episode: EpisodeChunks, report: Mapping[str, Any], out: Path) -> None:
+    """Write a PNG: recorded and predicted values of the actions of one episode, chunk after chunk as they would be
+    executed, and the errors by step into the chunk.
+    """
+    names = [f"{part.name} {name}" for part in parts for name in part.names or range(part.width)]
+    shown, rate = min(len(names), MAX_VALUES), report["rate"]
+    length = episode.recorded.shape[1]
+    is_executed = (episode.steps - episode.steps[0]) % length == 0
+    columns = 2 if shown + len(parts) > 3 else 1
+    rows = math.ceil((shown + len(parts)) / columns)
+    figure = _make_figure(6.5 * columns, 2.1 * rows + 0.6)
+    for i, name in enumerate(names[:shown]):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for start, recorded, predicted in zip(
+            episode.steps[is_executed],
+            episode.recorded[is_executed],
+            episode.predicted["policy"][is_executed],
+            strict=True,
+        ):
+            n = int(np.isfinite(recorded[:, i]).sum())
+            times = (start + np.arange(n)) / rate
+            axes.plot(times, recorded[:n, i], color="0.45", linewidth=1.6)
+            axes.plot(times, predicted[:n, i], color="tab:orange", linewidth=1.1)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    for j, part in enumerate(parts):
+        axes = figure.add_subplot(rows, columns, shown + j + 1)
+        entry = report["parts"][part.name]
+        for key, label in {"policy": "policy", **BASELINES}.items():
+            axes.plot(range(1, length + 1), entry[key]["by_step"], marker="o", markersize=3, label=label)
+        axes.set_title(f"error of {part.name} by step into the chunk [{entry['unit'] or 'as recorded'}]", fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    more = f", first {shown} of {len(names)} values" if shown < len(names) else ""
+    figure.suptitle(
+        f"{report['task']}, held-out episode {episode.name}{more}: recorded gray, predicted orange; time in s",
+        fontsize=10,
+    )
     _save(figure, out)
 
 

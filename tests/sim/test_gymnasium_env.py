@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
-from conftest import TINY, ddp, ok, ok_json, refused
+from conftest import ddp, ok, ok_json, refused
 from numpy.typing import NDArray
 from reach_env import SUCCESS_REWARD
 
@@ -185,31 +184,11 @@ def test_the_example_in_the_docs_is_an_environment(tmp_path: Path, monkeypatch: 
 # -- commands -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a recording that was made in another program: images and positions, and goals as actions."""
-    folder = tmp_path_factory.mktemp("reach")
-    rng, n = np.random.default_rng(0), 40
-    root = zarr.open_group(folder / "reach.zarr", mode="w", zarr_format=2)
-    for key, value in {
-        "img": rng.integers(0, 255, (n, 16, 20, 3), dtype=np.uint8),
-        "pos": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
-        "action": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
-    }.items():
-        root.create_array(f"data/{key}", data=value)
-    root.create_array("meta/episode_ends", data=np.array([20, 40]))
-    ok(ddp("convert", folder / "reach.zarr", "--rate", 10, "--out", folder / "store.zarr"))
-    settings = [f"--set={key}={value}" for key, value in {**TINY, "crop_ratio": 1.0, "encoder": "small"}.items()]
-    command = ("train", "--task", "reach", "--data", folder / "store.zarr", "--steps", 2, "--preset", "laptop")
-    ok(ddp(*command, *settings, "--runs", folder / "runs", "--name", "r"))
-    return folder / "runs" / "reach" / "r"
-
-
 def test_eval_reports_scores_and_rollout_films_the_same_episodes(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reach_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ("eval", run, "--env", REACH, "-n", 3, "--seed", 5)
+    command = ("eval", reach_run, "--env", REACH, "-n", 3, "--seed", 5)
     one, two = (ok_json(*command, "--workers", n) for n in (1, 2))
     for key in ("score", "score_interval_95", "total_reward", "success_rate"):
         assert one[key] == two[key]
@@ -217,30 +196,32 @@ def test_eval_reports_scores_and_rollout_films_the_same_episodes(
     assert one["score"] == pytest.approx(np.mean(scores))
     assert one["env"]["id"] == REACH
     assert one["seeds_also_used_for"] == []
-    reports = [json.loads(path.read_text()) for path in (run / "eval").glob("*reach_env_Reach-v0.json")]
+    reports = [json.loads(path.read_text()) for path in (reach_run / "eval").glob("*reach_env_Reach-v0.json")]
     assert [report["score"] for report in reports] == [one["score"]]
     table = ok(ddp(*command)).stdout
     assert f"{one['score']:.3f}" in table
     assert "held" not in table
 
-    filmed = ok_json("rollout", run, "--env", REACH, "--seed", 6, "--video", "v.mp4")
+    filmed = ok_json("rollout", reach_run, "--env", REACH, "--seed", 6, "--video", "v.mp4")
     assert filmed["episodes"][0]["score"] == scores[1]
     frames = read_video(Path("v.mp4"))
     assert frames.shape[:3] == (len(frames), 512, 512)
     assert frames.shape[0] == 13  # before every action, and after the last
     assert frames[0, 256, 256].tolist() == pytest.approx([200, 200, 200], abs=6)
-    ok(ddp("rollout", run, "--env", REACH, "--grid", "1x2", "--video", "grid.mp4"))
+    ok(ddp("rollout", reach_run, "--env", REACH, "--grid", "1x2", "--video", "grid.mp4"))
 
 
-def test_options_of_an_environment_need_one(run: Path) -> None:
-    assert "--map describes an environment" in refused(ddp("eval", run, "--map", "img=pixels"))
-    assert "--map 'img' maps nothing" in refused(ddp("eval", run, "--env", REACH, "--map", "img"))
-    assert "Add --env" in refused(ddp("rollout", run))
+def test_options_of_an_environment_need_one(reach_run: Path) -> None:
+    assert "--map describes an environment" in refused(ddp("eval", reach_run, "--map", "img=pixels"))
+    assert "--map 'img' maps nothing" in refused(ddp("eval", reach_run, "--env", REACH, "--map", "img"))
+    assert "Add --env" in refused(ddp("rollout", reach_run))
 
 
-def test_modules_of_the_current_folder_are_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_of_the_current_folder_are_found(
+    reach_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = (Path(__file__).parents[1] / "reach_env.py").read_text()
     (tmp_path / "my_robot.py").write_text(source.replace("Reach-v0", "MyRobot-v0"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert ok_json("eval", run, "--env", "my_robot:MyRobot-v0", "-n", 2, "--workers", 1)["lost"] == []
+    assert ok_json("eval", reach_run, "--env", "my_robot:MyRobot-v0", "-n", 2, "--workers", 1)["lost"] == []

@@ -1,0 +1,94 @@
+"""`ddp eval` without episodes: predicted actions against those of recorded episodes that were held out of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_cli import console
+from ddp_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from ddp_cli.deploy.policy_source import PolicySource
+
+MEANING = "open-loop error: distance from the recorded actions in recorded states, not a success rate"
+
+
+def evaluate_open_loop(
+    source: PolicySource, data: Path | None, max_episodes: int | None, image: Path | None
+) -> dict[str, Any]:
+    """Compares the policy with held-out episodes of `data`, by default of the store that it was trained on, at most
+    `max_episodes`. Prints a table, writes a picture to `image` and returns the report.
+
+    Without `image`, report and picture go to the run's eval/ folder, or the picture to the current folder for a policy
+    outside of a run.
+    """
+    from ddp_cli.data.store import Store
+    from ddp_cli.evaluation.open_loop import open_loop_report
+    from ddp_cli.evaluation.report import write_report
+    from ddp_cli.training.held_out import predict_episodes, split_episodes
+    from ddp_cli.training.plots import plot_predictions
+
+    store = Store(data or _training_store(source))
+    store.check_task(source.task)
+    split = split_episodes(store, source.meta)
+    episodes = split.held_out[:max_episodes]
+    console.note(f"policy {source.folder}, {len(episodes)} episodes of {store.path}")
+    if not split.is_training_store:
+        console.warn(
+            f"'{store.path}' is not the store of the training: whether its episodes were trained on is unknown"
+        )
+    with console.progress(f"eval {source.task.name}") as update:
+        chunks = predict_episodes(
+            source.make_agent(), source.config, store, split, episodes, lambda n: update(n, len(episodes), "")
+        )
+    parts = source.config.action_parts
+    report: dict[str, Any] = {
+        "checkpoint": str(source.folder), "task": source.task.name, "obs": source.obs, "step": source.step,
+        "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
+        "kind": "open loop", "data": str(store.path), "held_out": split.is_training_store,
+        "episodes": [{"name": e.name, "chunks": len(e.steps)} for e in chunks],
+        "rate": source.task.schema.rate, "parts": open_loop_report(parts, chunks),
+    }  # fmt: skip
+    _print(report)
+    if image is None:
+        name = f"{source.folder.name}-{source.sampler}{source.inference_steps}-open-loop-{store.path.stem}.png"
+        in_run = source.folder.parent.name == "checkpoints"
+        image = source.folder.parents[1] / "eval" / name if in_run else Path(name)
+        if in_run:
+            write_report(image.with_suffix(".json"), report)
+    plot_predictions(parts, chunks[0], report, image)
+    console.note(f"picture: {image}")
+    return report
+
+
+def _training_store(source: PolicySource) -> Path:
+    from ddp_cli.training.run_folder import find_training_store
+
+    store = find_training_store(source.folder)
+    if store is None:
+        raise DataError(
+            f"the store that '{source.folder}' was trained on is not where it was.", "Name it with --data STORE."
+        )
+    return store
+
+
+def _print(report: dict[str, Any]) -> None:
+    from ddp_cli.evaluation.open_loop import BASELINES, POLICY
+
+    rows, count = [], len(report["episodes"])
+    for name, part in report["parts"].items():
+        rows.append((f"{name} [{part['unit'] or 'as recorded'}]", *[""] * 5))
+        for key, label in {POLICY: "policy", **BASELINES}.items():
+            method = part[key]
+            low, high = method["interval_95"] or (None, None)
+            better = f"{part['better_than'][key]} of {count}" if key in BASELINES else ""
+            interval = "one episode" if low is None else f"{low:.3g} to {high:.3g}"
+            first, last = method["by_step"][0], method["by_step"][-1]
+            rows.append((f"  {label}", f"{method['error']:.3g}", interval, f"{first:.3g}", f"{last:.3g}", better))
+    console.table(
+        f"{report['task']} from {report['obs']}: {report['checkpoint']}",
+        rows,
+        ("", "error", "95% interval", "first step", "last step", "policy better"),
+    )
+    console.result(MEANING)

@@ -1,0 +1,121 @@
+"""Open-loop errors: predicted action chunks against recorded ones, by part of the action, by step into the chunk.
+
+Shapes: K chunks, Ta steps of a chunk, Da action.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.evaluation.statistics import mean_interval
+from ddp_cli.rotation import matrix_from_6d, quaternion_to_matrix, rotation_angle, rotvec_to_matrix
+from ddp_cli.schema import ActionPart
+
+Array = NDArray[np.float64]
+
+POLICY = "policy"
+BASELINES = {"hold": "last action held", "nearest": "nearest window"}
+
+
+@dataclass(frozen=True)
+class EpisodeChunks:
+    """Chunks at some steps of an episode, by the policy and the baselines, and what was recorded instead."""
+
+    name: str
+    steps: NDArray[np.int64]
+    """Step (K,) at which each chunk starts."""
+    recorded: Array
+    """(K, Ta, Da); nan after the end of the episode."""
+    predicted: Mapping[str, Array]
+    """Method -> (K, Ta, Da): POLICY and the keys of BASELINES."""
+
+
+def part_errors(parts: Sequence[ActionPart], predicted: Array, recorded: Array) -> dict[str, Array]:
+    """Errors (K, Ta) of each part: the angle between rotations [degrees], otherwise the mean absolute difference of its
+    values in their own unit. nan where nothing was recorded.
+    """
+    errors, start = {}, 0
+    for part in parts:
+        values = slice(start, start + part.width)
+        ours, theirs = predicted[..., values], recorded[..., values]
+        errors[part.name] = (
+            np.abs(ours - theirs).mean(-1) if part.rotation == "none" else _angles(part.rotation, ours, theirs)
+        )
+        start += part.width
+    return errors
+
+
+def _angles(rotation: str, a: Array, b: Array) -> Array:
+    """Angles (K, Ta) between rotations (K, Ta, width) [degrees]."""
+    angles = np.full(a.shape[:-1], math.nan)
+    known = np.isfinite(b).all(-1)
+    angles[known] = np.degrees(rotation_angle(_matrices(rotation, a[known]), _matrices(rotation, b[known])))
+    return angles
+
+
+def _matrices(rotation: str, values: Array) -> Array:
+    """Rotations (n, width) as matrices (n, 3, 3)."""
+    if rotation == "axis-angle":
+        return rotvec_to_matrix(values)
+    if rotation == "rotation-6d":
+        return matrix_from_6d(values)
+    return quaternion_to_matrix(values if rotation == "quaternion-xyzw" else np.roll(values, -1, axis=-1))
+
+
+def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChunks]) -> dict[str, Any]:
+    """Errors of every part: means over episodes with 95% intervals (Student's t; None for a single episode), their
+    means by step into the chunk, in how many episodes the policy is better than each baseline, and for parts without
+    rotations the error of every value of the policy.
+    """
+    errors = {
+        method: [part_errors(parts, episode.predicted[method], episode.recorded) for episode in episodes]
+        for method in (POLICY, *BASELINES)
+    }
+    report: dict[str, Any] = {}
+    start = 0
+    for part in parts:
+        methods = {
+            method: _summary([episode[part.name] for episode in per_episode]) for method, per_episode in errors.items()
+        }
+        better = {
+            baseline: sum(
+                bool(ours < theirs)
+                for ours, theirs in zip(methods[POLICY]["episodes"], methods[baseline]["episodes"], strict=True)
+            )
+            for baseline in BASELINES
+        }
+        report[part.name] = {
+            "unit": "degrees" if part.rotation != "none" else part.unit, **methods, "better_than": better,
+        }  # fmt: skip
+        if part.rotation == "none":
+            values = slice(start, start + part.width)
+            report[part.name]["values"] = _value_errors(part, values, episodes)
+        start += part.width
+    return report
+
+
+def _summary(errors: Sequence[Array]) -> dict[str, Any]:
+    """Mean and interval over episodes of errors (K, Ta) each, and the means by step."""
+    means = [float(np.nanmean(episode)) for episode in errors]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # episodes shorter than a chunk have no last steps
+        by_step = np.nanmean([np.nanmean(episode, axis=0) for episode in errors], axis=0)
+    return {
+        "error": sum(means) / len(means),
+        "interval_95": list(mean_interval(means)) if len(means) > 1 else None,
+        "by_step": by_step.tolist(),
+        "episodes": means,
+    }
+
+
+def _value_errors(part: ActionPart, values: slice, episodes: Sequence[EpisodeChunks]) -> dict[str, float]:
+    differences = [np.abs(e.predicted[POLICY] - e.recorded)[..., values] for e in episodes]
+    means = np.mean([np.nanmean(d, axis=(0, 1)) for d in differences], axis=0).tolist()
+    return dict(zip(part.names or map(str, range(part.width)), means, strict=True))
