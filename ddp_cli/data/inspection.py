@@ -64,9 +64,10 @@ def _inspect_zarr(path: Path) -> dict[str, Any]:
     try:
         root = zarr.open_group(path, mode="r")
         is_store = "format" in root.attrs
-    except (OSError, ValueError, KeyError) as e:
+        foreign = {} if is_store else _inspect_foreign_zarr(root)
+    except Exception as e:  # damaged metadata raises many kinds
         raise DataError(f"'{path}' is a damaged zarr folder: {' '.join(str(e).split())}.", "Copy it again.") from e
-    return _inspect_store(Store(path)) if is_store else _inspect_foreign_zarr(root)
+    return _inspect_store(Store(path)) if is_store else foreign
 
 
 def _inspect_foreign_zarr(root: zarr.Group) -> dict[str, Any]:

@@ -28,7 +28,10 @@ def is_replay_buffer(path: Path) -> bool:
     """Whether `path` is a zarr folder or file with episodes of steps, but not a store of ddp."""
     try:
         root = _open(path)
-        return "format" not in root.attrs and ENDS in root and "data" in root
+        if "format" in root.attrs:
+            return False
+        # By its folders: with damaged metadata it is still a replay buffer.
+        return (path / ENDS).is_dir() and (path / "data").is_dir() if path.is_dir() else ENDS in root and "data" in root
     except Exception:  # noqa: BLE001 - damaged or other files raise many kinds
         return False
 

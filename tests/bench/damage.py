@@ -146,6 +146,32 @@ def change_structure(f: h5py.File, demo: h5py.Group, rng: random.Random) -> str:
     return ANY
 
 
+def damage_aloha(folder: Path, rng: random.Random) -> str:
+    """Damages an episode: its bytes, or one of its arrays."""
+    path = rng.choice(sorted(folder.iterdir()))
+    if rng.random() < 0.4:
+        return damage_bytes(path, rng)
+    with h5py.File(path, "r+") as f:
+        key = rng.choice(["action", "observations/qpos", "observations/images/top", "observations/images", "x"])
+        kind = rng.choice(["delete", "array", "shorten", "link", "attribute"])
+        values = f[key][:] if isinstance(f.get(key), h5py.Dataset) else np.zeros((3, 14))
+        if kind == "attribute":
+            f.attrs[rng.choice(["sim", "compress", "rate"])] = rng.choice([True, -1, "x", 1.5])
+            return ANY
+        if key in f:
+            del f[key]
+        if kind == "shorten":
+            f[key] = values[: rng.randrange(len(values))]
+        elif kind == "link":
+            f[key] = rng.choice(
+                [h5py.SoftLink("/nowhere"), h5py.ExternalLink("x.hdf5", "/y"), h5py.SoftLink("/action")]
+            )
+        elif kind == "array":
+            shape = tuple(rng.choice([0, 1, 5, 14, 16]) for _ in range(rng.randint(0, 4)))
+            f[key] = np.full(shape, rng.choice([0.0, 1.0, np.nan, 1e300])).astype(rng.choice(["f8", "f4", "u1", "?"]))
+    return ANY
+
+
 def damage_ckpt(path: Path, rng: random.Random) -> str:
     """Damages a checkpoint, or puts a pickle that runs a command in its place."""
     if rng.random() < 0.15:

@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import h5py
 import numpy as np
 import pytest
-from bench.damage import SEMANTIC, damage_ckpt, damage_folder, damage_hdf5, damage_json
+from bench.damage import SEMANTIC, damage_aloha, damage_ckpt, damage_folder, damage_hdf5, damage_json
+from data.test_lerobot_recording import write_v2, write_v3
+from data.test_recordings import write_aloha, write_replay_buffer
 from typer.testing import CliRunner
 
 from ddp_cli.cli import app
@@ -97,6 +99,20 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     return {
         "hdf5": demos, "zarr": store, "lerobot": folder / "lerobot", "ckpt": folder / "model.ckpt",
         "checkpoint": folder / "checkpoint", "policy": folder / "policy", "json": folder / "task.json",
+        **make_recordings(folder),
+    }  # fmt: skip
+
+
+def make_recordings(folder: Path) -> dict[str, Path]:
+    """A small recording of any robot of each kind."""
+    write_replay_buffer(folder / "replay.zarr")
+    write_replay_buffer(folder / "replay3.zarr", zarr_format=3)
+    write_aloha(folder / "aloha", encoded=False)
+    write_aloha(folder / "aloha_jpeg", encoded=True)
+    return {
+        "replay buffer": folder / "replay.zarr", "replay buffer 3": folder / "replay3.zarr", "aloha": folder / "aloha",
+        "aloha jpeg": folder / "aloha_jpeg", "recording v2.1": write_v2(folder / "v21"),
+        "recording v3.0": write_v3(folder / "v30"),
     }  # fmt: skip
 
 
@@ -127,6 +143,27 @@ def try_recording(path: Path, folder: Path, rng: random.Random, effect: str, sou
     if effect == SEMANTIC and store.check["result"] == "passed":
         raise Fault(f"passed: {store.check}")
     arrays = [store.read(key) for key in ("action", *store.image_keys, *store.task.vectors("state"))]
+    if not all(np.isfinite(a).all() and len(a) == store.episode_ends[-1] for a in arrays):
+        raise Fault("the store holds values that are not finite, or arrays of different lengths")
+    check_outputs(folder, {path.name, "out.zarr"})
+    return code
+
+
+def try_any_robot(path: Path, folder: Path, rng: random.Random, effect: str, source: Store) -> int:
+    """`ddp inspect` and `ddp convert` of a recording of any robot: they agree, and what is converted is whole."""
+    inspect_code, text = run("inspect", path)
+    options = ["--rate", "10"] if path.name.startswith("replay") else []
+    options += ["--skip-bad"] if rng.random() < 0.3 else []
+    out = folder / "out.zarr"
+    code, message = run("convert", path, "--out", out, *options)
+    if code:
+        check_outputs(folder, {path.name})
+        # What is wrong with the images and values of an episode is found only when it is read.
+        if not inspect_code and "takes" in text and not re.search("episode|damaged|decode", message):
+            raise Fault(f"inspect announces a conversion that is refused: {' '.join((text + message).split())[-600:]}")
+        return code
+    store = Store(out)
+    arrays = [store.read(key) for key in ("action", *store.image_keys, *store.task.low_dim)]
     if not all(np.isfinite(a).all() and len(a) == store.episode_ends[-1] for a in arrays):
         raise Fault("the store holds values that are not finite, or arrays of different lengths")
     check_outputs(folder, {path.name, "out.zarr"})
@@ -207,6 +244,12 @@ KINDS: dict[str, tuple[Callable[[Path, random.Random], str], Callable[..., int]]
     "checkpoint": (damage_folder, try_policy),
     "policy": (damage_folder, try_policy),
     "json": (damage_json, try_json),
+    "replay buffer": (damage_folder, try_any_robot),
+    "replay buffer 3": (damage_folder, try_any_robot),
+    "aloha": (damage_aloha, try_any_robot),
+    "aloha jpeg": (damage_aloha, try_any_robot),
+    "recording v2.1": (damage_folder, try_any_robot),
+    "recording v3.0": (damage_folder, try_any_robot),
 }
 
 

@@ -159,6 +159,16 @@ def test_a_damaged_chunk_and_rows_behind_the_last_episode(tmp_path: Path) -> Non
     assert "data/img, episode 1 cannot be decoded" in " ".join(error.split())
 
 
+@pytest.mark.parametrize("member", ["data/state", "meta/episode_ends"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_damaged_metadata_is_one_line(tmp_path: Path, member: str, zarr_format: int) -> None:
+    write_replay_buffer(tmp_path / "p.zarr", zarr_format)
+    (tmp_path / "p.zarr" / member / (".zarray" if zarr_format == 2 else "zarr.json")).write_bytes(b"{\xf6")
+    for command in (("inspect",), ("convert", "--rate", 10, "--out", tmp_path / "s.zarr")):
+        assert "p.zarr' is a damaged zarr folder" in refused(ddp(command[0], tmp_path / "p.zarr", *command[1:]))
+    assert not (tmp_path / "s.zarr").exists()
+
+
 def test_an_interrupted_conversion_is_resumed_with_the_same_scale(tmp_path: Path) -> None:
     """The first image decides whether images are of 0 to 1; the second episode is dark."""
     values = write_replay_buffer(tmp_path / "p.zarr")
