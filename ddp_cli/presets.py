@@ -40,8 +40,9 @@ STATE_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Overrides for state policies. paper: the values of the published low-dimensional policies."""
 
-RECORDED_VAL_RATIO = 0.1
-"""Held-out share of the episodes of tasks without a simulator: `ddp eval` measures the policy on them."""
+RECORDED_SETTINGS: dict[str, Any] = {"val_ratio": 0.1, "crop_ratio": 0.9}
+"""Of tasks without a simulator, in both presets: `ddp eval` measures a policy on the held-out episodes, and images may
+have any size; 0.9 is the published share (76 of 84 pixels)."""
 
 LENGTHS = ("steps", "epochs", "minutes")
 
@@ -56,8 +57,8 @@ def train_config(
 ) -> TrainConfig:
     """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
-    A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded,
-    and more episodes are held out.
+    A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded
+    and RECORDED_SETTINGS apply.
     ConfigError for unknown keys and invalid values.
     """
     if preset not in PRESETS:
@@ -65,13 +66,15 @@ def train_config(
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
-    recorded = {} if flat["task"].simulator else {"actions": RECORDED, "val_ratio": RECORDED_VAL_RATIO}
+    recorded = {} if flat["task"].simulator else {"actions": RECORDED, **RECORDED_SETTINGS}
     for layer in (PRESETS[preset] | without_object | recorded, state, file or {}, settings or {}):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):
             _check_same(key, values.get(key, flat[key]), flat[key])
         if any(values.get(k) for k in LENGTHS):  # a later length replaces an earlier one
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
+        if values.get("crop_shape"):  # replaces the ratio of an earlier layer
+            flat.pop("crop_ratio", None)
         flat |= values
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
