@@ -43,8 +43,9 @@ class LoadedPolicy:
         self.source = source
         self._agent = source.make_agent()
         self.n_obs_steps = self._agent.n_obs_steps
+        self._cameras = source.task.images(source.obs)
         self.obs_shapes: dict[str, tuple[int, ...]] = {
-            **{key: camera.shape for key, camera in source.task.images(source.obs).items()},
+            **{key: camera.shape for key, camera in self._cameras.items()},
             **{key: (width,) for key, width in source.task.vectors(source.obs).items()},
         }
         """Shape of one observation by key: images uint8 (height, width, 3), all others float32."""
@@ -65,7 +66,8 @@ class LoadedPolicy:
             expected = (self.n_obs_steps, *shape)
             if key not in obs:
                 raise ConfigError(f"the observation '{key}' is missing.", f"Expected: {', '.join(self.obs_shapes)}.")
-            if np.shape(obs[key]) != expected:
+            recorded = (self.n_obs_steps, *self._cameras[key].recorded_shape) if key in self._cameras else expected
+            if np.shape(obs[key]) not in (expected, recorded):
                 raise ConfigError(f"'{key}' has shape {np.shape(obs[key])}, expected {expected}.")
         steps = range(self.n_obs_steps)
         history = [{key: self._as_observed(key, obs[key][i]) for key in self.obs_shapes} for i in steps]
@@ -78,7 +80,7 @@ class LoadedPolicy:
         if len(self.obs_shapes[key]) == 3:
             if array.dtype != np.uint8:  # a cast would turn images of 0 to 1 black
                 raise ConfigError(f"'{key}' is {array.dtype}, expected uint8 from 0 to 255.")
-            return array
+            return self._cameras[key].take(array)
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise ConfigError(f"'{key}' is not finite numbers.", "Give the observation in the units of the store.")
         return array.astype(np.float32)

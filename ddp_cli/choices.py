@@ -21,6 +21,10 @@ RenderProfile = Literal["full", "fast", "coarse"]
 fewer faces for the arm. The pixels of a profile never change; other pixels get another name."""
 
 Preset = Literal["paper", "laptop"]
+Fit = Literal["stretch", "pad", "crop"]
+"""How images get other proportions: both sides are scaled independently, black bars are added, or what does not fit is
+cut off."""
+
 Sampler = Literal["ddpm", "ddim", "dpm"]
 Engine = Literal["auto", "torch", "compile", "onnx"]
 """What computes action chunks. auto: onnx on a CPU where the policy allows it, torch elsewhere."""

@@ -12,9 +12,13 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ddp_cli.base_config import BaseConfig
+from ddp_cli.choices import Fit
+from ddp_cli.resize import resize
 
 Representation = Literal["delta", "absolute", "plain"]
 """delta: a motion, zero where nothing moves. absolute: a goal. plain: unknown, taken as it was recorded."""
@@ -70,6 +74,30 @@ class Camera(_SchemaEntry):
     width: Side
     channels: Literal[1, 3] = 3
     source: str = ""
+    recorded: tuple[Side, Side] | None = None
+    """Height and width in the recording, if the images were resized from another size: a policy takes images of this
+    size as well, and resizes them in the same way."""
+    fit: Fit = "stretch"
+    """How they were resized: see resize.py."""
+
+    def resized(self, height: int, width: int, fit: Fit = "stretch") -> Self:
+        """The camera with images resized to another size."""
+        recorded = self.recorded or (self.height, self.width)
+        if (height, width) == recorded:
+            return self.model_copy(update={"height": height, "width": width, "recorded": None, "fit": "stretch"})
+        return self.model_copy(update={"height": height, "width": width, "recorded": recorded, "fit": fit})
+
+    @property
+    def recorded_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) in the recording."""
+        height, width = self.recorded or (self.height, self.width)
+        return height, width, self.channels
+
+    def take(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Images (..., H, W, C), resized if they have the size of the recording."""
+        return (
+            resize(images, (self.height, self.width), self.fit) if images.shape[-3:] == self.recorded_shape else images
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ FLOORS = [
     {"schema"},
     {"base_config", "rotation", "disk", "console", "selection"},
     {"locks"},
-    {"errors", "choices", "seeds", "memory", "safety"},
+    {"errors", "choices", "seeds", "memory", "safety", "resize"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""
 
@@ -119,10 +119,16 @@ def test_a_library_belongs_to_its_rooms(library: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "imported"), [("deploy/client", set()), ("safety", set()), ("deploy/runtime", {"ddp_cli.safety"})]
+    ("name", "imported"),
+    [
+        ("deploy/client", set()),
+        ("safety", set()),
+        ("resize", set()),
+        ("deploy/runtime", {"ddp_cli.safety", "ddp_cli.resize"}),
+    ],
 )
 def test_files_that_leave_the_package_import_each_other_alone(name: str, imported: set[str]) -> None:
-    """safety.py is copied with runtime.py."""
+    """safety.py and resize.py are copied with runtime.py."""
     assert package_imports(PACKAGE / f"{name}.py") == imported
 
 

@@ -320,7 +320,6 @@ def test_other_schemas_are_refused_as_initial_weights(store: Store, checkpoint: 
 def test_what_needs_a_simulator_says_so(checkpoint: Path, lift_demos: Path, tmp_path: Path) -> None:
     (tmp_path / "arm.json").write_text(json.dumps(ARM))
     for arguments in (
-        ("eval", checkpoint, "-n", "1", "--workers", "1"),
         ("rollout", checkpoint, "--video", tmp_path / "v.mp4"),
         ("convert", lift_demos, "--task", tmp_path / "arm.json", "--out", tmp_path / "s.zarr"),
     ):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddp_cli import choices, console
+from ddp_cli.commands import convert_recording as as_recorded
 from ddp_cli.commands import options
 from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store
-from ddp_cli.commands.convert_recording import RecordingOptions, convert_recording
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers"
 """Options that apply to HDF5 files only."""
 SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
-RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate")
-AS_RECORDED = "Recordings of any robot"
+RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes")
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 
@@ -133,39 +132,13 @@ def convert(
             rich_help_panel="Verification",
         ),
     ] = 3,
-    keys: Annotated[
-        str | None,
-        typer.Option(
-            "--keys",
-            help="Arrays to observe, such as img,agent_pos=state[0:2]; all observations by default.",
-            show_default=False,
-            rich_help_panel=AS_RECORDED,
-        ),
-    ] = None,
-    action_key: Annotated[
-        str | None,
-        typer.Option("--action-key", help="Array of the actions.", show_default=False, rich_help_panel=AS_RECORDED),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            min=0.01,
-            max=10_000,
-            help="Control rate in Hz, where the recording does not state it.",
-            show_default=False,
-            rich_help_panel=AS_RECORDED,
-        ),
-    ] = None,
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            "--schema",
-            help="JSON file that describes the observations and the parts of the action, instead.",
-            show_default=False,
-            rich_help_panel=AS_RECORDED,
-        ),
-    ] = None,
+    keys: as_recorded.Keys = None,
+    action_key: as_recorded.ActionKey = None,
+    rate: as_recorded.Rate = None,
+    image_size: as_recorded.ImageSize = None,
+    fit: as_recorded.Fit = None,
+    drop_episodes: as_recorded.DropEpisodes = None,
+    schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
 ) -> None:
     """Convert recordings to a zarr store, or a store to another format.
@@ -178,12 +151,12 @@ def convert(
     from ddp_cli.data.store import STORE_MARKERS
     from ddp_cli.task_file import read_task
 
-    recording_options = RecordingOptions(schema, keys, action_key, rate)
+    recording_options = as_recorded.RecordingOptions(schema, keys, action_key, rate, image_size, fit, drop_episodes)
     copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
     recording = _find_recording(source, recording_options, task)
     if recording:
         _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
-        convert_recording(recording, recording_options, copy, skip_bad)
+        as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
         return
     _reject_options(ctx, source, "not a recording that is converted as it is", RECORDING_OPTIONS)
     if source.is_dir():
@@ -200,7 +173,9 @@ def convert(
     _report(out, source_task, result, time.perf_counter() - started, json)
 
 
-def _find_recording(source: Path, recording_options: RecordingOptions, task: str | None) -> Recording | None:
+def _find_recording(
+    source: Path, recording_options: as_recorded.RecordingOptions, task: str | None
+) -> Recording | None:
     """The recording of any robot at `source`, None for everything else. A task with a simulator asks for it."""
     from ddp_cli.data.recordings import open_recording
     from ddp_cli.task_file import task_file_path

@@ -5,15 +5,84 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ddp_cli import console
+import typer
+
+from ddp_cli import choices, console
 from ddp_cli.commands import options
 from ddp_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from ddp_cli.commands.convert_folder import CopyOptions
     from ddp_cli.data.recording import Recording
+    from ddp_cli.schema import Camera, Schema
+
+
+PANEL = "Recordings of any robot"
+
+Keys = Annotated[
+    str | None,
+    typer.Option(
+        "--keys",
+        help="Arrays to observe, such as img,agent_pos=state[0:2]; all observations by default.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+ActionKey = Annotated[
+    str | None,
+    typer.Option("--action-key", help="Array of the actions.", show_default=False, rich_help_panel=PANEL),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        min=0.01,
+        max=10_000,
+        help="Control rate in Hz, where the recording does not state it.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Resize the images of all cameras to this height and width, such as 96x128.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Fit = Annotated[
+    choices.Fit | None,
+    typer.Option(
+        "--fit",
+        help="How images of other proportions are resized; stretch by default.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+DropEpisodes = Annotated[
+    str | None,
+    typer.Option(
+        "--drop-episodes",
+        metavar="NAMES",
+        help="Episodes to leave out, by their names in `ddp inspect`: 3,17.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+SchemaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--schema",
+        help="JSON file that describes the observations and the parts of the action, instead.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -24,11 +93,31 @@ class RecordingOptions:
     keys: str | None = None
     action_key: str | None = None
     rate: float | None = None
+    image_size: str | None = None
+    fit: choices.Fit | None = None
+    drop_episodes: str | None = None
 
     @property
     def are_given(self) -> bool:
         """Whether any of them was given: the source is then converted as it was recorded."""
         return any(value is not None for value in (self.schema, self.keys, self.action_key, self.rate))
+
+    def resized(self, schema: Schema) -> Schema:
+        """`schema` with the size of images that --image-size asks for; ConfigError if it is malformed."""
+        from ddp_cli.schema import MAX_SIDE
+
+        if not self.image_size:
+            if self.fit:
+                raise ConfigError(f"--fit {self.fit} needs a size.", "Add --image-size HxW.")
+            return schema
+        match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", self.image_size)
+        if not match or not all(0 < int(side) <= MAX_SIDE for side in match.groups()):
+            raise ConfigError(
+                f"--image-size '{self.image_size}' is not a size.", f"Write HEIGHTxWIDTH, up to {MAX_SIDE}: 96x128."
+            )
+        height, width = int(match[1]), int(match[2])
+        cameras = {key: camera.resized(height, width, self.fit or "stretch") for key, camera in schema.cameras.items()}
+        return schema.model_copy(update={"cameras": cameras})
 
 
 def convert_recording(
@@ -48,12 +137,16 @@ def convert_recording(
         schema = read_schema(chosen.schema, recording)
     else:
         schema = infer_schema(recording, chosen.keys, chosen.action_key, chosen.rate)
+    schema = chosen.resized(schema)
+    dropped = [name.strip() for name in chosen.drop_episodes.split(",")] if chosen.drop_episodes else []
     name = _check_name(copy.task) if copy.task else _default_name(copy.source)
     out = copy.out or options.default_store(name, "image")
     left_out = copy.run(
         out,
         STORE_MARKERS,
-        lambda progress: write_store(recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad),
+        lambda progress: write_store(
+            recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad, dropped
+        ),
     )
     store = Store(out)
     steps = int(store.episode_ends[-1])
@@ -64,7 +157,7 @@ def convert_recording(
         )  # fmt: skip
         return
     console.result(f"{out}: task {name}, {len(store.episode_ends)} episodes, {steps} steps at {schema.rate:g} Hz")
-    observed = [f"{key} {'x'.join(map(str, camera.shape))}" for key, camera in schema.cameras.items()]
+    observed = [_describe_camera(key, camera) for key, camera in schema.cameras.items()]
     observed += [f"{key} ({vector.width})" for key, vector in schema.vectors.items()]
     console.result(f"observations: {', '.join(observed)}; action ({schema.action_dim})")
     for episode, fault in left_out.items():
@@ -72,6 +165,13 @@ def convert_recording(
     for note in recording.notes:
         console.result(f"note: {note}")
     console.result(f"check not verified: {store.check['why']}")
+
+
+def _describe_camera(key: str, camera: Camera) -> str:
+    size = "x".join(map(str, camera.shape))
+    return f"{key} {size}" + (
+        f" (from {camera.recorded[0]}x{camera.recorded[1]}, {camera.fit})" if camera.recorded else ""
+    )
 
 
 def _default_name(source: Path) -> str:

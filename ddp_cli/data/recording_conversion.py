@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,23 @@ def convert_recording(
     zarr_format: int,
     progress: Callable[[int, int], None],
     skip_bad: bool = False,
+    dropped: Collection[str] = (),
 ) -> dict[str, str]:
-    """Writes the episodes that `only` selects to the store `out`, for a task `name`. An interrupted conversion is
-    resumed.
+    """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`.
+    An interrupted conversion is resumed.
 
     Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
     indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
+    unknown = [name for name in dropped if name not in recording.episode_names]
+    if unknown:
+        raise DataError(
+            f"'{recording.path}' has no episode '{unknown[0]}'.",
+            f"Its episodes are called {recording.episode_names[0]} to {recording.episode_names[-1]}.",
+        )
+    indices = [i for i in indices if recording.episode_names[i] not in dropped]
+    if not indices:
+        raise DataError(f"no episode of '{recording.path}' is left.", "Drop fewer episodes.")
     sources = [camera.source for camera in schema.cameras.values()]
     sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
     arrays = {parse_selection(source).array for source in sources}
@@ -93,7 +103,7 @@ class _EpisodeReader:
         episode: Episode = {}
         for key, camera in self._schema.cameras.items():
             values = self._recording.read(camera.source, i)
-            episode[key] = to_images(values, self._is_fraction[key], f"{where}, {key}")
+            episode[key] = camera.take(to_images(values, self._is_fraction[key], f"{where}, {key}"))
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")

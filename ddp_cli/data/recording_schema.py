@@ -129,11 +129,12 @@ def read_schema(path: Path, recording: Recording) -> Schema:
     for key, camera in schema.cameras.items():
         source = _find(recording, camera.source or key)
         shape = recording.arrays[source].image_shape
-        if shape != camera.shape:
+        if shape is None or shape[2] != camera.channels or (camera.recorded and shape[:2] != camera.recorded):
             raise DataError(
-                f"'{path}': {key} has shape {camera.shape}, but {source} holds {shape or 'no images'}.", hint
+                f"'{path}': {key} has shape {camera.recorded_shape}, but {source} holds {shape or 'no images'}.", hint
             )
-        schema.cameras[key] = camera.model_copy(update={"source": source})
+        original = Camera(height=shape[0], width=shape[1], channels=camera.channels, source=source)
+        schema.cameras[key] = original.resized(camera.height, camera.width, camera.fit)
     for key, vector in schema.vectors.items():
         source = _check_width(recording, vector.source or key, vector.width, f"'{path}': {key}")
         schema.vectors[key] = vector.model_copy(update={"source": source})

@@ -4,6 +4,7 @@ onnx         policy.onnx    observations and noise -> actions, including all den
              encoder.onnx, denoiser.onnx, its parts
              runtime.py     runs it, with numpy and onnxruntime
              safety.py      the limits of its actions, those of evaluation
+             resize.py      resizes images of the size in the recording, as at conversion
 pt2          encoder.pt2, denoiser.pt2, saved by torch.export
 aoti         the same, compiled for this machine by AOTInductor: run without Python
 safetensors  model.safetensors, the weights
@@ -28,7 +29,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ddp_cli import safety
+from ddp_cli import resize, safety
 from ddp_cli.choices import ExportFormat, Precision
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
@@ -226,7 +227,7 @@ def _write_onnx(
     else:
         graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
     onnx.save(graph, folder / runtime.GRAPH_FILE)
-    for module in (runtime, safety):
+    for module in (runtime, safety, resize):
         source = Path(str(module.__file__))
         shutil.copy(source, folder / source.name)
     return differences

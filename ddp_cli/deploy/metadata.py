@@ -57,7 +57,8 @@ def _obs_entry(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
     if key in policy.config.cameras:
         camera = schema.cameras[key]
         colors = "RGB" if camera.channels == 3 else "gray"
-        return {"shape": list(camera.shape), "dtype": "uint8", "unit": f"{colors}, 0 to 255, upright"}
+        resized = {"recorded_shape": list(camera.recorded_shape), "fit": camera.fit} if camera.recorded else {}
+        return {"shape": list(camera.shape), "dtype": "uint8", "unit": f"{colors}, 0 to 255, upright", **resized}
     vector = schema.vectors[key]
     names = {"names": list(vector.names)} if vector.names else {}
     return {"shape": [vector.width], "dtype": "float32", "unit": vector.unit or "as recorded", **names}

@@ -20,7 +20,7 @@ Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz
 
 USAGE = """```python
 import numpy as np
-from runtime import Policy, ChunkRunner     # runtime.py and safety.py in this folder; requires numpy and onnxruntime
+from runtime import Policy, ChunkRunner     # in this folder; requires numpy and onnxruntime
 
 runner = ChunkRunner(Policy.load("."), seed=0)
 while True:                                 # at {hz:g} Hz
@@ -57,14 +57,17 @@ NOTES = {
 }
 
 
+def _shapes(obs: dict[str, Any]) -> str:
+    return " or ".join(str(tuple(obs[key])) for key in ("shape", "recorded_shape") if key in obs)
+
+
 def format_model_card(spec: dict[str, Any], export_format: str, proof: dict[str, Any]) -> str:
     """The README.md of an exported folder, from the contents of its policy.json and proof.json."""
     task = spec["task"] if isinstance(spec["task"], str) else spec["task"]["name"]
     sections = [HEADER.format(**{**spec, "task": task})]
     if export_format == "onnx":
         keys = "\n".join(
-            f'        "{key}": ...,  # {obs["dtype"]} {tuple(obs["shape"])}: {obs["unit"]}'
-            for key, obs in spec["obs"].items()
+            f'        "{key}": ...,  # {obs["dtype"]} {_shapes(obs)}: {obs["unit"]}' for key, obs in spec["obs"].items()
         )
         convention = spec["policy"]["actions"]
         action = f"{convention} action, {len(spec['limits']['low'])} values"

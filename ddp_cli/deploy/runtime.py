@@ -1,5 +1,5 @@
 """Run a policy exported by `ddp export --format onnx`. Requires numpy and onnxruntime only; this file may be copied,
-with safety.py beside it.
+with safety.py and resize.py beside it.
 
     from runtime import Policy, ChunkRunner
 
@@ -8,7 +8,8 @@ with safety.py beside it.
     runner = ChunkRunner(policy)
     action = runner.action({key: one observation})                           # (Da,), once per control step
 
-Images are uint8 (height, width, 3), all other observations float32, in the units given in `policy.json`. Its "action"
+Images are uint8 (height, width, 3), of the size that the policy takes or of the size in the recording (then they are
+resized as at conversion); all other observations float32, in the units given in `policy.json`. Its "action"
 entry defines the actions (convention, frame, rotation), its "limits" the range of their values. `act` and
 `ChunkRunner` limit actions by the rule of safety.py, which evaluation uses too; `predict` does not.
 
@@ -30,11 +31,17 @@ import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
+    from ddp_cli.resize import resize
     from ddp_cli.safety import ActionError, ActionLimits
-else:  # a copy: by its path, because other packages may be named safety
-    _spec = importlib.util.spec_from_file_location("ddp_safety", Path(__file__).with_name("safety.py"))
-    _safety = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_safety)
+else:  # a copy: by their paths, because other packages may have the same names
+
+    def _load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"ddp_{name}", Path(__file__).with_name(f"{name}.py"))
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    resize, _safety = _load("resize").resize, _load("safety")
     ActionError, ActionLimits = _safety.ActionError, _safety.ActionLimits
 
 FORMAT_VERSION = 2
@@ -165,13 +172,13 @@ class Policy:
         if key not in obs:
             raise PolicyError(f"the observation '{key}' is missing; the policy observes {', '.join(self.obs)}.")
         expected, value = self.obs[key], np.asarray(obs[key])
-        shape = (*leading, *expected["shape"])
-        if value.shape != shape:
-            raise PolicyError(f"'{key}' has shape {value.shape}, expected {shape}.")
+        shapes = [(*leading, *expected[name]) for name in ("shape", "recorded_shape") if name in expected]
+        if value.shape not in shapes:
+            raise PolicyError(f"'{key}' has shape {value.shape}, expected {' or '.join(map(str, shapes))}.")
         if expected["dtype"] == "uint8":
             if value.dtype != np.uint8:
                 raise PolicyError(f"'{key}' is {value.dtype}, expected uint8 from 0 to 255.")
-            return value
+            return resize(value, expected["shape"][:2], expected.get("fit", "stretch"))
         if value.dtype.kind not in "fiu":
             raise PolicyError(f"'{key}' is {value.dtype}, expected numbers.")
         value = value.astype(np.float32)

@@ -177,7 +177,10 @@ class _Reply:
 
 def default_max_bytes(policy: Policy) -> int:
     """Size of a message with a dozen observations [bytes], at 1 byte per pixel and 8 per other value."""
-    sizes = (math.prod(obs["shape"]) * (1 if obs["dtype"] == "uint8" else 8) for obs in policy.obs.values())
+    sizes = (
+        math.prod(obs.get("recorded_shape", obs["shape"])) * (1 if obs["dtype"] == "uint8" else 8)
+        for obs in policy.obs.values()
+    )
     return 12 * sum(sizes) + (1 << 16)
 
 

@@ -177,8 +177,9 @@ class GymnasiumEnv:
         camera: Camera = self._cameras[key]
         image = np.squeeze(arrays[self._sources[key]])
         image = image[..., None] if image.ndim == 2 else image
-        if image.shape != camera.shape and image.shape == (camera.channels, camera.height, camera.width):
+        if image.shape[0] == camera.channels and image.shape not in (camera.shape, camera.recorded_shape):
             image = image.transpose(1, 2, 0)
+        image = camera.take(image) if image.dtype == np.uint8 else image
         if image.shape != camera.shape or image.dtype != np.uint8:
             raise self._mismatch(key, f"{image.dtype} {image.shape}", f"uint8 {camera.shape}")
         return image

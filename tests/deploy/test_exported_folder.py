@@ -26,7 +26,16 @@ def folder(policy_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["policy.json", "policy.onnx", "encoder.onnx", "denoiser.onnx", "runtime.py", "safety.py", "proof.json"],
+    [
+        "policy.json",
+        "policy.onnx",
+        "encoder.onnx",
+        "denoiser.onnx",
+        "runtime.py",
+        "safety.py",
+        "resize.py",
+        "proof.json",
+    ],
 )
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()

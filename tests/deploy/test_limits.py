@@ -180,7 +180,7 @@ def test_a_copy_of_the_runtime_limits_actions_by_its_copy_of_the_rule(
     """Also inside a package, and where another module is called safety."""
     copies = tmp_path / "robot" if "robot" in import_line else tmp_path
     copies.mkdir(exist_ok=True)
-    for name in ("runtime.py", "safety.py"):
+    for name in ("runtime.py", "safety.py", "resize.py"):
         shutil.copy(absolute_folder / name, copies)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "safety.py").write_text("")

@@ -40,7 +40,7 @@ def policy(policy_folder: Path) -> Policy:
 
 
 def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder: Path, tmp_path: Path) -> None:
-    """In a virtual environment with these two, and the copies of runtime.py and safety.py in the folder."""
+    """In a virtual environment with these two, and the copies of runtime.py, safety.py and resize.py in the folder."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     site_packages = next((tmp_path / "env/lib").glob("python*/site-packages"))
     for package in (np, onnxruntime):
@@ -52,7 +52,7 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder:
     obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
     (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
-    for name in ("runtime.py", "safety.py"):
+    for name in ("runtime.py", "safety.py", "resize.py"):
         shutil.copy(policy_folder / name, tmp_path)
     command = [
         tmp_path / "env/bin/python",

@@ -1,0 +1,68 @@
+"""Resizes images, the same at conversion, in evaluation and on a robot. Requires numpy only; this file may be copied.
+
+Sides are scaled by a triangle filter that widens as images shrink (antialiasing), as PyTorch's and Pillow's bilinear
+resizing do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STRETCH, PAD, CROP = "stretch", "pad", "crop"
+
+
+def resize(images: NDArray[np.uint8], size: Sequence[int], fit: str = STRETCH) -> NDArray[np.uint8]:
+    """Images (..., H, W, C) as (..., h, w, C), `size` (h, w).
+
+    `fit`: stretch scales both sides independently; pad keeps the proportions and adds black bars; crop keeps them and
+    cuts what does not fit. Both are centred.
+    """
+    height, width = images.shape[-3:-1]
+    if (height, width) == tuple(size):
+        return images
+    flat = images.reshape(-1, *images.shape[-3:])
+    result = np.zeros((len(flat), *size, images.shape[-1]), np.uint8)
+    rows, columns, target_rows, target_columns = _regions((height, width), (size[0], size[1]), fit)
+    by_row = _weights(rows.stop - rows.start, target_rows.stop - target_rows.start)
+    by_column = _weights(columns.stop - columns.start, target_columns.stop - target_columns.start)
+    for i, image in enumerate(flat):  # one by one: as numbers with decimals they take four times the memory
+        part = image[rows, columns].astype(np.float32)
+        n, m, channels = part.shape
+        scaled = (by_row @ part.reshape(n, m * channels)).reshape(-1, m, channels)
+        result[i, target_rows, target_columns] = (by_column @ scaled + 0.5).clip(0, 255)
+    return result.reshape(*images.shape[:-3], *size, images.shape[-1])
+
+
+def _regions(original: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[slice, slice, slice, slice]:
+    """The rows and columns of the image that are used, and those of the result that they fill."""
+    used, filled = list(original), list(size)
+    if fit == PAD:
+        scale = min(size[0] / original[0], size[1] / original[1])
+        filled = [max(1, round(side * scale)) for side in original]
+    elif fit == CROP:
+        scale = max(size[0] / original[0], size[1] / original[1])
+        used = [min(side, max(1, round(target / scale))) for side, target in zip(original, size, strict=True)]
+    elif fit != STRETCH:
+        raise ValueError(f"fit '{fit}', expected {STRETCH}, {PAD} or {CROP}")
+    (top, left), (y, x) = (
+        [(whole - part) // 2 for whole, part in zip(sizes, parts, strict=True)]
+        for sizes, parts in ((original, used), (size, filled))
+    )
+    return (
+        slice(top, top + used[0]), slice(left, left + used[1]), slice(y, y + filled[0]), slice(x, x + filled[1]),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(n_in: int, n_out: int) -> NDArray[Any]:
+    """(n_out, n_in) float32: the share of every input in every output along one side."""
+    scale = n_in / n_out
+    centers = (np.arange(n_out)[:, None] + 0.5) * scale
+    distances = np.abs(np.arange(n_in)[None] + 0.5 - centers)
+    weights = np.maximum(0.0, 1 - distances / max(scale, 1.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
