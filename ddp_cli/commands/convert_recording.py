@@ -40,7 +40,7 @@ Rate = Annotated[
         "--rate",
         min=0.01,
         max=10_000,
-        help="Control rate in Hz, where the recording does not state it.",
+        help="Control rate in Hz: of the recording where it does not state it, otherwise a lower one to resample to.",
         show_default=False,
         rich_help_panel=PANEL,
     ),
@@ -149,6 +149,7 @@ def convert_recording(
         ),
     )
     store = Store(out)
+    schema = store.task.schema
     steps = int(store.episode_ends[-1])
     if copy.json:
         console.print_json(

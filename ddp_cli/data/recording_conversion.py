@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
+from ddp_cli.data.resampling import Resampling
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
@@ -63,8 +64,12 @@ def convert_recording(
         )
     left_out = {recording.episode_names[i]: fault for i, fault in sorted(faults.items())}
     indices = [i for i in indices if i not in faults]
-    lengths = [recording.lengths[i] for i in indices]
-    task = Task(name, schema, None, max(recording.lengths))
+    resampling = Resampling(recording.rate or schema.rate, schema.rate)
+    if recording.rate not in (None, schema.rate):
+        recording.notes.append(resampling.describe(schema.action))
+        schema = schema.model_copy(update={"action": resampling.parts(schema.action)})
+    lengths = [len(resampling.kept(recording.lengths[i])) for i in indices]
+    task = Task(name, schema, None, len(resampling.kept(max(recording.lengths))))
     attributes: dict[str, Any] = {
         "render": "full",
         "obs": "image" if schema.cameras else "state",
@@ -77,7 +82,7 @@ def convert_recording(
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
-        episodes = _EpisodeReader(recording, schema, indices[0])
+        episodes = _EpisodeReader(recording, schema, resampling, indices[0])
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
@@ -86,8 +91,8 @@ def convert_recording(
 class _EpisodeReader:
     """Reads episodes in the arrays of a store."""
 
-    def __init__(self, recording: Recording, schema: Schema, first: int) -> None:
-        self._recording, self._schema = recording, schema
+    def __init__(self, recording: Recording, schema: Schema, resampling: Resampling, first: int) -> None:
+        self._recording, self._schema, self._resampling = recording, schema, resampling
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {
             key: recording.arrays[camera.source].dtype.kind == "f"
@@ -101,14 +106,17 @@ class _EpisodeReader:
         """The arrays of episode `i`."""
         where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
         episode: Episode = {}
+        kept = self._resampling.kept(self._recording.lengths[i])
         for key, camera in self._schema.cameras.items():
-            values = self._recording.read(camera.source, i)
+            values = self._recording.read(camera.source, i)[kept]
             episode[key] = camera.take(to_images(values, self._is_fraction[key], f"{where}, {key}"))
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
         for key, source in self._vector_sources.items():
-            episode[key] = self._read_vector(source, i, f"{where}, {key}")
+            values = self._read_vector(source, i, f"{where}, {key}")
+            is_action = key == ACTION
+            episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
 
     def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:

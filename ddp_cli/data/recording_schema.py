@@ -23,11 +23,7 @@ def infer_schema(
     `keys` is like `img,agent_pos=data/state[0:2]`; `action` names the array of the actions. Their meaning is not known:
     the action is one part, plain. ConfigError or DataError if something is missing.
     """
-    if recording.rate and rate not in (None, recording.rate):
-        raise DataError(
-            f"'{recording.path}' was recorded at {recording.rate:g} Hz, not at {rate:g} Hz.",
-            "Leave out --rate: recordings are not resampled.",
-        )
+    _check_rate(recording, rate)
     rate = rate or recording.rate or recording.default_rate
     if rate is None:
         raise DataError(f"'{recording.path}' does not state its control rate.", "Add --rate, in Hz.")
@@ -50,6 +46,15 @@ def infer_schema(
     width = _width(action_source, recording)
     part = ActionPart(name="action", width=width, names=_names(action_source, recording))
     return Schema(rate=rate, cameras=cameras, vectors=vectors, action=(part,), action_source=action_source)
+
+
+def _check_rate(recording: Recording, rate: float | None) -> None:
+    """DataError unless the recording can be converted at `rate`: its own, or a lower one."""
+    if recording.rate and rate and rate > recording.rate:
+        raise DataError(
+            f"'{recording.path}' was recorded at {recording.rate:g} Hz, {rate:g} Hz is more.",
+            "Resampling needs a lower rate: no images can be made in between.",
+        )
 
 
 def plan_recording(recording: Recording) -> tuple[dict[str, Any], str]:
@@ -126,6 +131,7 @@ def read_schema(path: Path, recording: Recording) -> Schema:
     if not isinstance(content, dict):
         raise ConfigError(f"'{path}' does not contain a JSON object.", hint)
     schema = Schema(**content.get("schema", content))
+    _check_rate(recording, schema.rate)
     for key, camera in schema.cameras.items():
         source = _find(recording, camera.source or key)
         shape = recording.arrays[source].image_shape
