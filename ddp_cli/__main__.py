@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 
+from ddp_cli import interruption
+
 
 def main() -> None:
     """Run the command line, and exit with its code."""
+    interruption.install()
     try:
         from ddp_cli.cli import app
 

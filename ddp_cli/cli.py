@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ddp_cli import __version__, console
+from ddp_cli import __version__, console, interruption
 from ddp_cli.commands import (
     collect,
     convert,
@@ -118,7 +118,8 @@ def _interrupted(e: BaseException) -> SystemExit:
 
 def _was_interrupted(e: Exception) -> bool:
     """Whether Ctrl-C caused the exception: some libraries replace a KeyboardInterrupt while they are imported."""
-    return isinstance(e, ImportError | SystemError) and isinstance(e.__cause__ or e.__context__, KeyboardInterrupt)
+    has_cause = isinstance(e.__cause__ or e.__context__, KeyboardInterrupt)
+    return isinstance(e, ImportError | SystemError) and (has_cause or interruption.was_received())
 
 
 def _print_error(e: Exception) -> None:

@@ -28,7 +28,7 @@ FLOORS = [
     {"schema"},
     {"base_config", "rotation", "disk", "console", "selection"},
     {"locks"},
-    {"errors", "choices", "seeds", "memory", "safety", "resize"},
+    {"errors", "choices", "seeds", "memory", "safety", "resize", "interruption"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""
 

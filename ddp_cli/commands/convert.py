@@ -11,7 +11,7 @@ import typer
 from ddp_cli import choices, console
 from ddp_cli.commands import convert_recording as as_recorded
 from ddp_cli.commands import options
-from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store
+from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store, merge
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
@@ -30,13 +30,19 @@ FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers"
 SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
 RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes")
+NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "actions", "rerender")
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 
 
 def convert(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Recording (HDF5, zarr, LeRobot dataset), or a store.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...", help="Recording (HDF5, zarr, LeRobot dataset), or a store; several stores are merged."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -141,7 +147,7 @@ def convert(
     schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
 ) -> None:
-    """Convert recordings to a zarr store, or a store to another format.
+    """Convert recordings to a zarr store, or a store to another format; merge stores.
 
     Recordings of robosuite are replayed, and observations that were not recorded are rendered. Those of any other robot
     are converted as they are. An interrupted conversion is resumed by the same command.
@@ -151,8 +157,13 @@ def convert(
     from ddp_cli.data.store import STORE_MARKERS
     from ddp_cli.task_file import read_task
 
+    source = sources[0]
     recording_options = as_recorded.RecordingOptions(schema, keys, action_key, rate, image_size, fit, drop_episodes)
     copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
+    if len(sources) > 1:
+        _reject_options(ctx, source, "one of several stores", NOT_FOR_MERGING)
+        merge(sources, copy)
+        return
     recording = _find_recording(source, recording_options, task)
     if recording:
         _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)

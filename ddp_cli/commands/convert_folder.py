@@ -36,9 +36,7 @@ class CopyOptions:
 
     def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], Result], unit: str = "steps") -> Result:
         """What `write` returns, called with a progress callback while `out` is reserved: `options.reserve_output`."""
-        if out.resolve().is_relative_to(self.source.resolve()):
-            what = "the source itself" if out.resolve() == self.source.resolve() else f"inside '{self.source}'"
-            raise DdpError(f"the output '{out}' is {what}.", "Name another one with --out.")
+        _check_outside(out, self.source)
         with (
             options.reserve_output(out, self.overwrite, markers),
             console.progress(f"convert {self.source.name}") as update,
@@ -53,6 +51,13 @@ class CopyOptions:
         console.result(f"{out}: {episodes} episodes, {steps} steps, from {self.source}")
         for note in notes:
             console.result(f"note: {note}")
+
+
+def _check_outside(out: Path, source: Path) -> None:
+    """DdpError if `out` is `source` or inside it."""
+    if out.resolve().is_relative_to(source.resolve()):
+        what = "the source itself" if out.resolve() == source.resolve() else f"inside '{source}'"
+        raise DdpError(f"the output '{out}' is {what}.", "Name another one with --out.")
 
 
 def convert_store(store: Store, copy: CopyOptions) -> None:
@@ -75,6 +80,26 @@ def convert_store(store: Store, copy: CopyOptions) -> None:
         lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress),
     )
     copy.report(out, len(Store(out).episode_ends), steps)
+
+
+def merge(sources: Sequence[Path], copy: CopyOptions) -> None:
+    """Merges the stores `sources` to one."""
+    from ddp_cli.data.check_summary import check_summary
+    from ddp_cli.data.store import STORE_MARKERS, Store
+    from ddp_cli.data.store_merge import merge_stores
+
+    out = copy.out
+    if out is None:
+        raise DdpError(f"{len(sources)} sources are merged to a new store.", "Name it with --out STORE.zarr.")
+    for source in sources:
+        _check_outside(out, source)
+    stores = [Store(source) for source in sources]
+    counts = copy.run(out, STORE_MARKERS, lambda progress: merge_stores(stores, out, copy.zarr_format, progress))
+    store = Store(out)
+    parts = [f"{source}: {count} episodes" for source, count in zip(sources, counts, strict=True)]
+    copy.report(out, len(store.episode_ends), int(store.episode_ends[-1]), parts)
+    if not copy.json:
+        console.result(f"check {check_summary(store.check)}")
 
 
 def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:

@@ -1,0 +1,120 @@
+"""Merges stores of one task: all their episodes, one store after another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.check_summary import not_verified
+from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.errors import DataError
+from ddp_cli.locks import lock_output
+
+SAME = ("action", "render", "obs", "versions")
+"""Attributes that all stores must share."""
+MAX_VALUES = ("chunk_mm_p90", "chunk_deg_p90", "chunk_gap_mm_p90", "replay_mm", "replay_deg", "startup_mm")
+SUMMED_VALUES = ("chunks", "recorded_successes", "replay_successes", "startup_demos", "compared_demos")
+
+
+def merge_stores(
+    stores: Sequence[Store], out: Path, zarr_format: int, progress: Callable[[int, int], None]
+) -> list[int]:
+    """Writes the episodes of all `stores` to `out`; returns the number of each store's episodes. An interrupted merge
+    is resumed. DataError or ConfigError names the first store that does not fit the others.
+    """
+    _check_fit(stores)
+    first = stores[0]
+    keys = [*first.image_keys, *first.task.vectors("state"), "action"]
+    spans = [(store, bounds) for store in stores for bounds in store.episode_bounds]
+    lengths = [end - begin for _, (begin, end) in spans]
+
+    def read_from(episode: int) -> Iterator[dict[str, NDArray[Any]]]:
+        for store, bounds in spans[episode:]:
+            yield {key: store.read(key, rows=slice(*bounds)) for key in keys}
+
+    labels = _labels(stores)
+    names = [f"{label}/{name}" for store, label in zip(stores, labels, strict=True) for name in _episode_names(store)]
+    hashes = [store.content_hash() for store in stores]
+    attributes: dict[str, Any] = {
+        **{key: first.attrs[key] for key in ("render", "env_args", "versions", "action")},
+        "obs": "image" if first.image_keys else "state",
+        "source": {
+            "file": ", ".join(labels), "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(), "demos": names,
+        },
+        "merged_from": [{"file": store.path.name, "sha256": h} for store, h in zip(stores, hashes, strict=True)],
+    }  # fmt: skip
+    task = replace(first.task, horizon=max(store.task.horizon for store in stores))
+    with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
+        writer.extend(read_from(writer.episodes), progress)
+        writer.finish({"check": _merged_check(stores, labels)})
+    return [len(store.episode_ends) for store in stores]
+
+
+def _check_fit(stores: Sequence[Store]) -> None:
+    first = stores[0]
+    seen: dict[str, Path] = {}
+    for store in stores:
+        store.check_task(first.task)
+        for key in SAME:
+            if store.attrs.get(key) != first.attrs.get(key):
+                raise DataError(
+                    f"'{store.path}' cannot be merged with '{first.path}': its {key} is {store.attrs.get(key)!r}, "
+                    f"not {first.attrs.get(key)!r}.",
+                    "Convert both in the same way.",
+                )
+        content = store.content_hash()
+        if content in seen:
+            raise DataError(f"'{store.path}' holds the same episodes as '{seen[content]}'.", "Name every store once.")
+        seen[content] = store.path
+        if store.check["result"] == "failed":
+            raise DataError(
+                f"'{store.path}' failed its check: {store.check['why']}.",
+                "Convert it again with --skip-bad, which leaves wrong demonstrations out.",
+            )
+
+
+def _labels(stores: Sequence[Store]) -> list[str]:
+    """A name for each store: that of its folder, numbered where several have the same one."""
+    stems = [store.path.name.removesuffix(".zarr") for store in stores]
+    return [f"{stem}-{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
+
+
+def _episode_names(store: Store) -> list[str]:
+    names = store.attrs["source"].get("demos", [])
+    return names if len(names) == len(store.episode_ends) else [str(i) for i in range(len(store.episode_ends))]
+
+
+def _merged_check(stores: Sequence[Store], labels: Sequence[str]) -> dict[str, Any]:
+    """Passed if all stores passed; the worst of their values."""
+    checks = [store.check for store in stores]
+    for check, label in zip(checks, labels, strict=True):
+        if check["result"] != "passed":
+            return not_verified(f"{label}: {check['why'] or 'it was not checked'}")
+    within = [check["chunks_within_limits"] for check in checks]
+    merged = {
+        **checks[0],
+        **{key: max(check[key] for check in checks) for key in MAX_VALUES if all(key in check for check in checks)},
+        **{key: sum(check.get(key, 0) for check in checks) for key in SUMMED_VALUES},
+        "chunks_within_limits": float(np.average(within, weights=[check["chunks"] for check in checks])),
+        "psnr": min((check["psnr"] for check in checks if check.get("psnr") is not None), default=None),
+        "models": sorted({model for check in checks for model in check["models"]}),
+        "inherited": True,
+    }
+    for key in ("checked_demos", "demos"):
+        merged[key] = [
+            _renamed(entry, label)
+            for check, label in zip(checks, labels, strict=True)
+            for entry in check.get(key, [demo["demo"] for demo in check["demos"]])
+        ]
+    return merged
+
+
+def _renamed(entry: Any, label: str) -> Any:
+    return {**entry, "demo": f"{label}/{entry['demo']}"} if isinstance(entry, dict) else f"{label}/{entry}"

@@ -1,0 +1,72 @@
+"""Stores of one task are merged: all episodes in order, with a check only as good as that of every part."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ddp, ok, ok_json, refused
+from data.test_recordings import write_replay_buffer
+
+from ddp_cli.data.store import Store
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    write_replay_buffer(tmp_path / "r.zarr")
+    command = ("convert", tmp_path / "r.zarr", "--rate", 10, "--task", "pusht")
+    ok(ddp(*command, "--only", ":1", "--out", tmp_path / "a.zarr"))
+    ok(ddp(*command, "--only", "1:", "--out", tmp_path / "b.zarr"))
+    return [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+
+
+def test_all_episodes_are_in_the_merged_store(parts: list[Path], tmp_path: Path) -> None:
+    a, b = map(Store, parts)
+    ok(ddp("convert", parts[1], parts[0], "--out", tmp_path / "c.zarr"))
+    merged = Store(tmp_path / "c.zarr")
+    for key in ("img", "state", "keypoint", "action"):
+        np.testing.assert_array_equal(merged.read(key), np.concatenate([b.read(key), a.read(key)]))
+    assert merged.episode_ends.tolist() == [9, 12, 17]
+    assert merged.attrs["source"]["demos"] == ["b/1", "b/2", "a/0"]
+    assert merged.task == a.task
+    assert merged.check["result"] == "not verified"
+
+
+def test_a_check_holds_if_all_stores_passed(lift_zarr: Path, tmp_path: Path) -> None:
+    for name, only in (("a", ":1"), ("b", "1:")):
+        ok(ddp("convert", lift_zarr, "--only", only, "--out", tmp_path / f"{name}.zarr"))
+    text = ok(ddp("convert", tmp_path / "a.zarr", tmp_path / "b.zarr", "--out", tmp_path / "c.zarr")).output
+    assert "check passed in the store that it was copied from" in " ".join(text.split())
+    check = Store(tmp_path / "c.zarr").check
+    assert check["result"] == "passed"
+    assert check["checked_demos"] == ["a/demo_0", "b/demo_1"]
+    np.testing.assert_array_equal(Store(tmp_path / "c.zarr").read("action"), Store(lift_zarr).read("action"))
+
+    metadata = json.loads((tmp_path / "b.zarr/zarr.json").read_text())
+    metadata["attributes"]["check"] |= {"result": "failed", "why": "the actions are wrong"}
+    (tmp_path / "b.zarr/zarr.json").write_text(json.dumps(metadata))
+    error = refused(ddp("convert", tmp_path / "a.zarr", tmp_path / "b.zarr", "--out", tmp_path / "d.zarr"))
+    assert "b.zarr' failed its check: the actions are wrong" in error
+    assert not (tmp_path / "d.zarr").exists()
+
+
+def test_stores_that_do_not_fit_are_refused(parts: list[Path], lift_zarr: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    assert "of 'lift', not of 'pusht'" in refused(ddp("convert", parts[0], lift_zarr, "--out", out))
+    assert "Name it with --out" in refused(ddp("convert", *parts))
+    assert "--only does not apply" in refused(ddp("convert", *parts, "--only", ":1", "--out", out))
+    shutil.copytree(parts[0], tmp_path / "copy.zarr")
+    same = refused(ddp("convert", parts[0], tmp_path / "copy.zarr", "--out", out))
+    assert "copy.zarr' holds the same episodes as" in same
+    itself = refused(ddp("convert", *parts, "--out", parts[1], "--overwrite"))
+    assert "is the source itself" in itself
+    assert ok_json("inspect", parts[1])["episodes"] == 2
+    command = ("convert", tmp_path / "r.zarr", "--rate", 20, "--task", "pusht", "--out", tmp_path / "fast.zarr")
+    ok(ddp(*command))
+    assert "rate 20.0 instead of 10.0" in refused(ddp("convert", parts[0], tmp_path / "fast.zarr", "--out", out))
+    assert "but not one written by `ddp convert`" in refused(
+        ddp("convert", parts[0], tmp_path / "r.zarr", "--out", out)
+    )
