@@ -29,7 +29,7 @@ FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers"
 """Options that apply to HDF5 files only."""
 SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
-RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes")
+RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task")
 NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "actions", "rerender")
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
@@ -144,6 +144,7 @@ def convert(
     image_size: as_recorded.ImageSize = None,
     fit: as_recorded.Fit = None,
     drop_episodes: as_recorded.DropEpisodes = None,
+    only_task: as_recorded.OnlyTask = None,
     schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
 ) -> None:
@@ -158,7 +159,9 @@ def convert(
     from ddp_cli.task_file import read_task
 
     source = sources[0]
-    recording_options = as_recorded.RecordingOptions(schema, keys, action_key, rate, image_size, fit, drop_episodes)
+    recording_options = as_recorded.RecordingOptions(
+        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task
+    )
     copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
     if len(sources) > 1:
         _reject_options(ctx, source, "one of several stores", NOT_FOR_MERGING)

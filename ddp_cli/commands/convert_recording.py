@@ -74,6 +74,16 @@ DropEpisodes = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+OnlyTask = Annotated[
+    str | None,
+    typer.Option(
+        "--only-task",
+        metavar="TEXT",
+        help="Episodes with this instruction, of a dataset with several; '*' stands for any text.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
 SchemaFile = Annotated[
     Path | None,
     typer.Option(
@@ -96,6 +106,7 @@ class RecordingOptions:
     image_size: str | None = None
     fit: choices.Fit | None = None
     drop_episodes: str | None = None
+    only_task: str | None = None
 
     @property
     def are_given(self) -> bool:
@@ -145,7 +156,7 @@ def convert_recording(
         out,
         STORE_MARKERS,
         lambda progress: write_store(
-            recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad, dropped
+            recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad, dropped, chosen.only_task
         ),
     )
     store = Store(out)

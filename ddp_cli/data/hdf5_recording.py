@@ -75,6 +75,7 @@ class Hdf5Recording:
         rate: float | None,
     ) -> None:
         self.path, self.episode_names, self.action, self.rate = path, names, action, rate
+        self.instructions = [""] * len(names)
         self.default_rate: float | None = None
         self.kind = "demonstrations (HDF5), taken as they were recorded"
         self.notes: list[str] = []

@@ -27,7 +27,6 @@ from ddp_cli.data.lerobot_files import (
 )
 from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
 from ddp_cli.data.lerobot_layout import ACTION_FEATURE, VERSION, Feature, open_folder
-from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
 from ddp_cli.data.recording import StepArray
 from ddp_cli.errors import DataError
@@ -70,10 +69,7 @@ class LeRobotRecording:
         self._episodes = read_episodes(self._folder) if self._is_v3 else self._episodes_v2()
         self.lengths = [read_integer(self._folder, row, "length") for row in self._episodes]
         self.episode_names = [str(row["episode_index"]) for row in self._episodes]
-        instructions = {str(name) for row in self._episodes for name in row.get("tasks") or ()}
-        if len(instructions) > 1:
-            names = shorten(tuple(sorted(instructions)), 3)
-            self.notes.append(f"{len(instructions)} instructions ({names}): a policy is not told which")
+        self.instructions = ["; ".join(map(str, row.get("tasks") or ())) for row in self._episodes]
         self.observations = self._find_observations()
         self._table = functools.lru_cache(maxsize=1)(self._read_table)
         self._rows = functools.lru_cache(maxsize=1)(self._read_rows)  # an episode is read array by array

@@ -59,6 +59,8 @@ class Recording(Protocol):
     lengths: list[int]
     """Steps of each episode."""
     episode_names: list[str]
+    instructions: list[str]
+    """What each episode shows, in words, empty where the recording does not say."""
     notes: list[str]
 
     def read(self, array: str, episode: int) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ddp_cli.schema import ACTION, Schema
 from ddp_cli.selection import parse_selection
 from ddp_cli.tasks import RECORDED, Task
 
+LISTED_INSTRUCTIONS = 5
 NO_SIMULATOR = "the recording has no simulator in which its actions could be replayed"
 
 
@@ -33,6 +35,7 @@ def convert_recording(
     progress: Callable[[int, int], None],
     skip_bad: bool = False,
     dropped: Collection[str] = (),
+    only_task: str | None = None,
 ) -> dict[str, str]:
     """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`.
     An interrupted conversion is resumed.
@@ -40,15 +43,7 @@ def convert_recording(
     Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
     indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
-    unknown = [name for name in dropped if name not in recording.episode_names]
-    if unknown:
-        raise DataError(
-            f"'{recording.path}' has no episode '{unknown[0]}'.",
-            f"Its episodes are called {recording.episode_names[0]} to {recording.episode_names[-1]}.",
-        )
-    indices = [i for i in indices if recording.episode_names[i] not in dropped]
-    if not indices:
-        raise DataError(f"no episode of '{recording.path}' is left.", "Drop fewer episodes.")
+    indices = _choose_instruction(recording, _drop(recording, indices, dropped), only_task)
     sources = [camera.source for camera in schema.cameras.values()]
     sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
     arrays = {parse_selection(source).array for source in sources}
@@ -79,6 +74,7 @@ def convert_recording(
         "source": {
             "file": recording.path.name, "sha256": recording.sha256(),
             "demos": [recording.episode_names[i] for i in indices], "left_out": left_out,
+            "instructions": sorted({recording.instructions[i] for i in indices} - {""}),
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
@@ -86,6 +82,46 @@ def convert_recording(
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
+
+
+def _drop(recording: Recording, indices: list[int], names: Collection[str]) -> list[int]:
+    """`indices` without the episodes called `names`."""
+    unknown = [name for name in names if name not in recording.episode_names]
+    if unknown:
+        raise DataError(
+            f"'{recording.path}' has no episode '{unknown[0]}'.",
+            f"Its episodes are called {recording.episode_names[0]} to {recording.episode_names[-1]}.",
+        )
+    kept = [i for i in indices if recording.episode_names[i] not in names]
+    if not kept:
+        raise DataError(f"no episode of '{recording.path}' is left.", "Drop fewer episodes.")
+    return kept
+
+
+def _choose_instruction(recording: Recording, indices: list[int], pattern: str | None) -> list[int]:
+    """Those of `indices` whose instruction matches `pattern`, all of them if they have the same one. DataError for
+    several: a policy is not told which one to follow.
+    """
+    instructions = dict.fromkeys(recording.instructions[i] for i in indices)
+    listed = ", ".join(f"'{text}'" for text in list(instructions)[:LISTED_INSTRUCTIONS])
+    more = f" and {len(instructions) - LISTED_INSTRUCTIONS} more" if len(instructions) > LISTED_INSTRUCTIONS else ""
+    if pattern is not None:
+        chosen = [i for i in indices if fnmatch.fnmatchcase(recording.instructions[i], pattern)]
+        if not chosen:
+            raise DataError(f"no instruction of '{recording.path}' is '{pattern}'.", f"It has {listed}{more}.")
+        indices = chosen
+    elif len(instructions) > 1:
+        raise DataError(
+            f"'{recording.path}' has {len(instructions)} instructions, and a policy is not told which to follow: "
+            f"{listed}{more}.",
+            "Choose with --only-task TEXT; '*' takes all.",
+        )
+    if recording.instructions[indices[0]]:
+        texts = dict.fromkeys(recording.instructions[i] for i in indices)
+        recording.notes.append(
+            f"instruction: {next(iter(texts))}" if len(texts) == 1 else f"{len(texts)} instructions as one task"
+        )
+    return indices
 
 
 class _EpisodeReader:

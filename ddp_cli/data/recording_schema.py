@@ -67,7 +67,9 @@ def plan_recording(recording: Recording) -> tuple[dict[str, Any], str]:
         return {}, f"needs more options: {e.message} {e.hint}"
     needs_rate = "" if known_rate else ", with the control rate given by --rate"
     observed = ", ".join([*schema.get("cameras", {}), *schema.get("vectors", {})])
-    return schema, f"takes {observed} and the actions as they were recorded{needs_rate}"
+    n_instructions = len(set(recording.instructions))
+    needs_choice = f", of one of {n_instructions} instructions, chosen by --only-task" if n_instructions > 1 else ""
+    return schema, f"takes {observed} and the actions as they were recorded{needs_rate}{needs_choice}"
 
 
 def _parse_entry(recording: Recording, entry: str) -> tuple[str, str]:

@@ -76,6 +76,7 @@ class ReplayBuffer:
         self.arrays = {name: StepArray(array.shape[1:], array.dtype) for name, array in self._arrays.items()}
         self.observations = [name for name in self.arrays if name != self.action]
         self.episode_names = [str(i) for i in range(len(self.lengths))]
+        self.instructions = [""] * len(self.lengths)
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded."""

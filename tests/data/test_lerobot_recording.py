@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
@@ -106,7 +108,12 @@ WRITERS = {"v3.0": write_v3, "v2.1": write_v2}
 def test_a_dataset_is_taken_as_it_is(tmp_path: Path, version: str) -> None:
     path = WRITERS[version](tmp_path / "peg")
     result = ok_json("convert", path, "--out", tmp_path / "s.zarr")
-    assert (result["task"], result["episodes"], result["frames"], result["notes"]) == ("peg", 3, 19, [])
+    assert (result["task"], result["episodes"], result["frames"], result["notes"]) == (
+        "peg",
+        3,
+        19,
+        ["instruction: insert the peg"],
+    )
     store = Store(tmp_path / "s.zarr")
     schema = store.task.schema
     assert (schema.rate, schema.action[0].names, schema.vectors["state"].names) == (RATE, tuple(JOINTS), tuple(JOINTS))
@@ -145,7 +152,9 @@ def test_missing_videos_are_named_with_their_episodes(tmp_path: Path) -> None:
         (path / f"videos/chunk-{i // 2:03d}/observation.images.top/episode_{i:06d}.mp4").unlink()
     result = ok_json(*command, "--overwrite")
     assert (result["episodes"], "top" in result["schema"]["cameras"]) == (3, False)
-    assert result["notes"] == ["observation.images.top: none of its videos is there, it is not observed"]
+    assert result["notes"] == [
+        "observation.images.top: none of its videos is there, it is not observed", "instruction: insert the peg",
+    ]  # fmt: skip
 
 
 def test_oddities_are_named(tmp_path: Path) -> None:
@@ -157,6 +166,7 @@ def test_oddities_are_named(tmp_path: Path) -> None:
     write_table(path / "data/chunk-000/episode_000001.parquet", columns)
     notes = ok_json("convert", path, "--out", tmp_path / "s.zarr")["notes"]
     assert notes == [
+        "instruction: insert the peg",
         "the time between 1 of 16 steps is not 20 ms (within 10%): frames may be missing, or the clock is uneven",
         "episode 0: top has a single color in all steps",
     ]
@@ -164,3 +174,28 @@ def test_oddities_are_named(tmp_path: Path) -> None:
     write_table(path / "data/chunk-000/episode_000001.parquet", columns)
     error = refused(ddp("convert", path, "--out", tmp_path / "t.zarr"))
     assert "episode 1: frame_index is 9 in row 4, expected 4" in " ".join(error.split())
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_one_of_several_instructions_is_chosen(tmp_path: Path, version: str) -> None:
+    path = WRITERS[version](tmp_path / "peg")
+    command = ("convert", path, "--out", tmp_path / "s.zarr")
+    assert "instruction: insert the peg" in ok_json(*command)["notes"]
+    assert Store(tmp_path / "s.zarr").attrs["source"]["instructions"] == ["insert the peg"]
+    if version == "v3.0":
+        file = path / "meta/episodes/chunk-000/file-000.parquet"
+        episodes = pq.read_table(file).to_pydict()
+        pq.write_table(pa.table(episodes | {"tasks": [["insert the peg"], ["pull it out"], ["insert the peg"]]}), file)
+    else:
+        lines = (path / "meta/episodes.jsonl").read_text().splitlines()
+        lines[1] = lines[1].replace("insert the peg", "pull it out")
+        (path / "meta/episodes.jsonl").write_text("\n".join(lines))
+    error = refused(ddp(*command, "--overwrite"))
+    assert "has 2 instructions, and a policy is not told which to follow: 'insert the peg', 'pull it out'." in error
+    assert "of one of 2 instructions, chosen by --only-task" in ok_json("inspect", path)["ddp convert"]
+    assert "no instruction of" in refused(ddp(*command, "--overwrite", "--only-task", "pull"))
+    ok(ddp(*command, "--overwrite", "--only-task", "pull *"))
+    assert Store(tmp_path / "s.zarr").attrs["source"]["demos"] == ["1"]
+    result = ok_json(*command, "--overwrite", "--only-task", "*")
+    assert result["episodes"] == 3
+    assert "2 instructions as one task" in result["notes"]
