@@ -173,7 +173,9 @@ class LeRobotRecording:
             count += 1
             yield image
         if count < length:
-            raise DataError(f"'{path}' ends after {count} of {length} images of episode {row['episode_index']}.", COPY_AGAIN)
+            raise DataError(
+                f"'{path}' ends after {count} of {length} images of episode {row['episode_index']}.", COPY_AGAIN
+            )
 
     def _where(self, row: dict[str, Any]) -> str:
         return f"'{self.path}' episode {row['episode_index']}"

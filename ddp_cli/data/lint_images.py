@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lint_source import Finding, LintSource, Series
+from ddp_cli.data.lint_source import Finding, Floats, LintSource, Series
 from ddp_cli.errors import DataError
 
 MAX_EPISODES = 20
@@ -21,11 +22,13 @@ CHANGED = 16  # of 255: more than the noise of a camera and of compression
 CHANGED_SHARE = 0.001  # of the pixels: a gripper far away is larger
 
 
-def image_episodes(source: LintSource) -> list[int]:
-    """The episodes whose images are looked at, evenly chosen."""
-    pixels = np.mean(source.lengths) * sum(source.cameras.values())
-    count = int(min(MAX_EPISODES, max(1, MAX_PIXELS // max(pixels, 1)), len(source.lengths)))
-    return [] if not source.cameras else np.unique(np.linspace(0, len(source.lengths) - 1, count).astype(int)).tolist()
+def image_episodes(source: LintSource, kept: list[int]) -> list[int]:
+    """The episodes, of those `kept`, whose images are looked at: evenly chosen."""
+    if not source.cameras:
+        return []
+    pixels = float(np.mean([source.lengths[i] for i in kept])) * sum(source.cameras.values())
+    count = int(min(MAX_EPISODES, max(1, MAX_PIXELS // max(pixels, 1)), len(kept)))
+    return [kept[k] for k in np.linspace(0, len(kept) - 1, count).round().astype(int)]
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,13 @@ class ImageFaults:
     """Steps whose image is the one before, while the robot moves."""
 
 
-def lint_images(source: LintSource, series: list[Series], kept: list[int]) -> Iterator[Finding]:
-    """Findings on some of the episodes `kept`, which `series` hold: a few of all."""
-    chosen = image_episodes(source)
+def lint_images(source: LintSource, series: list[Series], kept: list[int], chosen: list[int]) -> Iterator[Finding]:
+    """Findings on the images of the episodes `chosen`, of those `kept`, which `series` hold."""
     for key in source.cameras:
         faults: dict[int, ImageFaults] = {}
         unreadable: dict[int, str] = {}
         for i in chosen:
-            motion = np.max([one.motions[kept.index(i)] for one in series], axis=0) if i in kept else np.zeros(0)
+            motion = np.max([one.motions[kept.index(i)] for one in series], axis=0)
             try:
                 faults[i] = find_image_faults(source.images(key, i), source.lengths[i], motion)
             except DataError as e:
@@ -53,15 +55,15 @@ def lint_images(source: LintSource, series: list[Series], kept: list[int]) -> It
         yield from _report(key, source, faults, unreadable, len(chosen))
 
 
-def find_image_faults(images: Iterator[NDArray[np.generic]], count: int, motion: NDArray[np.floating]) -> ImageFaults:
+def find_image_faults(images: Iterator[NDArray[Any]], count: int, motion: Floats) -> ImageFaults:
     """What is odd about `count` images; `motion` (count - 1,) is how far the robot moves from each to the next."""
-    previous: NDArray[np.generic] | None = None
-    samples: list[NDArray[np.generic]] = []
+    previous: NDArray[Any] | None = None
+    samples: list[NDArray[Any]] = []
     repeats: list[int] = []
     for step, image in enumerate(images):
-        if previous is not None and step <= len(motion) and motion[step - 1] > VISIBLE_MOTION:
-            if np.array_equal(image, previous):
-                repeats.append(step)
+        moves = 0 < step <= len(motion) and motion[step - 1] > VISIBLE_MOTION
+        if moves and previous is not None and np.array_equal(image, previous):
+            repeats.append(step)
         if step in (0, count // 2, count - 1):
             samples.append(image)
         previous = image
@@ -81,11 +83,13 @@ def _report(
         yield Finding("unreadable", message, [source.episode_names[i] for i in unreadable])
     plain = [i for i, fault in faults.items() if fault.is_single_color]
     if plain:
-        message = f"{key} has a single color in {len(plain)} {of_all}"
+        message = (
+            f"{key} has a single color in {len(plain)} {of_all}, first in episode {source.episode_names[plain[0]]}"
+        )
         yield Finding("camera", message, [source.episode_names[i] for i in plain])
     fixed = [i for i, fault in faults.items() if fault.hardly_changes and not fault.is_single_color]
     if fixed:
-        message = f"{key} hardly changes in {len(fixed)} {of_all}"
+        message = f"{key} hardly changes in {len(fixed)} {of_all}, first in episode {source.episode_names[fixed[0]]}"
         yield Finding("camera", message, [source.episode_names[i] for i in fixed])
     repeated = {i: f.repeats for i, f in faults.items() if len(f.repeats) >= MIN_REPEATS and not f.hardly_changes}
     if repeated:

@@ -20,12 +20,13 @@ from ddp_cli.selection import parse_selection
 Floats = NDArray[np.float32]
 
 MAX_LEVELS = 12  # distinct values of a switch or a counter; a motion has more after a second
-LISTED = 5
+LISTED = 5  # episodes of a finding, as text
+DEFAULT_RATE = 10.0  # [Hz], of recordings that do not state theirs: such are recorded at 10 to 50 Hz
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that would hurt a policy. `message` names the first place, `episodes` all of them; empty: everywhere."""
+    """Something that would hurt a policy. `message` names the first place; no `episodes`: it is in all."""
 
     kind: str
     message: str
@@ -195,3 +196,14 @@ def read_series(source: LintSource) -> tuple[list[Series], list[int], list[Findi
 def _describe(faults: dict[int, str]) -> str:
     first = next(iter(faults.values())).rstrip(".")
     return first if len(faults) == 1 else f"{len(faults)} episodes, the first: {first}"
+
+
+def find_runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First step and one past the last step of each run of true `flags`."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def describe_place(step: int, name: str) -> str:
+    """A step of the episode `name`, as findings call it."""
+    return f"step {step} of episode {name}"

@@ -145,7 +145,7 @@ def iter_frames(path: Path, begin: float = 0.0) -> Iterator[NDArray[np.uint8]]:
     if not path.is_file():
         raise DataError(f"no file '{path}'.", "Copy it again.")
     try:
-        options = {"input_params": ["-ss", f"{begin:.6f}"]} if begin else {}
+        options: dict[str, Any] = {"input_params": ["-ss", f"{begin:.6f}"]} if begin else {}
         with closing(imageio.get_reader(path, "FFMPEG", **options)) as reader:
             yield from reader.iter_data()
     except (OSError, ValueError, IndexError, RuntimeError) as e:
