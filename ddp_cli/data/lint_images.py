@@ -15,7 +15,7 @@ from ddp_cli.data.lint_source import Finding, Floats, LintSource, Series
 from ddp_cli.errors import DataError
 
 MAX_EPISODES = 20
-MAX_PIXELS = 400e6  # of all images: about 10 s of video
+MAX_PIXELS = 800e6  # of all images together: about 10 s of video or of JPEGs
 VISIBLE_MOTION = 0.02  # of the range of a dimension, in one step: at 84 pixels about 2 pixels
 MIN_REPEATS = 3  # in an episode; a single dropped frame does no harm
 CHANGED = 16  # of 255: more than the noise of a camera and of compression
