@@ -7,7 +7,6 @@ known; each is chosen so that recordings by people and by scripts pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,9 @@ MIN_STEPS = 100  # of a dataset, for statements about distributions
 JUMP_RANGE = 0.3  # of the range, in one step. Joints that people move fast make 0.2
 JUMP_FACTOR = 12.0  # times the 98th percentile of steps that move: a falling object makes 11
 JUMP_CONTRAST = 8.0  # times the steps around it: an object that is hit keeps moving
+TURN_TOLERANCE = 0.05  # an angle that wraps moves on by less
+NORM_TOLERANCE = 0.02  # of the numbers of a quaternion, as recorded
+FLIPPED = -0.5  # scalar product of two quaternions: they are within 120 degrees of each other, with opposite sign
 OUTLIER_FACTOR = 5.0  # times the width of the middle 98%; heavy tails of velocities make 1.5
 RESTS = 0.05  # a dimension whose middle 50% are less of its middle 98% rests in most steps,
 RESTING_FACTOR = 30.0  # and its few motions are no outliers: objects that are touched make 12
@@ -42,9 +44,8 @@ def lint_vectors(series: list[Series], names: list[str], rate: float | None) -> 
         yield from find_constants(one)
         if len(one.rows) >= MIN_STEPS:
             yield from find_outliers(one, names)
+        yield from find_jumps(one, names, is_action=one is action)
     for one in series[:-1]:
-        if len(one.rows) >= MIN_STEPS:
-            yield from find_jumps(one, names)
         yield from find_repeated_rows(one, action, names)
     if len(action.rows) >= MIN_STEPS:
         yield from find_saturation(action)
@@ -90,24 +91,52 @@ def _more(count: int) -> str:
     return f", and in {count - 1} more steps" if count > 1 else ""
 
 
-def find_jumps(series: Series, names: list[str]) -> Iterator[Finding]:
-    """Changes between two steps that no motion makes."""
+def find_jumps(series: Series, names: list[str], is_action: bool) -> Iterator[Finding]:
+    """Changes between two steps that no motion makes. Those of unknown kind are looked for in observed vectors only:
+    actions may change at once.
+    """
     steps = [np.abs(np.diff(episode, axis=0)) for episode in series.episodes]
-    all_steps = np.concatenate(steps)
-    usual = np.array([np.percentile(c[c > 0], 98) if c.any() else 0 for c in all_steps.T])
-    threshold = np.maximum(JUMP_FACTOR * usual, JUMP_RANGE * series.scale)
-    is_jump = [(s > np.maximum(threshold, JUMP_CONTRAST * _nearby(s))) & ~series.is_discrete for s in steps]
-    places = _places([flags.any(axis=1) for flags in is_jump])
-    if not places:
-        return
-    i, step = places[0]
-    columns = np.flatnonzero(is_jump[i][step])
-    before, after = series.episodes[i][step : step + 2].astype(np.float64)
-    changes = ", ".join(f"{series.dimensions[c]} {before[c]:.3g} -> {after[c]:.3g}" for c in columns[:4])
-    message = (
-        f"{changes} in {describe_place(step + 1, names[i])}{_more(len(places))}{_explain_jump(before, after, columns)}"
-    )
-    yield Finding("jump", message, [names[i] for i in sorted({i for i, _ in places})])
+    flips = _find_flips(series)
+    wraps = [_are_wraps(s, np.ptp(series.rows, axis=0)) & ~series.is_discrete for s in steps]
+    kinds = {": a quaternion that changes its sign": flips, ": an angle that wraps": wraps}
+    if not is_action and len(series.rows) >= MIN_STEPS:
+        usual = np.array([np.percentile(c[c > 0], 98) if c.any() else 0 for c in np.concatenate(steps).T])
+        threshold = np.maximum(JUMP_FACTOR * usual, JUMP_RANGE * series.scale)
+        kinds[""] = [
+            (s > np.maximum(threshold, JUMP_CONTRAST * _nearby(s))) & ~(series.is_discrete | flip | wrap)
+            for s, flip, wrap in zip(steps, flips, wraps, strict=True)
+        ]
+    for explanation, is_jump in kinds.items():
+        places = _places([flags.any(axis=1) for flags in is_jump])
+        if places:
+            i, step = places[0]
+            before, after = series.episodes[i][step : step + 2]
+            changes = ", ".join(
+                f"{series.dimensions[c]} {before[c]:.3g} -> {after[c]:.3g}" for c in np.flatnonzero(is_jump[i][step])
+            )
+            message = f"{changes} in {describe_place(step + 1, names[i])}{_more(len(places))}{explanation}"
+            yield Finding("jump", message, [names[i] for i in sorted({i for i, _ in places})])
+
+
+def _are_wraps(steps: Floats, ranges: Floats) -> NDArray[np.bool_]:
+    """Which `steps` (n, width) are a full turn, in radians or degrees, of a dimension that covers just that."""
+    turns = (2 * np.pi, 360.0)
+    flags = [(abs(steps / turn - 1) < TURN_TOLERANCE) & (ranges < (1 + TURN_TOLERANCE) * turn) for turn in turns]
+    return np.asarray(flags[0] | flags[1])
+
+
+def _find_flips(series: Series) -> list[NDArray[np.bool_]]:
+    """Per episode the values (n - 1, width) of quaternions, four numbers of norm 1, that become their opposite."""
+    flips = [np.zeros((len(episode) - 1, len(series.dimensions)), bool) for episode in series.episodes]
+    for first in range(len(series.dimensions) - 3):
+        columns = slice(first, first + 4)
+        if np.abs(np.linalg.norm(series.rows[:, columns], axis=1) - 1).max() > NORM_TOLERANCE:
+            continue
+        for episode, flip in zip(series.episodes, flips, strict=True):
+            before, after = episode[:-1, columns], episode[1:, columns]
+            is_flip = ((before * after).sum(axis=1) < FLIPPED)[:, None]
+            flip[:, columns] |= is_flip & (np.abs(after - before) > NORM_TOLERANCE)
+    return flips
 
 
 def _nearby(steps: Floats) -> Floats:
@@ -116,17 +145,6 @@ def _nearby(steps: Floats) -> Floats:
         return steps
     padded = np.pad(steps, ((2, 2), (0, 0)), mode="edge")
     return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=0), axis=-1))
-
-
-def _explain_jump(before: NDArray[Any], after: NDArray[Any], columns: NDArray[Any]) -> str:
-    """What a jump from `before` to `after` (width,) is, if it is of a known kind."""
-    for first in range(len(before) - 3):
-        q, r = before[first : first + 4], after[first : first + 4]
-        if abs(np.linalg.norm(q) - 1) < 0.01 and np.abs(q + r).max() < 0.1 and {*range(first, first + 4)} & {*columns}:
-            return ": a quaternion that changes its sign"
-    size = np.abs(after - before)[columns]
-    wraps = any((abs(size / turn - 1) < 0.05).any() for turn in (2 * np.pi, 360.0))
-    return ": an angle that wraps" if wraps else ""
 
 
 def find_repeated_rows(series: Series, action: Series, names: list[str]) -> Iterator[Finding]:
