@@ -71,7 +71,9 @@ def insert_pause(episode: Arrays, step: int, length: int) -> None:
         if key == "top":
             pause = np.random.default_rng(9).integers(0, 256, (length, *values.shape[1:]), np.uint8)
         else:
+            noise = np.random.default_rng(9).normal(0, 1e-3, (length, 3))  # of servos, not of the gripper
             pause = np.repeat(values[step : step + 1], length, axis=0)
+            pause[:, :3] += noise
         episode[key] = np.insert(values, step, pause, axis=0)
 
 
@@ -126,8 +128,9 @@ def test_angles_that_wrap_and_quaternions_that_change_their_sign() -> None:
 
     def wrap(episodes: list[Arrays]) -> None:
         for episode in episodes:
-            episode["joints"][:, 0] = np.linspace(0, 4, len(episode["joints"]))
-        episodes[3]["joints"][60:, 0] -= 2 * np.pi
+            episode["joints"][:, 0] = np.linspace(-3, 3, len(episode["joints"]))
+        episodes[3]["joints"][:, 0] = np.linspace(0, 5, len(episodes[3]["joints"]))
+        episodes[3]["joints"][69:, 0] -= 2 * np.pi  # above 3.14
 
     assert only(wrap, "jump").message.endswith("in step 69 of episode demo_3: an angle that wraps")
 
@@ -233,6 +236,8 @@ def test_saturation_but_not_of_grippers() -> None:
     def clip(episodes: list[Arrays]) -> None:
         for episode in episodes:
             episode["action"][:, 1] = episode["action"][:, 1].clip(None, 0.7)
+            gripper = episode["action"][:, 3]
+            gripper[:] = (gripper + np.random.default_rng(0).normal(0, 0.02, len(gripper))).clip(0, 1)
 
     finding = only(clip, "saturated")
     assert finding.message.startswith("action[1] is at its maximum, 0.7, in 2")
