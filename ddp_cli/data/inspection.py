@@ -14,6 +14,7 @@ from ddp_cli.data.demo_file_inspection import describe_demo_file, inspect_demo_f
 from ddp_cli.data.hdf5 import reject_folder_of_files
 from ddp_cli.data.lerobot_inspection import inspect_lerobot
 from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
+from ddp_cli.data.lint import describe_lint, lint_recording, lint_store
 from ddp_cli.data.recording import Recording
 from ddp_cli.data.recording_schema import plan_recording
 from ddp_cli.data.recordings import open_recording
@@ -57,7 +58,8 @@ def describe_source(contents: dict[str, Any]) -> list[tuple[str, ...]]:
         return _describe_recording(contents)
     if "ranges" in contents:
         return describe_demo_file(contents)
-    return [(name, str(value)) for name, value in contents.items() if name != "schema"]
+    rows = [(name, str(value)) for name, value in contents.items() if name not in ("schema", "lint", "lint_images")]
+    return [*rows, *describe_lint(contents)]
 
 
 def _inspect_zarr(path: Path) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def _inspect_recording(recording: Recording) -> dict[str, Any]:
         "notes": recording.notes,
         "schema": schema,
         "plan": plan,
+        **lint_recording(recording, schema),
     }
 
 
@@ -110,7 +113,7 @@ def _describe_recording(contents: dict[str, Any]) -> list[tuple[str, ...]]:
         width = sum(part["width"] for part in schema["action"])
         rows += [("observations", ", ".join(observed)), ("action", f"{schema['action_source']} ({width})")]
     rows += [("note", note) for note in contents["notes"]]
-    return [*rows, ("ddp convert", contents["plan"])]
+    return [*rows, ("ddp convert", contents["plan"]), *describe_lint(contents)]
 
 
 def _inspect_store(store: Store) -> dict[str, Any]:
@@ -128,4 +131,5 @@ def _inspect_store(store: Store) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in store.attrs["versions"].items()),
         "source": f"{source.get('file', 'unknown')}, {len(source.get('left_out', {}))} demonstrations skipped",
         "check": check_summary(store.check),
+        **lint_store(store),
     }

@@ -12,6 +12,7 @@ from ddp_cli.data.lerobot_layout import STORE_ATTRIBUTES_PATH, Feature, open_fol
 from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.lerobot_reader import LeRobotDataset
 from ddp_cli.data.lerobot_recording import LeRobotRecording
+from ddp_cli.data.lint import lint_recording
 from ddp_cli.data.recording_schema import plan_recording
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import ACTIONS, Task
@@ -47,13 +48,14 @@ def _plan_as_recorded(path: Path) -> dict[str, Any]:
         recording = LeRobotRecording(path)
         schema, plan = plan_recording(recording)
         faults = recording.faults(recording.observations) if schema else {}
+        linted = lint_recording(recording, schema)
     except DataError as e:
         return {"ddp convert": f"rejects this dataset: {_reason(path, e)}"}
     if faults:
         index, fault = next(iter(sorted(faults.items())))
         plan += f". {len(faults)} episodes have faults, the first is episode {index}: {_reason(path, DataError(fault))}"
     notes = "".join(f" ({note})" for note in recording.notes)
-    return {"ddp convert": f"{plan}{notes}. --task checks it as one of robosuite", "schema": schema}
+    return {"ddp convert": f"{plan}{notes}. --task checks it as one of robosuite", "schema": schema, **linted}
 
 
 def describe_conversion(path: Path, task: Task | None) -> str:

@@ -6,7 +6,8 @@ Observed are the features `observation.*`; their names and the control rate are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
 from ddp_cli.data.recording import StepArray
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
+from ddp_cli.video.video import iter_frames
 
 INDEX_COLUMNS = ("episode_index", "frame_index", "index", "timestamp")
 NUMERIC_DTYPES = ("float", "int", "uint", "bool")
@@ -150,6 +152,26 @@ class LeRobotRecording:
                 self._checked_videos.add(path)
             return self._videos[array].read(path, begin, length)
         return self._images[array].read(self._table_of(row), positions, self._where(row))
+
+    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[np.uint8]]:
+        """The images of an episode one by one, without a check of the whole video, which may hold hundreds of others.
+
+        DataError if some are missing.
+        """
+        if self._features[array].dtype != "video":
+            yield from self.read(array, episode)
+            return
+        row, length = self._episodes[episode], self.lengths[episode]
+        path, begin = self._video(array, row)
+        count = 0
+        # Half a frame earlier: the time of the first one is rounded.
+        for image in itertools.islice(iter_frames(path, max(0.0, (begin - 0.5) / self._fps)), length):
+            count += 1
+            yield image
+        if count < length:
+            raise DataError(
+                f"'{path}' ends after {count} of {length} images of episode {row['episode_index']}.", COPY_AGAIN
+            )
 
     def _where(self, row: dict[str, Any]) -> str:
         return f"'{self.path}' episode {row['episode_index']}"

@@ -140,12 +140,13 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
         imageio.imwrite(partial, image, format="png")
 
 
-def iter_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames (H, W, 3) of a video; DataError if it is missing or cannot be decoded."""
+def iter_frames(path: Path, begin: float = 0.0) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames (H, W, 3) of a video from `begin` [s] on; DataError if it is missing or cannot be decoded."""
     if not path.is_file():
         raise DataError(f"no file '{path}'.", "Copy it again.")
     try:
-        with closing(imageio.get_reader(path, "FFMPEG")) as reader:
+        options: dict[str, Any] = {"input_params": ["-ss", f"{begin:.6f}"]} if begin else {}
+        with closing(imageio.get_reader(path, "FFMPEG", **options)) as reader:
             yield from reader.iter_data()
     except (OSError, ValueError, IndexError, RuntimeError) as e:
         raise DataError(f"'{path}' is damaged or not a video.", "Copy it again.") from e

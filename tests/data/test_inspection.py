@@ -86,13 +86,16 @@ def test_unknown_environment_needs_a_task(door: Recorded) -> None:
 def test_store(lift_store: Store) -> None:
     contents = inspect_source(lift_store.path)
     assert sorted(contents) == [
-        "actions", "check", "episodes", "kind", "lengths", "observations", "render", "source", "steps", "task",
-        "versions",
+        "actions", "check", "episodes", "kind", "lengths", "lint", "lint_images", "observations", "render", "source",
+        "steps", "task", "versions",
     ]  # fmt: skip
     assert (contents["kind"], contents["task"], contents["episodes"]) == ("ddp store", "lift", 2)
     assert contents["source"] == "lift.hdf5, 0 demonstrations skipped"
     assert contents["check"].startswith("passed")
-    assert dict(describe_source(contents)) == {key: str(value) for key, value in contents.items()}
+    assert contents["lint_images"] == [2, 2]
+    rows = dict(describe_source(contents))
+    assert rows.pop("lint")
+    assert rows == {key: str(value) for key, value in contents.items() if not key.startswith("lint")}
 
 
 def test_other_sources_are_rejected(lift_store: Store, tmp_path: Path) -> None:
