@@ -29,7 +29,9 @@ FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers"
 """Options that apply to HDF5 files only."""
 SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
-RECORDING_OPTIONS = ("schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task")
+RECORDING_OPTIONS = (
+    "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses",
+)  # fmt: skip
 NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "actions", "rerender")
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
@@ -145,6 +147,7 @@ def convert(
     fit: as_recorded.Fit = None,
     drop_episodes: as_recorded.DropEpisodes = None,
     only_task: as_recorded.OnlyTask = None,
+    trim_pauses: as_recorded.TrimPauses = False,
     schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
 ) -> None:
@@ -160,7 +163,7 @@ def convert(
 
     source = sources[0]
     recording_options = as_recorded.RecordingOptions(
-        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task
+        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
     )
     copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
     if len(sources) > 1:

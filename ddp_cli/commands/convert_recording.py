@@ -74,6 +74,14 @@ DropEpisodes = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+TrimPauses = Annotated[
+    bool,
+    typer.Option(
+        "--trim-pauses",
+        help="Leave out the pauses that `ddp inspect` finds at the start and the end of episodes.",
+        rich_help_panel=PANEL,
+    ),
+]
 OnlyTask = Annotated[
     str | None,
     typer.Option(
@@ -107,6 +115,7 @@ class RecordingOptions:
     fit: choices.Fit | None = None
     drop_episodes: str | None = None
     only_task: str | None = None
+    trim_pauses: bool = False
 
     @property
     def are_given(self) -> bool:
@@ -156,7 +165,17 @@ def convert_recording(
         out,
         STORE_MARKERS,
         lambda progress: write_store(
-            recording, schema, name, out, copy.only, copy.zarr_format, progress, skip_bad, dropped, chosen.only_task
+            recording,
+            schema,
+            name,
+            out,
+            copy.only,
+            copy.zarr_format,
+            progress,
+            skip_bad,
+            dropped,
+            chosen.only_task,
+            chosen.trim_pauses,
         ),
     )
     store = Store(out)

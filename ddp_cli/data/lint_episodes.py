@@ -46,17 +46,11 @@ def find_lengths(source: LintSource) -> Iterator[Finding]:
 
 def find_pauses(series: list[Series], names: list[str], rate: float | None) -> Iterator[Finding]:
     """Runs of steps in which neither a vector nor the action moves."""
-    hertz = rate or DEFAULT_RATE
-    window = max(2, round(WINDOW * hertz))
-    least = {"start": max(2, round(MIN_EDGE_PAUSE * hertz)), "middle": max(2, round(MIN_PAUSE * hertz))}
     pauses: dict[str, list[tuple[int, int, int]]] = {"start": [], "middle": [], "end": []}
-    moving = [one for one in series if np.ptp(one.rows, axis=0).any()]
     for i in range(len(names)):
-        still = np.logical_and.reduce([_is_still(one.episodes[i] / one.scale, window) for one in moving])
-        for begin, end in find_runs(still) if moving else []:
-            place = "start" if begin == 0 else "end" if end == len(still) else "middle"
-            if end - begin >= least.get(place, least["start"]):
-                pauses[place].append((i, begin, end - begin))
+        for place, begin, end in pauses_of_episode(series, i, rate):
+            pauses[place].append((i, begin, end - begin))
+    hertz = rate or DEFAULT_RATE
     words = {"start": "begin with a pause", "middle": "pause", "end": "end with a pause"}
     for place, found in pauses.items():
         total = sum(length for *_, length in found)
@@ -66,6 +60,21 @@ def find_pauses(series: list[Series], names: list[str], rate: float | None) -> I
             longest_one = f"the longest of {_steps(longest, rate)} from {describe_place(begin, names[i])}"
             message = f"{len(episodes)} of {len(names)} episodes {words[place]}: {_steps(total, rate)}, {longest_one}"
             yield Finding("pause" if place == "middle" else f"pause at {place}", message, [names[i] for i in episodes])
+
+
+def pauses_of_episode(series: list[Series], episode: int, rate: float | None) -> Iterator[tuple[str, int, int]]:
+    """Place (start, middle, end), first step and one past the last step of each pause of an episode."""
+    hertz = rate or DEFAULT_RATE
+    window = max(2, round(WINDOW * hertz))
+    least = {"middle": max(2, round(MIN_PAUSE * hertz))}
+    moving = [one for one in series if np.ptp(one.rows, axis=0).any()]
+    if not moving:
+        return
+    still = np.logical_and.reduce([_is_still(one.episodes[episode] / one.scale, window) for one in moving])
+    for begin, end in find_runs(still):
+        place = "start" if begin == 0 else "end" if end == len(still) else "middle"
+        if end - begin >= least.get(place, max(2, round(MIN_EDGE_PAUSE * hertz))):
+            yield place, begin, end
 
 
 def _is_still(values: Floats, window: int) -> NDArray[np.bool_]:

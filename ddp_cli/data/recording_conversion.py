@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
 from ddp_cli.data.resampling import Resampling
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.data.trimming import describe_trims, find_spans
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.schema import ACTION, Schema
@@ -36,6 +37,7 @@ def convert_recording(
     skip_bad: bool = False,
     dropped: Collection[str] = (),
     only_task: str | None = None,
+    trim_pauses: bool = False,
 ) -> dict[str, str]:
     """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`.
     An interrupted conversion is resumed.
@@ -63,7 +65,10 @@ def convert_recording(
     if recording.rate not in (None, schema.rate):
         recording.notes.append(resampling.describe(schema.action))
         schema = schema.model_copy(update={"action": resampling.parts(schema.action)})
-    lengths = [len(resampling.kept(recording.lengths[i])) for i in indices]
+    spans = find_spans(recording, schema, trim_pauses)
+    if trim_pauses:
+        recording.notes.append(describe_trims(recording, spans, indices))
+    lengths = [len(resampling.kept(spans[i].stop - spans[i].start)) for i in indices]
     task = Task(name, schema, None, len(resampling.kept(max(recording.lengths))))
     attributes: dict[str, Any] = {
         "render": "full",
@@ -78,7 +83,7 @@ def convert_recording(
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
-        episodes = _EpisodeReader(recording, schema, resampling, indices[0])
+        episodes = _EpisodeReader(recording, schema, resampling, spans, indices[0])
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
@@ -127,8 +132,10 @@ def _choose_instruction(recording: Recording, indices: list[int], pattern: str |
 class _EpisodeReader:
     """Reads episodes in the arrays of a store."""
 
-    def __init__(self, recording: Recording, schema: Schema, resampling: Resampling, first: int) -> None:
-        self._recording, self._schema, self._resampling = recording, schema, resampling
+    def __init__(
+        self, recording: Recording, schema: Schema, resampling: Resampling, spans: Sequence[slice], first: int
+    ) -> None:
+        self._recording, self._schema, self._resampling, self._spans = recording, schema, resampling, spans
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {
             key: recording.arrays[camera.source].dtype.kind == "f"
@@ -142,15 +149,16 @@ class _EpisodeReader:
         """The arrays of episode `i`."""
         where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
         episode: Episode = {}
-        kept = self._resampling.kept(self._recording.lengths[i])
+        span = self._spans[i]
+        kept = self._resampling.kept(span.stop - span.start)
         for key, camera in self._schema.cameras.items():
-            values = self._recording.read(camera.source, i)[kept]
+            values = self._recording.read(camera.source, i)[span][kept]
             episode[key] = camera.take(to_images(values, self._is_fraction[key], f"{where}, {key}"))
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
         for key, source in self._vector_sources.items():
-            values = self._read_vector(source, i, f"{where}, {key}")
+            values = self._read_vector(source, i, f"{where}, {key}")[span]
             is_action = key == ACTION
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
