@@ -44,6 +44,8 @@ RECORDED_SETTINGS: dict[str, Any] = {"val_ratio": 0.1, "crop_ratio": 0.9}
 """Of tasks without a simulator, in both presets: `ddp eval` measures a policy on the held-out episodes, and images may
 have any size; 0.9 is the published share (76 of 84 pixels)."""
 
+MAX_STEPS = 10_000  # beyond any horizon
+
 LENGTHS = ("steps", "epochs", "minutes")
 
 
@@ -75,10 +77,10 @@ def train_config(
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
         if values.get("crop_shape"):  # replaces the ratio of an earlier layer
             flat.pop("crop_ratio", None)
-        flat |= values
+        flat |= _in_steps(values, flat)
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
-    valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields} - {"policy"})
+    valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields, "horizon_s"} - {"policy"})
     for key in training:
         if key not in valid:
             raise UnknownNameError("setting", key, valid)
@@ -92,6 +94,21 @@ def _flatten(layer: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"policy = {policy!r}: expected an object.", "Give its settings one by one.")
     values = {k: v for k, v in layer.items() if k != "policy"} | policy
     return values | {"task": as_task(values["task"])} if "task" in values else values
+
+
+def _in_steps(values: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `horizon` instead of `horizon_s`, in seconds. As in the published policy (10, 2 and 8 steps), all
+    predicted actions after the observations are executed unless `n_action_steps` says otherwise.
+    """
+    if "horizon_s" not in values:
+        return values
+    seconds, rate = values["horizon_s"], flat["task"].schema.rate
+    n_obs_steps = values.get("n_obs_steps", flat.get("n_obs_steps", PolicyConfig.model_fields["n_obs_steps"].default))
+    if not isinstance(seconds, int | float) or not 0 < seconds * rate < MAX_STEPS:
+        raise ConfigError(f"horizon_s = {seconds!r}: expected seconds, above 0.", "For example --set horizon_s=0.8.")
+    horizon = max(n_obs_steps + 1, round(seconds * rate))
+    rest = {key: value for key, value in values.items() if key != "horizon_s"}
+    return {"n_action_steps": horizon - n_obs_steps, **rest, "horizon": horizon}
 
 
 def _check_same(key: str, value: Any, expected: Any) -> None:

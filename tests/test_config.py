@@ -9,8 +9,9 @@ from conftest import DOOR
 from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.presets import parse_settings, train_config
+from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import get_task
+from ddp_cli.tasks import Task, get_task
 
 
 def test_paper_preset_has_the_values_of_the_source_document() -> None:
@@ -153,3 +154,39 @@ def test_cache_dir_does_not_depend_on_the_working_folder(tmp_path: Path, monkeyp
     for value, expected in (("caches", f"{tmp_path}/caches"), ("~/x", "/home/me/x"), ("/tmp/x", "/tmp/x"), ("", "")):
         settings = parse_settings([f"cache_dir={value}"])
         assert train_config("lift", "image", "paper", None, settings).cache_dir == expected
+
+
+def recorded_task(rate: float) -> Task:
+    schema = Schema(rate=rate, vectors={"q": Vector(width=3)}, action=(ActionPart(name="action", width=3),))
+    return Task("arm", schema)
+
+
+@pytest.mark.parametrize(
+    ("rate", "settings", "steps"),
+    [
+        (10, {"horizon_s": 1}, (10, 8)),
+        (50, {"horizon_s": 0.8}, (40, 38)),
+        (50, {"horizon_s": 0.8, "n_action_steps": 20}, (40, 20)),
+        (50, {"horizon_s": 0.8, "n_obs_steps": 4}, (40, 36)),
+        (10, {"horizon_s": 0.01}, (3, 1)),
+    ],
+)
+def test_a_horizon_in_seconds(rate: float, settings: dict, steps: tuple[int, int]) -> None:
+    policy = train_config(recorded_task(rate), "state", "laptop", None, settings).policy
+    assert (policy.horizon, policy.n_action_steps) == steps
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", 1e9])
+def test_an_invalid_horizon_in_seconds_is_named(value: object) -> None:
+    with pytest.raises(ConfigError, match="horizon_s = .*expected seconds"):
+        train_config(recorded_task(10), "state", "laptop", None, {"horizon_s": value})
+
+
+def test_tasks_without_a_simulator_crop_a_share_of_images_of_any_size() -> None:
+    task = recorded_task(10)
+    task.schema.cameras["top"] = Camera(height=96, width=60)
+    policy = train_config(task, "image", "paper").policy
+    assert policy.crop("top") == (86, 54)
+    assert train_config(task, "image", "paper").val_ratio == 0.1
+    fixed = train_config(task, "image", "paper", None, {"crop_shape": [50, 40]}).policy
+    assert fixed.crop("top") == (50, 40)
