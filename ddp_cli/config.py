@@ -59,6 +59,9 @@ class PolicyConfig(BaseConfig):
     crop_ratio: float = Field(0.0, ge=0.0, le=1.0)
     """Sides of the crop as a share of those of each image, instead of `crop_shape`; 0: `crop_shape`."""
 
+    share_encoder: bool = False
+    """One encoder for all cameras, whose crops must have the same shape and channels."""
+
     fusion: int = Field(0, ge=0, le=4096)
     """Hidden width of an MLP over all features of one step; its output is appended to the features. It runs once per
     observation, the transformer once per denoising step. 0: no MLP, as published."""
@@ -121,6 +124,18 @@ class PolicyConfig(BaseConfig):
                     raise ValueError(
                         f"{setting} must lie between {MIN_CROP} and {size} pixels, the size of the images '{key}'"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared_encoder(self) -> Self:
+        inputs = {key: (camera.channels, *self.crop(key)) for key, camera in self.cameras.items()}
+        if self.share_encoder and len(set(inputs.values())) > 1:
+            listed = ", ".join(
+                f"{key} {height}x{width}x{channels}" for key, (channels, height, width) in inputs.items()
+            )
+            raise ValueError(
+                f"share_encoder needs crops of one shape: {listed}; `ddp convert --image-size` resizes images"
+            )
         return self
 
     @model_validator(mode="after")

@@ -38,11 +38,12 @@ class DiffusionPolicy(nn.Module):
         self.config = config
         encoders = {
             key: ImageEncoder(config.encoder, config.crop(key), camera.channels)
-            for key, camera in config.cameras.items()
+            for key, camera in list(config.cameras.items())[: 1 if config.share_encoder else None]
         }
         self.encoders = nn.ModuleDict(encoders)
+        """By camera; with `share_encoder` only that of the first one."""
         self.normalizer = Normalizer(column_normalizations(config))
-        obs_dim = IMAGE_FEATURE_DIM * len(self.encoders) + sum(config.low_dim.values())
+        obs_dim = IMAGE_FEATURE_DIM * len(config.cameras) + sum(config.low_dim.values())
         self.fusion = _make_fusion(obs_dim, config.fusion) if config.fusion else None
         self.feature_dim = obs_dim + (FUSION_DIM if config.fusion else 0)
         self.denoiser = Denoiser(config, self.feature_dim)
@@ -52,6 +53,10 @@ class DiffusionPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.denoiser.pos_emb.device
+
+    def encoder(self, key: str) -> nn.Module:
+        """The encoder of a camera."""
+        return self.encoders[next(iter(self.encoders)) if self.config.share_encoder else key]
 
     @property
     def trajectory_shape(self) -> tuple[int, int]:
@@ -81,13 +86,13 @@ class DiffusionPolicy(nn.Module):
         or the first `n_steps`. Images are cropped at `crop_offsets` {key: (B, To, 2)}, or centrally without.
         """
         n_steps = n_steps or self.config.n_obs_steps
-        obs = {key: obs[key][:, :n_steps] for key in (*self.encoders, *self.config.low_dim)}
+        obs = {key: obs[key][:, :n_steps] for key in (*self.config.cameras, *self.config.low_dim)}
         parts = []
-        for key, encoder in self.encoders.items():
+        for key in self.config.cameras:
             x = obs[key]
             offsets = crop_offsets[key].flatten(0, 1) if crop_offsets else None
             images = crop(x.flatten(0, 1), self.config.crop(key), offsets)
-            parts.append(encoder(self.normalizer.normalize_image(images)).unflatten(0, x.shape[:2]))
+            parts.append(self.encoder(key)(self.normalizer.normalize_image(images)).unflatten(0, x.shape[:2]))
         parts += [self.normalizer.normalize(key, obs[key]) for key in self.config.low_dim]
         features = torch.cat(parts, dim=-1)
         if self.fusion is None:

@@ -22,9 +22,9 @@ def add_encoder(g: GraphBuilder, policy: DiffusionPolicy) -> str:
     """Features (B, To, Do) of the observations, which are inputs of the graph named by their keys."""
     config, n_steps, normalizer = policy.config, policy.config.n_obs_steps, policy.normalizer
     parts = []
-    for key, encoder in policy.encoders.items():
+    for key, camera in config.cameras.items():
+        encoder, shape = policy.encoder(key), config.crop(key)
         assert isinstance(encoder, ImageEncoder)
-        camera, shape = config.cameras[key], config.crop(key)
         x = _image_encoder(g, encoder, _cropped_images(g, key, camera, shape), (camera.channels, *shape))
         parts.append(g("Reshape", x, g.int64(-1, n_steps, IMAGE_FEATURE_DIM)))
     for key in config.low_dim:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from conftest import DOOR, tiny_config
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.core.policy import FUSION_DIM, DiffusionPolicy
+from ddp_cli.errors import ConfigError
+from ddp_cli.inference.engine import make_predict_fn
+from ddp_cli.schema import ActionPart, Camera, Schema
+from ddp_cli.tasks import Task
 
 
 def make_policy(**settings: object) -> DiffusionPolicy:
@@ -122,3 +130,30 @@ def test_set_sampler_is_validated() -> None:
 def test_paper_configuration_has_the_published_size() -> None:
     policy = DiffusionPolicy(PolicyConfig(task="square"))
     assert sum(x.numel() for x in policy.denoiser.parameters()) == pytest.approx(9.0e6, rel=0.05)
+
+
+def test_cameras_can_share_an_encoder(tmp_path: Path) -> None:
+    camera, action = Camera(height=20, width=20), (ActionPart(name="action", width=2),)
+    task = Task("two", Schema(rate=10, cameras={"left": camera, "right": camera}, action=action))
+    settings: dict[str, Any] = {"task": task, "actions": "recorded", "encoder": "small", "crop_ratio": 0.9}
+    settings |= {"n_layer": 1, "n_emb": 16, "n_head": 2, "num_inference_steps": 2}
+    shared = DiffusionPolicy(PolicyConfig(**settings, share_encoder=True))
+    separate = DiffusionPolicy(PolicyConfig(**settings))
+    n_shared, n_separate = (sum(p.numel() for p in policy.encoders.parameters()) for policy in (shared, separate))
+    assert n_separate == 2 * n_shared
+    rng = torch.Generator().manual_seed(0)
+    left, right = torch.randint(0, 256, (2, 3, 2, 3, 20, 20), generator=rng, dtype=torch.uint8)
+    features = shared.encode_obs({"left": left, "right": right})
+    assert features.shape == separate.encode_obs({"left": left, "right": right}).shape == (3, 2, 128)
+    swapped = shared.encode_obs({"left": right, "right": left})
+    torch.testing.assert_close(swapped, features.roll(64, dims=-1))
+
+    save_checkpoint(tmp_path / "c", shared.config, shared.state_dict(), {}, None)
+    loaded = load_policy(tmp_path / "c")[0]
+    obs = {"left": left[:1], "right": right[:1]}
+    expected = make_predict_fn(loaded, "torch")(obs, torch.Generator().manual_seed(1))
+    onnx = make_predict_fn(loaded, "onnx")(obs, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(onnx, expected, atol=1e-4, rtol=0)
+    wide = task.schema.model_copy(update={"cameras": {"left": camera, "right": Camera(height=20, width=30)}})
+    with pytest.raises(ConfigError, match="share_encoder needs crops of one shape: left 18x18x3, right 18x27x3"):
+        PolicyConfig(**settings | {"task": Task("two", wide)}, share_encoder=True)
