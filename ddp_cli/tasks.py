@@ -271,7 +271,7 @@ def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
     fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items() if key not in ignore}
     for key, camera in schema.cameras.items():
         name = {"": simulator.cameras.get(key)} if simulator else {}
-        fields[f"cameras.{key}"] = name | {".shape": camera.shape}
+        fields[f"cameras.{key}"] = name | {".shape": camera.shape, ".recorded": camera.recorded, ".fit": camera.fit}
     for key, vector in schema.vectors.items():
         if key != OBJECT or not simulator:
             rest = {f".{name}": getattr(vector, name) for name in ("unit", "names", "normalization")}

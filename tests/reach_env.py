@@ -14,8 +14,10 @@ SUCCESS_REWARD = 0.9
 class Reach(gymnasium.Env):  # type: ignore[type-arg]
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(self, nested: bool = False, terminates: bool = True, success: str = "is_success", **_: Any) -> None:
-        self.nested, self.terminates, self.success = nested, terminates, success
+    def __init__(
+        self, nested: bool = False, terminates: bool = True, success: str = "is_success", mode: str = "", **_: Any
+    ) -> None:
+        self.nested, self.terminates, self.success, self.mode = nested, terminates, success, mode
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = spaces.Dict()  # not used by the evaluation
         self.actions: list[np.ndarray] = []
@@ -30,10 +32,20 @@ class Reach(gymnasium.Env):  # type: ignore[type-arg]
         self.position = np.clip(self.position + 0.5 * action, -1, 1)
         reward = 1 - float(np.linalg.norm(self.position - 1)) / 3
         is_success = np.array([reward > SUCCESS_REWARD])  # an array of one value, as vectorized simulators return
-        info = {self.success: is_success, "x": self.position[0], "name": "reach"}
+        info = {self.success: is_success, "x": self.position[0], "name": "reach", "ragged": [1, [2]]}
+        if self.mode == "print":
+            print("a message")
+        if self.mode == "fails":
+            raise AssertionError("the cable is loose")
+        if self.mode == "nan":
+            reward = float("nan")
+        if self.mode == "at the end" and not is_success:
+            del info[self.success]
         return self._observe(), reward, bool(is_success) and self.terminates, False, info
 
     def _observe(self) -> dict[str, Any]:
+        if self.mode == "tuple":
+            return (self.position, [1, [2, 3]])
         image = np.full((16, 20, 3), int(100 + 100 * self.position[0]), np.uint8)
         if self.nested:
             return {"pixels": {"top": image.transpose(2, 0, 1)}, "state": np.array([0.5, *self.position, 7.0])}

@@ -86,7 +86,7 @@ def merge(sources: Sequence[Path], copy: CopyOptions) -> None:
     """Merges the stores `sources` to one."""
     from ddp_cli.data.check_summary import check_summary
     from ddp_cli.data.store import STORE_MARKERS, Store
-    from ddp_cli.data.store_merge import merge_stores
+    from ddp_cli.data.store_merge import instructions, merge_stores
 
     out = copy.out
     if out is None:
@@ -97,6 +97,9 @@ def merge(sources: Sequence[Path], copy: CopyOptions) -> None:
     counts = copy.run(out, STORE_MARKERS, lambda progress: merge_stores(stores, out, copy.zarr_format, progress))
     store = Store(out)
     parts = [f"{source}: {count} episodes" for source, count in zip(sources, counts, strict=True)]
+    texts = instructions(stores)
+    if len(texts) > 1:
+        parts.append(f"{len(texts)} instructions, and a policy is not told which to follow: {'; '.join(texts)}")
     copy.report(out, len(store.episode_ends), int(store.episode_ends[-1]), parts)
     if not copy.json:
         console.result(f"check {check_summary(store.check)}")

@@ -158,7 +158,7 @@ def convert_recording(
     else:
         schema = infer_schema(recording, chosen.keys, chosen.action_key, chosen.rate)
     schema = chosen.resized(schema)
-    dropped = [name.strip() for name in chosen.drop_episodes.split(",")] if chosen.drop_episodes else []
+    dropped = [name.strip() for name in chosen.drop_episodes.split(",") if name.strip()] if chosen.drop_episodes else []
     name = _check_name(copy.task) if copy.task else _default_name(copy.source)
     out = copy.out or options.default_store(name, "image")
     left_out = copy.run(

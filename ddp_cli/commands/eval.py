@@ -141,7 +141,7 @@ def evaluate(
     """
     swept = parse_sweep(sweeps or [])
     paths = [*(checkpoints or []), *([policy] if policy else [])]
-    _check_paths(paths, swept, last)
+    _check_paths(paths, swept, last, data)
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, score_key, max_steps)
     count = episodes or (MAX_EPISODES if until_ci else DEFAULT_EPISODES)
     image = _image_beside(out, overwrite) if out and swept else None
@@ -197,8 +197,10 @@ def _warn_of_seeds(seeds: range) -> None:
             )
 
 
-def _check_paths(paths: list[Path], swept: dict[str, list[str]], last: int | None) -> None:
+def _check_paths(paths: list[Path], swept: dict[str, list[str]], last: int | None, data: Path | None) -> None:
     """DdpError unless the number of policies fits the mode: one, two to compare, a sweep, or the last of a run."""
+    if last and data:
+        raise DdpError("--last does not go with --data.", "Compare the checkpoints with --data one by one.")
     settings = [path for path in paths if swept and "=" in str(path) and not path.exists()]
     if settings:
         raise DdpError(f"'{settings[0]}' is not a checkpoint.", f"Repeat the option: --sweep {settings[0]}.")

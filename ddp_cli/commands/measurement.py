@@ -123,12 +123,13 @@ def _score_rows(report: dict[str, Any], result: Evaluation) -> list[tuple[str, s
     """Score and rewards where the environment has them; otherwise how often success was held."""
     if not result.scores:
         return [("held for 10 steps", f"{result.held_rate:.1%}", "")]
-    low, high = report["score_interval_95"]
+    interval = report["score_interval_95"]
+    text = "one episode" if interval is None else f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
     return [
         (
             "score",
             f"{report['score']:.3f}",
-            f"mean of the highest {report['env']['score_key']} of an episode, 95% interval {low:.3f} to {high:.3f}",
+            f"mean of the highest {report['env']['score_key']} of an episode, {text}",
         ),
         ("return", f"{report['total_reward']:.1f}", "mean sum of rewards"),
     ]

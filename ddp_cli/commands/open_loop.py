@@ -34,10 +34,8 @@ def evaluate_open_loop(
     split = split_episodes(store, source.meta)
     episodes = split.held_out[:max_episodes]
     console.note(f"policy {source.folder}, {len(episodes)} episodes of {store.path}")
-    if not split.is_training_store:
-        console.warn(
-            f"'{store.path}' is not the store of the training: whether its episodes were trained on is unknown"
-        )
+    if split.doubt:
+        console.warn(f"whether these episodes were trained on is not known: {split.doubt}")
     with console.progress(f"eval {source.task.name}") as update:
         chunks = predict_episodes(
             source.make_agent(), source.config, store, split, episodes, lambda n: update(n, len(episodes), "")
@@ -46,13 +44,16 @@ def evaluate_open_loop(
     report: dict[str, Any] = {
         "checkpoint": str(source.folder), "task": source.task.name, "obs": source.obs, "step": source.step,
         "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
-        "kind": "open loop", "data": str(store.path), "held_out": split.is_training_store,
+        "kind": "open loop", "data": str(store.path), "held_out": not split.doubt,
         "episodes": [{"name": e.name, "chunks": len(e.steps)} for e in chunks],
         "rate": source.task.schema.rate, "parts": open_loop_report(parts, chunks),
     }  # fmt: skip
     _print(report)
     if image is None:
-        name = f"{source.folder.name}-{source.sampler}{source.inference_steps}-open-loop-{store.path.stem}.png"
+        count = f"-first{max_episodes}" if max_episodes else ""
+        what = f"{store.path.stem}-{store.content_hash()[:8]}{count}"
+        sampling = f"{source.sampler}{source.inference_steps}-{source.engine}"
+        name = f"{source.folder.name}-{sampling}-open-loop-{what}.png"
         in_run = source.folder.parent.name == "checkpoints"
         image = source.folder.parents[1] / "eval" / name if in_run else Path(name)
         if in_run:
@@ -84,8 +85,8 @@ def _print(report: dict[str, Any]) -> None:
             low, high = method["interval_95"] or (None, None)
             better = f"{part['better_than'][key]} of {count}" if key in BASELINES else ""
             interval = "one episode" if low is None else f"{low:.3g} to {high:.3g}"
-            first, last = method["by_step"][0], method["by_step"][-1]
-            rows.append((f"  {label}", f"{method['error']:.3g}", interval, f"{first:.3g}", f"{last:.3g}", better))
+            first, last = ("-" if x is None else f"{x:.3g}" for x in (method["by_step"][0], method["by_step"][-1]))
+            rows.append((f"  {label}", f"{method['error']:.3g}", interval, first, last, better))
     console.table(
         f"{report['task']} from {report['obs']}: {report['checkpoint']}",
         rows,

@@ -110,6 +110,7 @@ def rollout(
     folder = resolve_policy(report.checkpoint_path() if report and not (path or task) else path, runs, task)
     if report:
         report.check_checkpoint(folder)
+        environment = _environment_of(report, environment)
         sampler, inference_steps, engine, device = _as_evaluated(report, sampler, inference_steps, engine, device)
     first, count = FIRST_SEED["eval"] if seed is None else seed, layout.tiles if layout else attempts
     seeds = report.failures if report else list(range(first, first + count))
@@ -153,6 +154,17 @@ def _check_compatible(
             raise DdpError(f"{name} does not go with --attempts.", "Leave one of them out.")
     if failures is not None and seed is not None:
         raise DdpError("--failures selects the seeds, so it does not go with --seed.", "Leave one of them out.")
+
+
+def _environment_of(report: EvalReport, given: GymnasiumSettings | None) -> GymnasiumSettings | None:
+    """The environment of the evaluation; DdpError if another one was given."""
+    from ddp_cli.sim.gymnasium_env import GymnasiumSettings
+
+    evaluated = GymnasiumSettings.from_json(report.env) if report.env else None
+    if given not in (None, evaluated):
+        what = f"in '{evaluated.id}' with other options" if evaluated else "in the simulator of the task"
+        raise DdpError(f"'{report.path}' was evaluated {what}.", "Leave out --env: the report says which it was.")
+    return evaluated
 
 
 def _as_evaluated(

@@ -113,7 +113,10 @@ def _choose_instruction(recording: Recording, indices: list[int], pattern: str |
     if pattern is not None:
         chosen = [i for i in indices if fnmatch.fnmatchcase(recording.instructions[i], pattern)]
         if not chosen:
-            raise DataError(f"no instruction of '{recording.path}' is '{pattern}'.", f"It has {listed}{more}.")
+            raise DataError(
+                f"no instruction of '{recording.path}' is '{pattern}'.",
+                f"It has {listed}{more}." if any(instructions) else "It has none: leave out --only-task.",
+            )
         indices = chosen
     elif len(instructions) > 1:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def merge_stores(
         "obs": "image" if first.image_keys else "state",
         "source": {
             "file": ", ".join(labels), "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(), "demos": names,
+            "instructions": instructions(stores),
         },
         "merged_from": [{"file": store.path.name, "sha256": h} for store, h in zip(stores, hashes, strict=True)],
     }  # fmt: skip
@@ -57,9 +59,14 @@ def merge_stores(
     return [len(store.episode_ends) for store in stores]
 
 
+def instructions(stores: Sequence[Store]) -> list[str]:
+    """What the episodes of all stores show, in words, where it is known."""
+    return sorted({text for store in stores for text in store.attrs["source"].get("instructions", [])})
+
+
 def _check_fit(stores: Sequence[Store]) -> None:
     first = stores[0]
-    seen: dict[str, Path] = {}
+    seen: dict[bytes, str] = {}
     for store in stores:
         store.check_task(first.task)
         for key in SAME:
@@ -69,10 +76,14 @@ def _check_fit(stores: Sequence[Store]) -> None:
                     f"not {first.attrs.get(key)!r}.",
                     "Convert both in the same way.",
                 )
-        content = store.content_hash()
-        if content in seen:
-            raise DataError(f"'{store.path}' holds the same episodes as '{seen[content]}'.", "Name every store once.")
-        seen[content] = store.path
+        actions, names = store.read("action"), _episode_names(store)
+        for (begin, end), name in zip(store.episode_bounds, names, strict=True):
+            episode = f"episode {name} of '{store.path}'"
+            other = seen.setdefault(hashlib.sha256(actions[begin:end].tobytes()).digest(), episode)
+            if other != episode:  # one of them could be trained on, and the other held out
+                raise DataError(
+                    f"{episode} has the same actions as {other}.", "Choose the episodes with --only before."
+                )
         if store.check["result"] == "failed":
             raise DataError(
                 f"'{store.path}' failed its check: {store.check['why']}.",
@@ -82,8 +93,12 @@ def _check_fit(stores: Sequence[Store]) -> None:
 
 def _labels(stores: Sequence[Store]) -> list[str]:
     """A name for each store: that of its folder, numbered where several have the same one."""
-    stems = [store.path.name.removesuffix(".zarr") for store in stores]
-    return [f"{stem}-{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
+    labels: list[str] = []
+    for store in stores:
+        stem = store.path.name.removesuffix(".zarr")
+        numbered = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        labels.append(next(label for label in numbered if label not in labels))
+    return labels
 
 
 def _episode_names(store: Store) -> list[str]:

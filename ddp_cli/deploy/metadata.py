@@ -42,6 +42,7 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "step": meta.get("step"),
         "store": meta.get("store"),
         "train": _held_out(meta),
+        "init_from": meta.get("init_from"),
         "versions": {"ddp": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "onnx")},
     }
 

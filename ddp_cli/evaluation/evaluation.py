@@ -79,7 +79,7 @@ class Evaluation:
         """Summary and all episodes, as values that JSON can represent."""
         scores = self.scores
         measured = {
-            "score": sum(scores) / len(scores), "score_interval_95": list(mean_interval(scores)),
+            "score": sum(scores) / len(scores), "score_interval_95": mean_interval(scores),
             "total_reward": self.mean_reward,
         } if scores else {}  # fmt: skip
         return {

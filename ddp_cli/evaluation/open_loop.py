@@ -109,8 +109,8 @@ def _summary(errors: Sequence[Array]) -> dict[str, Any]:
         by_step = np.nanmean([np.nanmean(episode, axis=0) for episode in errors], axis=0)
     return {
         "error": sum(means) / len(means),
-        "interval_95": list(mean_interval(means)) if len(means) > 1 else None,
-        "by_step": by_step.tolist(),
+        "interval_95": mean_interval(means),
+        "by_step": [None if math.isnan(x) else x for x in by_step.tolist()],
         "episodes": means,
     }
 

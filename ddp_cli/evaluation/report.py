@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class EvalReport:
     sampler: str | None
     inference_steps: int | None
     engine: str | None
+    env: dict[str, Any] | None = None
+    """The Gymnasium environment, None for the simulator of the task."""
 
     def checkpoint_path(self) -> Path:
         """The evaluated checkpoint; if its recorded path is gone, the one of that name in the run of this report."""
@@ -54,6 +57,7 @@ def read_report(path: Path) -> EvalReport:
             _optional(report.get("sampler"), str),
             _optional(report.get("inference_steps"), int),
             _optional(report.get("engine"), str),
+            dict(report["env"]) if "env" in report else None,
         )
     except FileNotFoundError:
         raise DataError(f"no file '{path}'.", hint) from None
@@ -77,7 +81,10 @@ def report_name(report: dict[str, Any]) -> str:
     seeds = f"{report['first_seed']}x{len(report['episodes'])}"
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"
-    env = "-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", report["env"]["id"]) if "env" in report else ""
+    env = ""
+    if "env" in report:
+        settings = hashlib.sha256(json.dumps(report["env"], sort_keys=True, default=str).encode()).hexdigest()
+        env = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', report['env']['id'])}-{settings[:8]}"
     return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}{env}.json"
 
 

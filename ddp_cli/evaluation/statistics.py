@@ -18,13 +18,13 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of a mean by Student's t; (-inf, inf) for a single value."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of a mean by Student's t; None for a single value."""
     from scipy.stats import t
 
     n, mean = len(values), sum(values) / len(values)
     if n < 2:
-        return -math.inf, math.inf
+        return None
     standard_error = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
     half = float(t.ppf(0.975, n - 1)) * standard_error
     return mean - half, mean + half

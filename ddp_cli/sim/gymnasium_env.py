@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,14 @@ class GymnasiumSettings:
     max_steps: int | None = None
     """None: the limit that the environment was registered with."""
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The settings that `to_json` wrote."""
+        return cls(
+            content["id"], content["kwargs"], content["map"], content["success_key"], content["score_key"],
+            content["max_steps"],
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """The settings in a report."""
         return {
@@ -72,13 +80,14 @@ class GymnasiumEnv:
         if unknown:
             keys = ", ".join([*self._cameras, *self._vectors])
             raise ConfigError(f"--map: the policy does not observe '{unknown[0]}'.", f"It observes {keys}.")
-        self._env = _make(settings, film or RENDER in settings.sources.values())
+        self._env = _make(settings, film or _renders(settings.sources))
         self.task = replace(task, horizon=self._max_steps())
         self.hold_steps = self.task.horizon
         """Success does not end an episode, unless the environment ends it."""
         self._sources: dict[str, str] = {}
         self._observation: Any = None
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
+        self._step, self._known = 0, set[str]()
         self._check_action_space()
 
     def _max_steps(self) -> int:
@@ -99,30 +108,50 @@ class GymnasiumEnv:
 
     def reset(self, seed: int) -> None:
         """Start the episode of `seed`."""
-        self._observation, _ = self._env.reset(seed=seed)
+        self._observation, _ = self._call("reset", seed=seed)
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
+        self._step, self._known = 0, set()
         self._sources = self._sources or self._find_sources()
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
         """Run one control step of `action` (Da,), clipped to the action space; returns success at its end."""
         space = self._env.action_space
         clipped = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
-        self._observation, reward, terminated, truncated, info = self._env.step(clipped)
+        self._observation, reward, terminated, truncated, info = self._call("step", clipped)
+        self._step += 1
         self.is_over = bool(_scalar(terminated)) or bool(_scalar(truncated))
         self.total_reward += _scalar(reward)
         values = {**info, TERMINATED: terminated, REWARD: reward}
-        self.score = max(self.score, self._result(values, self._settings.score_key, "--score-key"))
+        score = self._result(values, self._settings.score_key, "--score-key")
+        if not np.isfinite([self.total_reward, score or 0.0]).all():
+            raise SimulatorError(f"'{self._settings.id}' reports a reward or score that is not finite.", "Correct it.")
+        self.score = self.score if score is None else max(self.score, score)
         success_key = self._settings.success_key or next((key for key in SUCCESS_KEYS if key in info), SUCCESS_KEYS[0])
-        return self._result(values, success_key, "--success-key") > 0
+        return (self._result(values, success_key, "--success-key") or 0.0) > 0
 
-    def _result(self, values: Mapping[str, Any], key: str, option: str) -> float:
-        try:
+    def _result(self, values: Mapping[str, Any], key: str, option: str) -> float | None:
+        """The number `key` of a step, None where it is not reported. ConfigError if it never was in the episode."""
+        if key in values and _is_number(values[key]):
+            self._known.add(key)
             return _scalar(values[key])
-        except (KeyError, TypeError, ValueError):
+        is_last = self.is_over or self._step == self.task.horizon
+        if key in values or (is_last and key not in self._known):
             known = ", ".join(name for name, value in values.items() if _is_number(value))
             raise ConfigError(
                 f"'{self._settings.id}' does not report '{key}' as a number.", f"Choose with {option}: {known}."
-            ) from None
+            )
+        return None
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the environment. What it prints goes to stderr; SimulatorError if it fails."""
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                return getattr(self._env, method)(*args, **kwargs)
+            except Exception as e:
+                raise SimulatorError(
+                    f"'{self._settings.id}' failed in {method}: {' '.join(f'{type(e).__name__}: {e}'.split())}",
+                    "DDP_DEBUG=1 prints where.",
+                ) from e
 
     def idle_action(self) -> None:
         """Not known: what keeps the robot in place depends on the environment."""
@@ -138,7 +167,7 @@ class GymnasiumEnv:
 
     def render(self) -> NDArray[np.uint8]:
         """The image (H, W, 3) of `env.render()`."""
-        image = np.squeeze(np.asarray(self._env.render()))
+        image = np.squeeze(np.asarray(self._call("render")))
         if image.ndim != 3 or image.shape[2] != 3:
             raise SimulatorError(
                 f"'{self._settings.id}' renders {image.dtype} of shape {image.shape}, not an image.",
@@ -149,7 +178,7 @@ class GymnasiumEnv:
     def _arrays(self) -> Observations:
         """The arrays of the observation by their names."""
         arrays = _flatten(self._observation)
-        if RENDER in self._sources.values():
+        if _renders(self._sources):
             arrays[RENDER] = self.render()
         return arrays
 
@@ -175,9 +204,13 @@ class GymnasiumEnv:
 
     def _image(self, key: str, arrays: Observations) -> NDArray[np.uint8]:
         camera: Camera = self._cameras[key]
-        image = np.squeeze(arrays[self._sources[key]])
+        selection = parse_selection(self._sources[key])
+        if selection.elements != slice(None):
+            raise self._mismatch(key, "elements, not images", f"images {camera.shape}")
+        image = np.squeeze(arrays[selection.array])
         image = image[..., None] if image.ndim == 2 else image
-        if image.shape[0] == camera.channels and image.shape not in (camera.shape, camera.recorded_shape):
+        is_other = image.ndim == 3 and image.shape not in (camera.shape, camera.recorded_shape)
+        if is_other and image.shape[0] == camera.channels:
             image = image.transpose(1, 2, 0)
         image = camera.take(image) if image.dtype == np.uint8 else image
         if image.shape != camera.shape or image.dtype != np.uint8:
@@ -244,8 +277,13 @@ def _import(id: str) -> Any:
 
 def _flatten(observation: Any, prefix: str = "") -> Observations:
     """Arrays of an observation by name; nested names are joined by `/`."""
+    if isinstance(observation, tuple):
+        observation = dict(enumerate(observation))
     if not isinstance(observation, Mapping):
-        value = np.asarray(observation)
+        try:
+            value = np.asarray(observation)
+        except ValueError:  # lists of different lengths
+            return {}
         return {prefix or SINGLE: value} if value.dtype.kind in "fiub" else {}
     arrays: Observations = {}
     for name, value in observation.items():
@@ -258,8 +296,16 @@ def _is_image(value: NDArray[Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return False
     return array.size == 1 and array.dtype.kind in "biuf"
+
+
+def _renders(sources: Mapping[str, str]) -> bool:
+    """Whether an observation is the rendered image."""
+    return any(parse_selection(source).array == RENDER for source in sources.values())
 
 
 def _scalar(value: Any) -> float:

@@ -30,11 +30,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """Episodes of a store that a policy was trained on, and others. `is_training_store`: whether this is known."""
+    """Episodes of a store that a policy was trained on, and others. `doubt`: why this is not known, empty if it is."""
 
     train: list[int]
     held_out: list[int]
-    is_training_store: bool
+    doubt: str = ""
 
 
 def split_episodes(store: Store, meta: Mapping[str, Any]) -> Split:
@@ -45,13 +45,16 @@ def split_episodes(store: Store, meta: Mapping[str, Any]) -> Split:
     n, identity = len(store.episode_ends), store_identity(store)
     hashes = ("actions_sha256", "observations_sha256")
     if not all(trained_on.get(key) == identity[key] for key in hashes) or "val_ratio" not in train:
-        return Split(list(range(n)), list(range(n)), is_training_store=False)
+        return Split(list(range(n)), list(range(n)), f"'{store.path}' is not the store of the training")
     mask = validation_episodes(n, float(train["val_ratio"]), int(train["seed"]))
     if not mask.any():
         raise DataError(
-            f"the policy was trained on all episodes of '{store.path}' (val_ratio 0).", "Name other data with --data."
+            f"the policy was trained on all {n} episodes of '{store.path}' (val_ratio {train['val_ratio']}).",
+            "Name other data with --data.",
         )
-    return Split(np.flatnonzero(~mask).tolist(), np.flatnonzero(mask).tolist(), is_training_store=True)
+    origin = meta.get("init_from")
+    doubt = f"the training started from the weights of '{origin}'" if origin else ""
+    return Split(np.flatnonzero(~mask).tolist(), np.flatnonzero(mask).tolist(), doubt)
 
 
 def predict_episodes(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ddp_cli.core.checkpoint import list_checkpoints, load_train_state
+from ddp_cli.core.checkpoint import list_checkpoints, load_meta, load_train_state
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError
 from ddp_cli.locks import Lock
@@ -53,6 +53,8 @@ def _resume(
     for path in reversed(processes.run_on_main(lambda: list_checkpoints(folder))):
         error = _load_state(trainer, path)
         if not processes.any(bool(error)):
+            if origin := load_meta(path).get("init_from"):
+                run.meta["init_from"] = origin
             return run
         warn(f"{error} Trying the previous checkpoint.")
         newest = newest or path

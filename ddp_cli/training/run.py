@@ -70,6 +70,8 @@ def create_run(
         if init_from:
             load_initial_weights(trainer, init_from)
         meta = checkpoint_meta(config, store)
+        if init_from:
+            meta["init_from"] = str(init_from)
         processes.run_on_main(lambda: new[0].write(trainer, meta, store, init_from))
     except BaseException:
         for new_folder in new:

@@ -56,7 +56,7 @@ class NewRunFolder:
         without the other run.
         """
         if init_from:
-            content: Meta = {**meta, "step": 0, "init_from": str(init_from)}
+            content: Meta = {**meta, "step": 0}
             path = checkpoint_path(self.path, 0)
             save_checkpoint(path, trainer.config.policy, trainer.ema_weights(), content, trainer.state())
         config = {

@@ -53,6 +53,20 @@ def test_a_check_holds_if_all_stores_passed(lift_zarr: Path, tmp_path: Path) -> 
     assert not (tmp_path / "d.zarr").exists()
 
 
+def test_episodes_of_stores_of_the_same_name_can_be_told_apart(parts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    shutil.move(parts[1], tmp_path / "x/a.zarr")
+    for name, text in (("a.zarr", "push it"), ("x/a.zarr", "pull it")):
+        metadata = json.loads((tmp_path / name / "zarr.json").read_text())
+        metadata["attributes"]["source"]["instructions"] = [text]
+        (tmp_path / name / "zarr.json").write_text(json.dumps(metadata))
+    notes = ok_json("convert", parts[0], tmp_path / "x/a.zarr", "--out", tmp_path / "c.zarr")["notes"]
+    assert notes[-1] == "2 instructions, and a policy is not told which to follow: pull it; push it"
+    source = Store(tmp_path / "c.zarr").attrs["source"]
+    assert source["demos"] == ["a/0", "a-2/1", "a-2/2"]
+    assert source["instructions"] == ["pull it", "push it"]
+
+
 def test_stores_that_do_not_fit_are_refused(parts: list[Path], lift_zarr: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.zarr"
     assert "of 'lift', not of 'pusht'" in refused(ddp("convert", parts[0], lift_zarr, "--out", out))
@@ -60,10 +74,27 @@ def test_stores_that_do_not_fit_are_refused(parts: list[Path], lift_zarr: Path, 
     assert "--only does not apply" in refused(ddp("convert", *parts, "--only", ":1", "--out", out))
     shutil.copytree(parts[0], tmp_path / "copy.zarr")
     same = refused(ddp("convert", parts[0], tmp_path / "copy.zarr", "--out", out))
-    assert "copy.zarr' holds the same episodes as" in same
+    assert f"episode 0 of '{tmp_path / 'copy.zarr'}' has the same actions as episode 0 of '{parts[0]}'" in same
     itself = refused(ddp("convert", *parts, "--out", parts[1], "--overwrite"))
     assert "is the source itself" in itself
     assert ok_json("inspect", parts[1])["episodes"] == 2
+    ok(ddp("convert", tmp_path / "r.zarr", "--rate", 10, "--task", "pusht", "--out", tmp_path / "all.zarr"))
+    overlapping = refused(ddp("convert", parts[1], tmp_path / "all.zarr", "--out", out))
+    assert "episode 1 of" in overlapping  # one could be trained on, and its copy held out
+    for fit in ("pad", "crop"):
+        command = (
+            "convert",
+            tmp_path / "r.zarr",
+            "--rate",
+            10,
+            "--task",
+            "pusht",
+            "--only",
+            ":1" if fit == "pad" else "1:",
+        )
+        ok(ddp(*command, "--image-size", "8x8", "--fit", fit, "--out", tmp_path / f"{fit}.zarr"))
+    fits = refused(ddp("convert", tmp_path / "pad.zarr", tmp_path / "crop.zarr", "--out", out))
+    assert 'cameras.img.fit "pad" instead of "crop"' in fits or 'cameras.img.fit "crop" instead of "pad"' in fits
     command = ("convert", tmp_path / "r.zarr", "--rate", 20, "--task", "pusht", "--out", tmp_path / "fast.zarr")
     ok(ddp(*command))
     assert "rate 20.0 instead of 10.0" in refused(ddp("convert", parts[0], tmp_path / "fast.zarr", "--out", out))

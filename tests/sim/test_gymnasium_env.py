@@ -109,6 +109,9 @@ def test_observations_are_found_by_their_kind_or_by_the_map() -> None:
         ({"sources": {"image": "pixels"}}, "does not observe 'image'.*It observes img, pos"),
         ({"kwargs": {"success": "done"}}, "does not report 'is_success'.*--success-key: done, x, terminated, reward"),
         ({"success_key": "name"}, "does not report 'name' as a number"),
+        ({"success_key": "ragged"}, "does not report 'ragged' as a number"),
+        ({"sources": {"img": "pixels[0:3]"}}, r"pixels\[0:3\] has elements, not images.*img with images \(16, 20, 3\)"),
+        ({"kwargs": {"mode": "tuple"}}, r"does not observe 'img'; it observes 0 \(2,\)"),
         ({"score_key": "coverage"}, "does not report 'coverage'.*--score-key: is_success, x"),
     ],
 )
@@ -181,6 +184,21 @@ def test_the_example_in_the_docs_is_an_environment(tmp_path: Path, monkeypatch: 
     assert env.render().shape == (240, 240, 3)
 
 
+def test_success_may_be_reported_at_the_end_alone() -> None:
+    expected = run_episode(make(), ConstantAgent([0.5, 0.5]), 3)
+    result = run_episode(make(kwargs={"mode": "at the end"}), ConstantAgent([0.5, 0.5]), 3)
+    assert dataclasses.replace(result, chunk_ms=0) == dataclasses.replace(expected, chunk_ms=0)
+    with pytest.raises(ConfigError, match="does not report 'is_success'"):
+        run_episode(make(kwargs={"mode": "at the end"}), ConstantAgent([-1, -1]), 3)
+
+
+def test_failures_of_the_environment_are_one_line() -> None:
+    with pytest.raises(SimulatorError, match="'reach_env:Reach-v0' failed in step: AssertionError: the cable is loose"):
+        run_episode(make(kwargs={"mode": "fails"}), ConstantAgent([0, 0]), 3)
+    with pytest.raises(SimulatorError, match="reports a reward or score that is not finite"):
+        run_episode(make(kwargs={"mode": "nan"}), ConstantAgent([0, 0]), 3)
+
+
 # -- commands -------------------------------------------------------------------------------------
 
 
@@ -196,8 +214,14 @@ def test_eval_reports_scores_and_rollout_films_the_same_episodes(
     assert one["score"] == pytest.approx(np.mean(scores))
     assert one["env"]["id"] == REACH
     assert one["seeds_also_used_for"] == []
-    reports = [json.loads(path.read_text()) for path in (reach_run / "eval").glob("*reach_env_Reach-v0.json")]
-    assert [report["score"] for report in reports] == [one["score"]]
+    reports = list((reach_run / "eval").glob("*reach_env_Reach-v0*.json"))
+    assert [json.loads(path.read_text())["score"] for path in reports] == [one["score"]]
+    # The environment prints; another option makes another report.
+    printing = ok_json(*command, "--env-arg", "mode=print", "--workers", 1)
+    assert printing["score"] == one["score"]
+    assert len(list((reach_run / "eval").glob("*reach_env_Reach-v0*.json"))) == 2
+    single = ok_json("eval", reach_run, "--env", REACH, "-n", 1)
+    assert single["score_interval_95"] is None
     table = ok(ddp(*command)).stdout
     assert f"{one['score']:.3f}" in table
     assert "held" not in table
@@ -209,6 +233,11 @@ def test_eval_reports_scores_and_rollout_films_the_same_episodes(
     assert frames.shape[0] == 13  # before every action, and after the last
     assert frames[0, 256, 256].tolist() == pytest.approx([200, 200, 200], abs=6)
     ok(ddp("rollout", reach_run, "--env", REACH, "--grid", "1x2", "--video", "grid.mp4"))
+    failures = [episode["seed"] for episode in one["episodes"] if not episode["success"]]
+    again = ok_json("rollout", "--failures", reports[0], "--video", "f.mp4")
+    assert [episode["seed"] for episode in again["episodes"]] == failures
+    other = ddp("rollout", "--failures", reports[0], "--env", REACH, "--max-steps", 3, "--video", "g.mp4")
+    assert "was evaluated in 'reach_env:Reach-v0' with other options" in refused(other)
 
 
 def test_options_of_an_environment_need_one(reach_run: Path) -> None:

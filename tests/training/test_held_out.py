@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import ddp, ok, ok_json, refused
+from conftest import TINY, ddp, ok, ok_json, refused
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -118,7 +118,7 @@ def store(tmp_path: Path) -> Store:
 def test_chunks_start_at_every_step_and_end_with_the_episode(store: Store) -> None:
     actions = store.read("action").astype(np.float64)
     config = PolicyConfig(task=store.task, obs="state", actions="recorded", horizon=8, n_action_steps=TA)
-    agent, split = RecordedAgent(actions), Split([1, 2, 3], [0], is_training_store=True)
+    agent, split = RecordedAgent(actions), Split([1, 2, 3], [0])
     (chunks,) = predict_episodes(agent, config, store, split, [0], lambda _: None)
     assert chunks.steps.tolist() == [1, 2, 3, 4, 5]
     assert agent.histories[0] == [0, 1]
@@ -135,7 +135,7 @@ def test_the_nearest_window_is_found_in_the_training_episodes(store: Store) -> N
     config.task.schema.vectors.pop("step")  # only `pose` is compared
     with_copy, without = (
         predict_episodes(_without_step(agent, store), config, store, split, [0], lambda _: None)[0]
-        for split in (Split([1, 2, 3], [0], True), Split([1, 3], [0, 2], True))
+        for split in (Split([1, 2, 3], [0]), Split([1, 3], [0, 2]))
     )
     known = np.isfinite(with_copy.recorded)
     np.testing.assert_array_equal(with_copy.predicted["nearest"][known], with_copy.recorded[known])
@@ -193,6 +193,7 @@ def test_episodes_of_another_store_are_all_compared(reach_run: Path, tmp_path: P
 
 
 def test_what_needs_episodes_is_refused(reach_run: Path) -> None:
+    assert "--last does not go with --data" in refused(ddp("eval", reach_run, "--last", 2, "--data", "x.zarr"))
     for arguments in (["--sweep", "inference-steps=1"], ["--until-ci", "0.1"], [reach_run]):
         assert "does not go with recorded episodes" in refused(ddp("eval", reach_run, *arguments))
     assert "Add --env" in refused(ddp("eval", reach_run, "--last", 2))
@@ -205,11 +206,23 @@ def test_a_policy_of_a_simulator_can_be_compared_with_recorded_episodes(trained:
     shutil.rmtree(trained / "lift/tiny/eval")
 
 
+def test_initial_weights_may_have_been_trained_on_the_held_out_episodes(reach_run: Path, tmp_path: Path) -> None:
+    config = json.loads((reach_run / "config.json").read_text())
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "crop_ratio": 1.0, "encoder": "small"}.items()]
+    command = ("train", "--task", "reach", "--data", config["data"], "--steps", 2, "--preset", "laptop", *settings)
+    ok(ddp(*command, "--init-from", reach_run, "--seed", 1, "--runs", tmp_path / "runs", "--name", "b"))
+    result = ddp("eval", tmp_path / "runs/reach/b", "--json")
+    assert json.loads(ok(result).stdout)["held_out"] is False
+    assert "whether these episodes were trained on is not known: the training started from" in " ".join(
+        result.stderr.split()
+    )
+
+
 def test_a_policy_of_all_episodes_has_none_to_compare_with(store: Store) -> None:
     from ddp_cli.errors import DataError
     from ddp_cli.training.run_folder import store_identity
 
     meta = {"store": store_identity(store), "train": {"val_ratio": 0.0, "seed": 1}}
-    with pytest.raises(DataError, match="trained on all episodes"):
+    with pytest.raises(DataError, match="trained on all 4 episodes"):
         split_episodes(store, meta)
     assert split_episodes(store, {"store": None}).held_out == [0, 1, 2, 3]
