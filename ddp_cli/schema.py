@@ -8,6 +8,7 @@ recording that it was read from, such as `observation.images.top`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -188,9 +189,11 @@ class Schema(_SchemaEntry):
         return sum(part.width for part in self.action)
 
     def action_slices(self) -> dict[str, slice]:
-        """The values of each part in an action."""
-        slices, start = {}, 0
-        for part in self.action:
-            slices[part.name] = slice(start, start + part.width)
-            start += part.width
-        return slices
+        """The values of each part in an action, by its name."""
+        return dict(zip((part.name for part in self.action), action_slices(self.action), strict=True))
+
+
+def action_slices(parts: Sequence[ActionPart]) -> list[slice]:
+    """The values of each part in an action."""
+    ends = list(itertools.accumulate(part.width for part in parts))
+    return [slice(end - part.width, end) for part, end in zip(parts, ends, strict=True)]

@@ -32,7 +32,7 @@ SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "acti
 RECORDING_OPTIONS = (
     "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses",
 )  # fmt: skip
-NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "actions", "rerender")
+NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "actions")
 STORE_OUTPUT_OPTIONS = ("only", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 

@@ -11,7 +11,7 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import env_options, options
-from ddp_cli.commands.measurement import EvalOptions, measure
+from ddp_cli.commands.measurement import EvalOptions, describe_interval, measure
 from ddp_cli.commands.open_loop import evaluate_open_loop
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
@@ -270,11 +270,10 @@ def _evaluate_last(
         if name not in fresh:
             continue
         means[name] = sum(report[name] for report in reports) / len(reports)
-        low, high = fresh[interval]
         console.result(
             f"{label}: mean of the last {len(reports)} checkpoints {means[name]:{style}}, best {best[name]:{style}} "
             f"(step {best['step']}); on fresh seeds it reaches {fresh[name]:{style}} "
-            f"(95% interval {low:{style}} to {high:{style}})"
+            f"({describe_interval(fresh[interval], style)})"
         )
     return {"mean": means["success_rate"], "best": best["success_rate"], "fresh": fresh, "checkpoints": reports} | (
         {"mean_score": means["score"]} if "score" in means else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +81,9 @@ def measure(
     report |= result.to_json()
     report["until_ci"] = eval_options.max_margin or None
     report["interval_is_approximate"] = bool(eval_options.max_margin)
-    report["seeds_also_used_for"] = [p for p in purposes_of_seeds(range(seed, seed + count)) if p in OTHER_PURPOSES]
-    if eval_options.environment:
-        report["seeds_also_used_for"] = []  # other purposes start other environments with them
+    # Other purposes start robosuite's environments with their seeds.
+    purposes = [] if eval_options.environment else purposes_of_seeds(range(seed, seed + count))
+    report["seeds_also_used_for"] = [purpose for purpose in purposes if purpose in OTHER_PURPOSES]
     if processes.is_main:
         if not quiet:
             _print_table(report, result)
@@ -123,16 +123,20 @@ def _score_rows(report: dict[str, Any], result: Evaluation) -> list[tuple[str, s
     """Score and rewards where the environment has them; otherwise how often success was held."""
     if not result.scores:
         return [("held for 10 steps", f"{result.held_rate:.1%}", "")]
-    interval = report["score_interval_95"]
-    text = "one episode" if interval is None else f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
+    interval = describe_interval(report["score_interval_95"], ".3f")
     return [
         (
             "score",
             f"{report['score']:.3f}",
-            f"mean of the highest {report['env']['score_key']} of an episode, {text}",
+            f"mean of the highest {report['env']['score_key']} of an episode, {interval}",
         ),
         ("return", f"{report['total_reward']:.1f}", "mean sum of rewards"),
     ]
+
+
+def describe_interval(interval: Sequence[float] | None, style: str) -> str:
+    """A 95% interval as text, its ends formatted as `style` says; None for a single episode."""
+    return "one episode" if interval is None else f"95% interval {interval[0]:{style}} to {interval[1]:{style}}"
 
 
 def _print_table(report: dict[str, Any], result: Evaluation) -> None:

@@ -123,16 +123,15 @@ def recording_source(recording: Recording, schema: Schema, rate: float | None) -
 
 def store_source(store: Store) -> LintSource:
     """The arrays of a store."""
-    schema, bounds = store.task.schema, store.episode_bounds
-    demos = store.attrs["source"].get("demos")
-    # As the recording calls them; demo_0 of one recording and of another are different ones.
-    names = demos if isinstance(demos, list) and len(set(map(str, demos))) == len(bounds) else range(len(bounds))
+    schema, bounds, names = store.task.schema, store.episode_bounds, store.episode_names
+    if len(set(names)) < len(names):  # such names would not tell episodes apart
+        names = [str(i) for i in range(len(bounds))]
 
     def read(key: str, episode: int) -> NDArray[Any]:
         return store.read(key, rows=slice(*bounds[episode]))
 
     return LintSource(
-        [str(name) for name in names],
+        names,
         [end - begin for begin, end in bounds],
         schema.rate,
         _dimensions(schema, store.task.action_parts(store.attrs["action"]["convention"])),

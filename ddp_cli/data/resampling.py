@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import ConfigError
-from ddp_cli.schema import ActionPart
+from ddp_cli.schema import ActionPart, action_slices
 
 TOLERANCE = 1e-6  # [steps], so that whole multiples are not rounded down
 
@@ -41,12 +41,9 @@ class Resampling:
         """
         starts = self.kept(len(actions))
         result = actions[np.append(starts[1:], len(actions)) - 1].copy()
-        first = 0
-        for part in parts:
+        for part, values in zip(parts, action_slices(parts), strict=True):
             if part.representation == "delta":
-                values = slice(first, first + part.width)
                 result[:, values] = np.add.reduceat(actions[:, values], starts, axis=0)
-            first += part.width
         return result
 
     def parts(self, parts: Sequence[ActionPart]) -> tuple[ActionPart, ...]:

@@ -102,6 +102,14 @@ class Store:
         return list(itertools.pairwise([0, *self.episode_ends.tolist()]))
 
     @property
+    def episode_names(self) -> list[str]:
+        """Names of the episodes in their source; their numbers where the store does not say."""
+        names = self.attrs["source"].get("demos", [])
+        return [
+            str(name) for name in (names if len(names) == len(self.episode_ends) else range(len(self.episode_ends)))
+        ]
+
+    @property
     def image_keys(self) -> list[str]:
         """Keys of the camera images in the store."""
         return [key for key in self.task.schema.cameras if f"data/{key}" in self._root]

@@ -41,7 +41,7 @@ def merge_stores(
             yield {key: store.read(key, rows=slice(*bounds)) for key in keys}
 
     labels = _labels(stores)
-    names = [f"{label}/{name}" for store, label in zip(stores, labels, strict=True) for name in _episode_names(store)]
+    names = [f"{label}/{name}" for store, label in zip(stores, labels, strict=True) for name in store.episode_names]
     hashes = [store.content_hash() for store in stores]
     attributes: dict[str, Any] = {
         **{key: first.attrs[key] for key in ("render", "env_args", "versions", "action")},
@@ -76,8 +76,8 @@ def _check_fit(stores: Sequence[Store]) -> None:
                     f"not {first.attrs.get(key)!r}.",
                     "Convert both in the same way.",
                 )
-        actions, names = store.read("action"), _episode_names(store)
-        for (begin, end), name in zip(store.episode_bounds, names, strict=True):
+        actions = store.read("action")
+        for (begin, end), name in zip(store.episode_bounds, store.episode_names, strict=True):
             episode = f"episode {name} of '{store.path}'"
             other = seen.setdefault(hashlib.sha256(actions[begin:end].tobytes()).digest(), episode)
             if other != episode:  # one of them could be trained on, and the other held out
@@ -99,11 +99,6 @@ def _labels(stores: Sequence[Store]) -> list[str]:
         numbered = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
         labels.append(next(label for label in numbered if label not in labels))
     return labels
-
-
-def _episode_names(store: Store) -> list[str]:
-    names = store.attrs["source"].get("demos", [])
-    return names if len(names) == len(store.episode_ends) else [str(i) for i in range(len(store.episode_ends))]
 
 
 def _merged_check(stores: Sequence[Store], labels: Sequence[str]) -> dict[str, Any]:

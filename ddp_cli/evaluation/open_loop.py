@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ddp_cli.evaluation.statistics import mean_interval
 from ddp_cli.rotation import matrix_from_6d, quaternion_to_matrix, rotation_angle, rotvec_to_matrix
-from ddp_cli.schema import ActionPart
+from ddp_cli.schema import ActionPart, action_slices
+from ddp_cli.tasks import ACTION_PARTS, DELTA_RADIANS
 
 Array = NDArray[np.float64]
 
@@ -41,32 +42,29 @@ def part_errors(parts: Sequence[ActionPart], predicted: Array, recorded: Array) 
     """Errors (K, Ta) of each part: the angle between rotations [degrees], otherwise the mean absolute difference of its
     values in their own unit. nan where nothing was recorded.
     """
-    errors, start = {}, 0
-    for part in parts:
-        values = slice(start, start + part.width)
+    errors = {}
+    for part, values in zip(parts, action_slices(parts), strict=True):
         ours, theirs = predicted[..., values], recorded[..., values]
-        errors[part.name] = (
-            np.abs(ours - theirs).mean(-1) if part.rotation == "none" else _angles(part.rotation, ours, theirs)
-        )
-        start += part.width
+        errors[part.name] = np.abs(ours - theirs).mean(-1) if part.rotation == "none" else _angles(part, ours, theirs)
     return errors
 
 
-def _angles(rotation: str, a: Array, b: Array) -> Array:
+def _angles(part: ActionPart, a: Array, b: Array) -> Array:
     """Angles (K, Ta) between rotations (K, Ta, width) [degrees]."""
     angles = np.full(a.shape[:-1], math.nan)
     known = np.isfinite(b).all(-1)
-    angles[known] = np.degrees(rotation_angle(_matrices(rotation, a[known]), _matrices(rotation, b[known])))
+    angles[known] = np.degrees(rotation_angle(_matrices(part, a[known]), _matrices(part, b[known])))
     return angles
 
 
-def _matrices(rotation: str, values: Array) -> Array:
+def _matrices(part: ActionPart, values: Array) -> Array:
     """Rotations (n, width) as matrices (n, 3, 3)."""
-    if rotation == "axis-angle":
-        return rotvec_to_matrix(values)
-    if rotation == "rotation-6d":
+    if part.rotation == "axis-angle":
+        # robosuite's delta actions are fractions of an angle.
+        return rotvec_to_matrix(values * DELTA_RADIANS if part in ACTION_PARTS["delta"] else values)
+    if part.rotation == "rotation-6d":
         return matrix_from_6d(values)
-    return quaternion_to_matrix(values if rotation == "quaternion-xyzw" else np.roll(values, -1, axis=-1))
+    return quaternion_to_matrix(values if part.rotation == "quaternion-xyzw" else np.roll(values, -1, axis=-1))
 
 
 def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChunks]) -> dict[str, Any]:
@@ -79,8 +77,7 @@ def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChun
         for method in (POLICY, *BASELINES)
     }
     report: dict[str, Any] = {}
-    start = 0
-    for part in parts:
+    for part, values in zip(parts, action_slices(parts), strict=True):
         methods = {
             method: _summary([episode[part.name] for episode in per_episode]) for method, per_episode in errors.items()
         }
@@ -95,9 +92,7 @@ def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChun
             "unit": "degrees" if part.rotation != "none" else part.unit, **methods, "better_than": better,
         }  # fmt: skip
         if part.rotation == "none":
-            values = slice(start, start + part.width)
             report[part.name]["values"] = _value_errors(part, values, episodes)
-        start += part.width
     return report
 
 

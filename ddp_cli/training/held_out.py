@@ -85,7 +85,7 @@ def predict_episodes(
         held = np.repeat(actions[starts - 1][:, None], config.n_action_steps, axis=1)
         methods = {POLICY: predicted, "hold": held, "nearest": nearest.chunks(i, starts)}
         assert methods.keys() == {POLICY, *BASELINES}
-        results.append(EpisodeChunks(store.attrs["source"]["demos"][i], starts - begin, recorded, methods))
+        results.append(EpisodeChunks(store.episode_names[i], starts - begin, recorded, methods))
         done(len(results))
     return results
 

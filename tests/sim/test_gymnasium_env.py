@@ -222,6 +222,7 @@ def test_eval_reports_scores_and_rollout_films_the_same_episodes(
     assert len(list((reach_run / "eval").glob("*reach_env_Reach-v0*.json"))) == 2
     single = ok_json("eval", reach_run, "--env", REACH, "-n", 1)
     assert single["score_interval_95"] is None
+    assert "(one episode)" in ok(ddp("eval", reach_run, "--env", REACH, "-n", 1, "--last", 2)).output
     table = ok(ddp(*command)).stdout
     assert f"{one['score']:.3f}" in table
     assert "held" not in table

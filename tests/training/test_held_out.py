@@ -21,6 +21,7 @@ from ddp_cli.evaluation.open_loop import EpisodeChunks, open_loop_report, part_e
 from ddp_cli.evaluation.rollout import Observation
 from ddp_cli.safety import ActionLimits
 from ddp_cli.schema import ActionPart
+from ddp_cli.tasks import ACTION_PARTS
 from ddp_cli.training.held_out import Split, predict_episodes, split_episodes
 from ddp_cli.training.validation_split import validation_episodes
 
@@ -54,6 +55,14 @@ def test_errors_of_rotations_are_angles(rotation: str) -> None:
     np.testing.assert_allclose(errors["joint"][known], 0.5)
     assert np.isnan(errors["turn"][~known]).all()
     assert np.isnan(errors["joint"][~known]).all()
+
+
+def test_rotations_of_robosuite_are_fractions_of_half_a_radian() -> None:
+    parts = ACTION_PARTS["delta"]
+    predicted = np.zeros((1, 1, 7))
+    predicted[..., 5] = 1.0
+    errors = part_errors(parts, predicted, np.zeros((1, 1, 7)))
+    np.testing.assert_allclose(errors["rotation"], np.degrees(0.5))
 
 
 def test_means_are_over_episodes_and_steps() -> None:
