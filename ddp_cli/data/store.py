@@ -104,10 +104,9 @@ class Store:
     @property
     def episode_names(self) -> list[str]:
         """Names of the episodes in their source; their numbers where the store does not say."""
-        names = self.attrs["source"].get("demos", [])
-        return [
-            str(name) for name in (names if len(names) == len(self.episode_ends) else range(len(self.episode_ends)))
-        ]
+        names, n = self.attrs["source"].get("demos"), len(self.episode_ends)
+        is_complete = isinstance(names, list) and len(names) == n
+        return [str(name) for name in (names if is_complete else range(n))]
 
     @property
     def image_keys(self) -> list[str]:
