@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,10 @@ class Hdf5Recording:
         where = f"{self._where(episode)}, {array} of step"
         size = self._encoded[array]
         return np.stack([decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values)])
+
+    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
+        """The images of an episode one by one."""
+        return iter(self.read(array, episode))
 
     def faults(self, _arrays: Collection[str]) -> dict[int, str]:
         """None: the episodes were checked when it was opened."""

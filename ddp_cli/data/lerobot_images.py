@@ -17,15 +17,27 @@ from ddp_cli.data.lerobot_layout import is_inside
 from ddp_cli.data.parquet import COPY_AGAIN, ColumnReader
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
+from ddp_cli.video.decoder import check_zeros, count_frames, iter_frames
 from ddp_cli.video.images import decode_image
-from ddp_cli.video.video import iter_frames
-from ddp_cli.video.video_info import count_frames, read_video_info
+from ddp_cli.video.video_info import VideoInfo, read_video_info
 
 RATE_TOLERANCE = 0.01
+MAX_SKIPPED = 250  # frames that are decoded rather than searched for: a usual interval between key frames
 
 
 def check_video(path: Path, frames: int, episode: int, camera: Camera, rate: float) -> None:
-    """DataError unless the video has the size of `camera`, `rate` [Hz], and at least `frames`, the end of `episode`."""
+    """DataError unless the video has the size of `camera`, `rate` [Hz], and at least `frames`, the end of `episode`.
+
+    Decodes all of it.
+    """
+    _check_header(path, camera, rate)
+    n_frames = count_frames(path)
+    if n_frames < frames:
+        raise DataError(f"'{path}' has {n_frames} frames, but episode {episode} ends at frame {frames}.", COPY_AGAIN)
+
+
+def _check_header(path: Path, camera: Camera, rate: float) -> VideoInfo:
+    """The header of a video; DataError unless it has the size of `camera` and `rate` [Hz]."""
     info = read_video_info(path)
     if (info.height, info.width) != (camera.height, camera.width):
         raise DataError(
@@ -37,33 +49,39 @@ def check_video(path: Path, frames: int, episode: int, camera: Camera, rate: flo
             f"'{path}' plays at {info.rate:g} Hz, the dataset was recorded at {rate:g} Hz.",
             "Write the video with a frame per step, at the rate of the dataset.",
         )
-    n_frames = count_frames(path)
-    if n_frames < frames:
-        raise DataError(f"'{path}' has {n_frames} frames, but episode {episode} ends at frame {frames}.", COPY_AGAIN)
+    return info
 
 
 class VideoReader:
-    """Reads episodes from videos of `camera` that hold many: in the order of the video, each frame is decoded once."""
+    """Reads episodes from videos of `camera` that hold many, at `rate` [Hz]. In the order of the video, each frame is
+    decoded once.
+    """
 
-    def __init__(self, camera: Camera) -> None:
-        self._camera = camera
+    def __init__(self, camera: Camera, rate: float) -> None:
+        self._camera, self._rate = camera, rate
         self._path: Path | None = None
         self._position = 0
         self._frames: Iterator[NDArray[np.uint8]] = iter(())
 
-    def read(self, path: Path, first: int, count: int) -> NDArray[np.uint8]:
-        """The images `first` to `first + count` (count, H, W, 3); DataError if they are fewer or of another size."""
-        if path != self._path or first < self._position:
-            self._path, self._position, self._frames = path, 0, iter_frames(path)
-        images = list(itertools.islice(self._frames, first - self._position, first - self._position + count))
-        self._position = first + count
-        expected = (count, *self._camera.shape)
-        shape = (len(images), *(images[0].shape if images else ()))
-        if shape != expected:
-            raise DataError(
-                f"'{path}': images {first} to {first + count} have shape {shape}, expected {expected}.", COPY_AGAIN
-            )
-        return np.stack(images)
+    def read(self, path: Path, first: int, count: int, episode: int) -> Iterator[NDArray[np.uint8]]:
+        """Yields the images (H, W, 3) `first` to `first + count` of a video, those of `episode`; DataError if they are
+        fewer, damaged, of another size or at another rate.
+        """
+        if path != self._path:
+            check_zeros(path, _check_header(path, self._camera, self._rate).codec)
+        if path != self._path or not 0 <= first - self._position <= MAX_SKIPPED:
+            # Half a frame earlier: the time of the first one is rounded.
+            begin = max(0.0, (first - 0.5) / self._rate)
+            self._frames = iter_frames(path, (self._camera.height, self._camera.width), begin)
+            self._path, self._position = path, first
+        n_read = 0
+        for image in itertools.islice(self._frames, first - self._position + count):
+            self._position += 1
+            if self._position > first:
+                n_read += 1
+                yield image
+        if n_read < count:
+            raise DataError(f"'{path}' ends after {n_read} of {count} images of episode {episode}.", COPY_AGAIN)
 
 
 class TableImages:

@@ -207,7 +207,7 @@ class LeRobotDataset:
 
     def episodes(self, indices: list[int]) -> Iterator[dict[str, NDArray[Any]]]:
         """The episodes `indices` with the arrays of a store. Holds one episode and one table in memory."""
-        videos = {key: VideoReader(camera) for key, camera in self.cameras.items()}
+        videos = {key: VideoReader(camera, self._rate) for key, camera in self.cameras.items()}
         tables = {key: TableImages(self.path, feature_of(key), camera) for key, camera in self.cameras.items()}
         for i in indices:
             rows, positions = self._rows(i)
@@ -216,7 +216,8 @@ class LeRobotDataset:
             episode: dict[str, NDArray[Any]] = {key: values.astype(np.float32) for key, values in vectors.items()}
             for key in self.cameras:
                 if self._is_video(key):
-                    episode[key] = videos[key].read(*self._video(key, i), self.lengths[i])
+                    name = self._episodes[i]["episode_index"]
+                    episode[key] = np.stack(list(videos[key].read(*self._video(key, i), self.lengths[i], name)))
                 else:
                     table = table_of_episode(self._folder, self._episodes[i])
                     episode[key] = tables[key].read(table, positions, self._where(i))

@@ -6,7 +6,6 @@ Observed are the features `observation.*`; their names and the control rate are 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from ddp_cli.data.lerobot_files import (
     table_of_episode,
     video_of_episode,
 )
-from ddp_cli.data.lerobot_images import TableImages, VideoReader, check_video
+from ddp_cli.data.lerobot_images import TableImages, VideoReader
 from ddp_cli.data.lerobot_layout import ACTION_FEATURE, VERSION, Feature, open_folder
 from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
 from ddp_cli.data.recording import StepArray
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
-from ddp_cli.video.video import iter_frames
 
 INDEX_COLUMNS = ("episode_index", "frame_index", "index", "timestamp")
 NUMERIC_DTYPES = ("float", "int", "uint", "bool")
@@ -75,8 +73,7 @@ class LeRobotRecording:
         self.observations = self._find_observations()
         self._table = functools.lru_cache(maxsize=1)(self._read_table)
         self._rows = functools.lru_cache(maxsize=1)(self._read_rows)  # an episode is read array by array
-        self._checked_videos: set[Path] = set()
-        self._videos = {name: VideoReader(camera) for name, camera in self._cameras.items()}
+        self._videos = {name: VideoReader(camera, self._fps) for name, camera in self._cameras.items()}
         self._images = {name: TableImages(path, name, camera) for name, camera in self._cameras.items()}
 
     def _episodes_v2(self) -> list[dict[str, Any]]:
@@ -141,37 +138,18 @@ class LeRobotRecording:
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded; images are decoded."""
-        rows, positions = self._rows(episode)
         if array not in self._cameras:
-            return rows[array]
-        row, camera, length = self._episodes[episode], self._cameras[array], self.lengths[episode]
-        if self._features[array].dtype == "video":
-            path, begin = self._video(array, row)
-            if path not in self._checked_videos:  # which decodes all of it, and it may hold many episodes
-                check_video(path, begin + length, row["episode_index"], camera, self._fps)
-                self._checked_videos.add(path)
-            return self._videos[array].read(path, begin, length)
-        return self._images[array].read(self._table_of(row), positions, self._where(row))
+            return self._rows(episode)[0][array]
+        return np.stack(list(self.iter_images(array, episode)))
 
     def iter_images(self, array: str, episode: int) -> Iterator[NDArray[np.uint8]]:
-        """The images of an episode one by one, without a check of the whole video, which may hold hundreds of others.
-
-        DataError if some are missing.
-        """
-        if self._features[array].dtype != "video":
-            yield from self.read(array, episode)
-            return
-        row, length = self._episodes[episode], self.lengths[episode]
-        path, begin = self._video(array, row)
-        count = 0
-        # Half a frame earlier: the time of the first one is rounded.
-        for image in itertools.islice(iter_frames(path, max(0.0, (begin - 0.5) / self._fps)), length):
-            count += 1
-            yield image
-        if count < length:
-            raise DataError(
-                f"'{path}' ends after {count} of {length} images of episode {row['episode_index']}.", COPY_AGAIN
-            )
+        """The images of an episode one by one."""
+        _, positions = self._rows(episode)
+        row = self._episodes[episode]
+        if self._features[array].dtype == "video":
+            path, begin = self._video(array, row)
+            return self._videos[array].read(path, begin, self.lengths[episode], row["episode_index"])
+        return iter(self._images[array].read(self._table_of(row), positions, self._where(row)))
 
     def _where(self, row: dict[str, Any]) -> str:
         return f"'{self.path}' episode {row['episode_index']}"

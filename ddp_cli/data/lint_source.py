@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lerobot_recording import LeRobotRecording
 from ddp_cli.data.recording import Recording, are_fractions
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
@@ -108,7 +107,7 @@ def recording_source(recording: Recording, schema: Schema, rate: float | None) -
 
     def images(key: str, episode: int) -> Iterator[NDArray[Any]]:
         array = schema.cameras[key].source
-        if isinstance(recording, LeRobotRecording):
+        if recording.arrays[array].dtype == np.uint8:
             yield from recording.iter_images(array, episode)
             return
         values = recording.read(array, episode)

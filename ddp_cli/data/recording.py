@@ -5,7 +5,7 @@ Every format has a class with this interface; what an array means is said by a s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +65,9 @@ class Recording(Protocol):
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded."""
+
+    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
+        """The images of an array in an episode, one by one as recorded: videos are decoded on the way."""
 
     def faults(self, arrays: Collection[str]) -> dict[int, str]:
         """Episodes that cannot be read, as far as is known without decoding `arrays` -> fault. May add to `notes`."""

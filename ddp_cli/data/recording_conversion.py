@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,14 @@ class _EpisodeReader:
         episode: Episode = {}
         span = self._spans[i]
         kept = self._resampling.kept(span.stop - span.start)
-        for key, camera in self._schema.cameras.items():
-            values = self._recording.read(camera.source, i)[span][kept]
-            episode[key] = camera.take(to_images(values, self._is_fraction[key], f"{where}, {key}"))
+        steps = np.arange(span.start, span.stop)[kept]
+        # At once: each camera has a decoder, a process of its own that would wait for the others.
+        with ThreadPoolExecutor() as pool:
+            images = {
+                key: pool.submit(self._read_images, key, i, steps, f"{where}, {key}") for key in self._schema.cameras
+            }
+        for key in self._schema.cameras:
+            episode[key] = images[key].result()
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
@@ -165,6 +171,16 @@ class _EpisodeReader:
             is_action = key == ACTION
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
+
+    def _read_images(self, key: str, i: int, steps: NDArray[np.int64], where: str) -> NDArray[np.uint8]:
+        """The images of camera `key` in `steps`, resized one by one: those of a video are larger than what is kept."""
+        camera = self._schema.cameras[key]
+        images = np.empty((len(steps), *camera.shape), np.uint8)
+        rows = {step: row for row, step in enumerate(steps.tolist())}
+        for step, image in enumerate(self._recording.iter_images(camera.source, i)):
+            if step in rows:
+                images[rows[step]] = camera.take(to_images(image[None], self._is_fraction[key], where)[0])
+        return images
 
     def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:
         selection = parse_selection(source)

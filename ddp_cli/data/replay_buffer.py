@@ -8,7 +8,7 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class ReplayBuffer:
             codec = "imagecodecs" in reason or "codec" in reason.lower()
             hint = "Install its codecs: `pip install imagecodecs`." if codec else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
+
+    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
+        """The images of an episode one by one."""
+        return iter(self.read(array, episode))
 
     def faults(self, _arrays: Collection[str]) -> dict[int, str]:
         """None: the episodes were checked when it was opened."""

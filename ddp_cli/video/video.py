@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.disk import atomic_file
-from ddp_cli.errors import DataError, DdpError
+from ddp_cli.errors import DdpError
 from ddp_cli.locks import lock_output
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
@@ -138,18 +138,6 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write `image` (H, W, 3) as PNG."""
     with atomic_file(path) as partial:
         imageio.imwrite(partial, image, format="png")
-
-
-def iter_frames(path: Path, begin: float = 0.0) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames (H, W, 3) of a video from `begin` [s] on; DataError if it is missing or cannot be decoded."""
-    if not path.is_file():
-        raise DataError(f"no file '{path}'.", "Copy it again.")
-    try:
-        options: dict[str, Any] = {"input_params": ["-ss", f"{begin:.6f}"]} if begin else {}
-        with closing(imageio.get_reader(path, "FFMPEG", **options)) as reader:
-            yield from reader.iter_data()
-    except (OSError, ValueError, IndexError, RuntimeError) as e:
-        raise DataError(f"'{path}' is damaged or not a video.", "Copy it again.") from e
 
 
 def read_video(path: Path) -> NDArray[np.uint8]:

@@ -31,7 +31,7 @@ from ddp_cli.data.lerobot_reader import LeRobotDataset
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.video.video_info import count_frames
+from ddp_cli.video.decoder import count_frames
 
 Damage = Callable[[Path], object]
 
