@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from ddp_cli.config import PolicyConfig, TrainConfig, as_task
 from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.image_size import AUTO, RECORDED_SIZE, with_image_size
 from ddp_cli.tasks import RECORDED, Task, describe_difference
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -18,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "action_loss": 1.0,
         "object_loss": 1.0,
         "lr": 1.5e-3,
+        "image_size": AUTO,
         "policy": {
             "encoder": "small",
             "fusion": 512,
@@ -47,6 +50,9 @@ have any size; 0.9 is the published share (76 of 84 pixels)."""
 MAX_STEPS = 10_000  # beyond any horizon
 
 LENGTHS = ("steps", "epochs", "minutes")
+
+DERIVED = ("horizon_s", "image_size")
+"""Settings that set others: the horizon in steps, and the cameras of the task."""
 
 
 def default_preset(device_type: str) -> str:
@@ -78,9 +84,10 @@ def train_config(
         if values.get("crop_shape"):  # replaces the ratio of an earlier layer
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
+    flat["task"] = _with_image_size(flat["task"], flat.pop("image_size", RECORDED_SIZE))
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
-    valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields, "horizon_s"} - {"policy"})
+    valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields, *DERIVED} - {"policy"})
     for key in training:
         if key not in valid:
             raise UnknownNameError("setting", key, valid)
@@ -111,16 +118,37 @@ def _in_steps(values: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
     return {"n_action_steps": horizon - n_obs_steps, **rest, "horizon": horizon}
 
 
+def _with_image_size(task: Task, size: Any) -> Task:
+    """`task` with the images that a policy sees. A simulator renders them in the size that the task says."""
+    if not isinstance(size, str):
+        raise ConfigError(f"image_size = {size!r}: expected a size.", "For example --set image_size=96x128.")
+    if task.simulator and size in (AUTO, RECORDED_SIZE):
+        return task
+    if task.simulator:
+        raise ConfigError(
+            f"image_size {size}: the images of the task '{task.name}' are rendered in the size that the task says.",
+            "Leave it out, or describe a task with other images in a file.",
+        )
+    return replace(task, schema=with_image_size(task.schema, size))
+
+
 def _check_same(key: str, value: Any, expected: Any) -> None:
     """ConfigError if a file or setting contradicts the value `expected` of `--key`."""
     hint = f"Use --{key} to choose it."
     if key == "task":
-        differences = describe_difference(value, expected)
+        # The file may be of a run whose images were resized.
+        differences = describe_difference(_as_recorded(value), _as_recorded(expected))
         details = f": {differences}" if value.name == expected.name else ""
         if differences:
             raise ConfigError(f"task = '{value.name}' contradicts '{expected.name}'{details}.", hint)
     elif value != expected:
         raise ConfigError(f"{key} = {value!r} contradicts {expected!r}.", hint)
+
+
+def _as_recorded(task: Task) -> Task:
+    """`task` with images of the size of the recording."""
+    cameras = {k: camera.resized(*camera.recorded_shape[:2]) for k, camera in task.schema.cameras.items()}
+    return replace(task, schema=task.schema.model_copy(update={"cameras": cameras}))
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

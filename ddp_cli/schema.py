@@ -100,6 +100,10 @@ class Camera(_SchemaEntry):
             resize(images, (self.height, self.width), self.fit) if images.shape[-3:] == self.recorded_shape else images
         )
 
+    def takes(self, stored: Camera) -> bool:
+        """Whether images of `stored` become those of this camera: they have its size, or that of its recording."""
+        return self == stored or (stored.recorded is None and stored.shape == self.recorded_shape)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""

@@ -18,6 +18,7 @@ from ddp_cli.cli import app
 from ddp_cli.commands.sweep import parse_sweep
 from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.errors import DdpError
+from ddp_cli.presets import DERIVED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_data" / "README.md"]
@@ -94,7 +95,7 @@ def fault(words: list[str]) -> str:
         return e.format_message()
     except DdpError as e:
         return str(e)
-    valid = {*TrainConfig.model_fields, *PolicyConfig.model_fields, "horizon_s"}
+    valid = {*TrainConfig.model_fields, *PolicyConfig.model_fields, *DERIVED}
     unknown = [pair for pair in context.params.get("settings") or [] if pair.partition("=")[0] not in valid]
     return f"unknown setting {unknown[0]}" if unknown else ""
 
@@ -137,7 +138,7 @@ def test_commands_parse(page: Path) -> None:
 def test_options_and_settings_exist(page: Path) -> None:
     """Those in code spans that begin with an option, such as `--sampler` or `--set lr=1e-4`."""
     known = OTHER_OPTIONS.union(*map(option_names, COMMANDS))
-    settings = {*TrainConfig.model_fields, *PolicyConfig.model_fields, "horizon_s"}
+    settings = {*TrainConfig.model_fields, *PolicyConfig.model_fields, *DERIVED}
     unknown = []
     for span in code_spans(page.read_text()):
         option, _, value = span.partition(" ")

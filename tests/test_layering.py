@@ -24,7 +24,7 @@ FLOORS = [
     {"core", "evaluation", "presets"},
     {"sim", "video", "config"},
     {"task_file"},
-    {"tasks", "parallel"},
+    {"tasks", "parallel", "image_size"},
     {"schema"},
     {"base_config", "rotation", "disk", "console", "selection"},
     {"locks"},

@@ -37,24 +37,24 @@ def write_act(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("write", "options", "cameras"),
+    ("write", "cameras"),
     [
-        (write_v3, (), {"top": (32, 48, 3), "left_wrist": (16, 24, 3), "right_wrist": (24, 16, 3)}),
-        (write_act, ("--image-size", "48x64"), {"top": (480, 640, 3)}),
+        (write_v3, {"top": (32, 48, 3), "left_wrist": (16, 24, 3), "right_wrist": (24, 16, 3)}),
+        (write_act, {"top": (480, 640, 3)}),
     ],
 )
 def test_from_a_recording_to_a_server(
     write: Callable[[Path], Path],
-    options: tuple[str, ...],
     cameras: dict[str, tuple[int, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("peg"))
-    ok(ddp("convert", "peg", *options))
+    ok(ddp("convert", "peg"))
     command = ("train", "--task", "peg", "--steps", 2, "--name", "a", "--preset", "laptop", *SETTINGS)
-    ok(ddp(*command, "--set", "crop_ratio=1"))
+    output = ok(ddp(*command, "--set", "crop_ratio=1")).output
+    assert ("top: images of 480x640 are resized to 96x128" in " ".join(output.split())) == (write is write_act)
     report = ok_json("eval")
     assert (report["task"], report["rate"], list(report["parts"])) == ("peg", RATE, ["action"])
     assert len(report["parts"]["action"]["values"]) == JOINTS

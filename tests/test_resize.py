@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, ddp, ok, ok_json, refused
 from data.test_recordings import write_replay_buffer
 from PIL import Image
@@ -14,9 +16,13 @@ from PIL import Image
 from ddp_cli import load_policy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.runtime import Policy, PolicyError
+from ddp_cli.errors import ConfigError
+from ddp_cli.image_size import auto_size
+from ddp_cli.presets import train_config
 from ddp_cli.resize import resize
 from ddp_cli.schema import Camera
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
+from ddp_cli.training.dataloader import load_training_data
 
 
 def noise_image(*shape: int) -> np.ndarray:
@@ -118,3 +124,67 @@ def test_invalid_sizes_and_episodes_are_refused(tmp_path: Path) -> None:
     assert "no episode of" in refused(ddp(*command, "--drop-episodes", "0,1,2"))
     ok(ddp(*command, "--drop-episodes", "1"))
     assert Store(tmp_path / "s.zarr").attrs["source"]["demos"] == ["0", "2"]
+
+
+def test_training_resizes_what_a_store_holds(tmp_path: Path) -> None:
+    """In memory and on disk, for its windows, the held-out episodes and the export."""
+    images = write_replay_buffer(tmp_path / "p.zarr")["img"].astype(np.uint8)
+    ok(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--keys", "img", "--out", tmp_path / "s.zarr"))
+    store = Store(tmp_path / "s.zarr")
+    config = train_config(store.task, "image", "laptop", None, {"image_size": "32x24", **TINY, "encoder": "small"})
+    assert config.policy.task.schema.cameras["img"].recorded == (16, 20)
+    expected = resize(images, (32, 24))
+    view = store.for_task(config.policy.task)
+    np.testing.assert_array_equal(view.read("img"), expected)
+    np.testing.assert_array_equal(view.read("img", rows=slice(3, 5)), expected[3:5])
+    assert (view.shape("img"), view.nbytes("img")) == (expected.shape, expected.nbytes)
+    assert view.observations_hash() == store.observations_hash()
+    notes: list[str] = []
+    for budget in (1e9, 0):
+        data = load_training_data(config, view, torch.device("cpu"), notes.append, budget)
+        np.testing.assert_array_equal(data.train.arrays["img"], expected)
+    assert "s.zarr.32x24.decoded" in notes[0]
+
+    command = ("train", "--task", "p", "--data", tmp_path / "s.zarr", "--steps", 1, "--preset", "laptop")
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "encoder": "small", "image_size": "32x24"}.items()]
+    output = ok(ddp(*command, *settings, "--runs", tmp_path / "runs", "--name", "r")).output
+    assert "img: images of 16x20 are resized to 32x24" in " ".join(output.split())
+    run = tmp_path / "runs/p/r"
+    settings_file = tmp_path / "train.json"
+    settings_file.write_text(json.dumps(json.loads((run / "config.json").read_text())["train"]))
+    ok(ddp(*command, "--config", settings_file, "--runs", tmp_path / "runs", "--name", "again"))
+    configs = [json.loads((tmp_path / f"runs/p/{name}/config.json").read_text())["train"] for name in ("r", "again")]
+    assert configs[0] == configs[1]
+    assert ok_json("eval", run)["held_out"]
+    ok(ddp("export", run, "--out", tmp_path / "policy"))
+    policy = Policy.load(tmp_path / "policy")
+    noise = policy.sample_noise(np.random.default_rng(0))
+    np.testing.assert_array_equal(policy.act({"img": images[:2]}, noise), policy.act({"img": expected[:2]}, noise))
+
+
+def test_the_laptop_preset_chooses_the_size_of_large_images(resized_run: tuple[Path, np.ndarray]) -> None:
+    sizes = {(480, 640): (96, 128), (720, 1280): (84, 148), (224, 224): (112, 112), (96, 96): (96, 96), (8, 9): (8, 9)}
+    for size, expected in sizes.items():
+        assert auto_size(Camera(height=size[0], width=size[1])) == expected
+    task = Store(resized_run[0] / "s.zarr").task
+    large = replace(task, schema=task.schema.model_copy(update={"cameras": {"img": Camera(height=480, width=640)}}))
+    for preset, size in (("laptop", (96, 128)), ("paper", (480, 640))):
+        camera = train_config(large, "image", preset).policy.cameras["img"]
+        assert (camera.height, camera.width) == size
+    assert train_config(large, "image", "laptop", None, {"image_size": "recorded"}).policy.task == large
+    for value, message in (("9", "image_size '9' is not a size"), (9, "image_size = 9: expected a size")):
+        with pytest.raises(ConfigError, match=message):
+            train_config(large, "image", "laptop", None, {"image_size": value})
+    with pytest.raises(ConfigError, match="the images 'img' were resized to 32x24 by ddp convert"):
+        train_config(task, "image", "laptop", None, {"image_size": "96x96"})
+    with pytest.raises(ConfigError, match="the images of the task 'lift' are rendered"):
+        train_config("lift", "image", "laptop", None, {"image_size": "96x96"})
+
+
+def test_a_store_of_another_size_is_refused(resized_run: tuple[Path, np.ndarray]) -> None:
+    store = Store(resized_run[0] / "s.zarr")
+    for size in ((16, 20), (40, 40)):
+        camera = store.task.schema.cameras["img"].resized(*size)
+        other = replace(store.task, schema=store.task.schema.model_copy(update={"cameras": {"img": camera}}))
+        with pytest.raises(ConfigError, match=r"cameras\.img\.shape \[32, 24, 3\] instead of"):
+            store.for_task(other)

@@ -124,18 +124,13 @@ class RecordingOptions:
 
     def resized(self, schema: Schema) -> Schema:
         """`schema` with the size of images that --image-size asks for; ConfigError if it is malformed."""
-        from ddp_cli.schema import MAX_SIDE
+        from ddp_cli.image_size import parse_image_size
 
         if not self.image_size:
             if self.fit:
                 raise ConfigError(f"--fit {self.fit} needs a size.", "Add --image-size HxW.")
             return schema
-        match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", self.image_size)
-        if not match or not all(0 < int(side) <= MAX_SIDE for side in match.groups()):
-            raise ConfigError(
-                f"--image-size '{self.image_size}' is not a size.", f"Write HEIGHTxWIDTH, up to {MAX_SIDE}: 96x128."
-            )
-        height, width = int(match[1]), int(match[2])
+        height, width = parse_image_size(self.image_size, "--image-size")
         cameras = {key: camera.resized(height, width, self.fit or "stretch") for key, camera in schema.cameras.items()}
         return schema.model_copy(update={"cameras": cameras})
 

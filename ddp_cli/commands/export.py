@@ -138,6 +138,5 @@ def _example_observations(policy: DiffusionPolicy, folder: Path, data: Path | No
     path = data or find_training_store(folder) or options.existing_store(config.task.name, config.obs)
     if data is None and not path.exists():
         return observations_from_simulator(policy, render)
-    store = Store(path)
-    store.check_task(config.task)
+    store = Store(path).for_task(config.task)
     return observations_from_store(obs_keys(policy), store, config.n_obs_steps)

@@ -29,8 +29,7 @@ def evaluate_open_loop(
     from ddp_cli.training.held_out import predict_episodes, split_episodes
     from ddp_cli.training.plots import plot_predictions
 
-    store = Store(data or _training_store(source))
-    store.check_task(source.task)
+    store = Store(data or _training_store(source)).for_task(source.task)
     split = split_episodes(store, source.meta)
     episodes = split.held_out[:max_episodes]
     console.note(f"policy {source.folder}, {len(episodes)} episodes of {store.path}")

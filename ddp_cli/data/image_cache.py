@@ -75,12 +75,14 @@ def decode_arrays(
 
 def cache_folder(store: Store, cache_dir: str = "") -> Path:
     """Where the decoded images of `store` are, if they have been written: beside it, or in the folder `cache_dir` under
-    a name of its own.
+    a name of its own. Images that are resized have a folder per size.
     """
+    sizes = dict.fromkeys(f"{camera.height}x{camera.width}" for camera in store.resized.values())
+    name = ".".join([store.path.name, *sizes])
     if not cache_dir:
-        return store.path.with_name(f"{store.path.name}.decoded")
+        return store.path.with_name(f"{name}.decoded")
     path_hash = hashlib.sha256(str(store.path.resolve()).encode()).hexdigest()[:12]
-    return Path(cache_dir) / f"{store.path.name}-{path_hash}.decoded"
+    return Path(cache_dir) / f"{name}-{path_hash}.decoded"
 
 
 def _update_cache(folder: Path, store: Store, keys: Sequence[str], reason: str, info: Callable[[str], None]) -> None:
@@ -106,6 +108,8 @@ def _identity(store: Store, keys: Sequence[str]) -> str:
     attributes = {key: store.attrs.get(key) for key in ("task", "render", "versions", "total", "source")}
     if "content" in store.attrs:
         attributes["content"] = [store.attrs["content"].get(f"data/{key}") for key in keys]
+    if store.resized:
+        attributes["resized"] = {key: camera.to_json() for key, camera in store.resized.items()}
     encoded = {key: sum(file.stat().st_size for file in (store.path / "data" / key).rglob("*")) for key in keys}
     return json.dumps([attributes, store.content_hash(), encoded], sort_keys=True)
 

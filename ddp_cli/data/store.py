@@ -12,9 +12,12 @@ rendered.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 
 from ddp_cli.data import store_check
 from ddp_cli.errors import ConfigError, DataError
+from ddp_cli.parallel import default_workers
+from ddp_cli.schema import Camera
 from ddp_cli.task_file import read_task, task_file_path, task_from_json
 from ddp_cli.tasks import TASKS, Task, describe_difference
 
@@ -75,6 +80,28 @@ class Store:
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
         """The array `key`, or some of its rows, decoded; DataError if it is missing or damaged."""
         array = self._array(key, group)
+        camera = self.task.schema.cameras.get(key)
+        if group == "data" and camera and array.ndim == 4 and array.shape[1:] != camera.shape:
+            return self._read_resized(key, camera, range(*rows.indices(array.shape[0])))
+        return self._read(key, group, rows)
+
+    def _read_resized(self, key: str, camera: Camera, rows: range) -> NDArray[Any]:
+        """Images resized chunk by chunk: as they are stored they may take many times the memory."""
+        step = store_check.chunk_rows(self._array(key))
+        parts = [range(i, min(i + step, rows.stop)) for i in range(rows.start, rows.stop, step)]
+        images = np.empty((len(rows), *camera.shape), np.uint8)
+
+        def read(part: range) -> None:
+            stored = self._read(key, "data", slice(part.start, part.stop))
+            images[part.start - rows.start : part.stop - rows.start] = camera.take(stored)
+
+        with ThreadPoolExecutor(default_workers()) as pool:
+            list(pool.map(read, parts))
+        return images
+
+    def _read(self, key: str, group: str, rows: slice) -> NDArray[Any]:
+        """Rows as they are stored."""
+        array = self._array(key, group)
         try:
             return np.asarray(array[rows])
         except MemoryError:
@@ -88,13 +115,13 @@ class Store:
             raise DataError(f"'{self.path}': {group}/{key} is damaged{where}.", store_check.REPAIR_HINT) from e
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of data/`key`."""
-        return tuple(self._array(key).shape)
+        """Shape of data/`key`, as `read` returns it."""
+        shape, camera = tuple(self._array(key).shape), self.task.schema.cameras.get(key)
+        return (shape[0], *camera.shape) if camera and len(shape) == 4 else shape
 
     def nbytes(self, key: str) -> int:
         """Size of data/`key` when decoded [bytes]."""
-        array = self._array(key)
-        return math.prod(array.shape) * array.dtype.itemsize
+        return math.prod(self.shape(key)) * self._array(key).dtype.itemsize
 
     @property
     def episode_bounds(self) -> list[tuple[int, int]]:
@@ -139,7 +166,7 @@ class Store:
         rows = sorted({round(i) for i in np.linspace(0, int(self.episode_ends[-1]) - 1, HASHED_IMAGES).tolist()})
         for key in self.image_keys:
             for row in rows:
-                digest.update(self.read(key, rows=slice(row, row + 1)).tobytes())
+                digest.update(self._read(key, "data", slice(row, row + 1)).tobytes())
         return digest.hexdigest()
 
     def _array(self, key: str, group: str = "data") -> Any:
@@ -158,6 +185,26 @@ class Store:
         except Exception as e:  # damaged metadata raises many kinds
             raise DataError(f"'{self.path}': the metadata of {group}/{key} is damaged.", store_check.REPAIR_HINT) from e
         return array if isinstance(array, zarr.Array) else None
+
+    def for_task(self, task: Task) -> Store:
+        """The store as a policy of `task` sees it, whose cameras may have smaller images than the store: they are
+        resized when they are read. ConfigError unless the store was converted for `task`.
+        """
+        stored = self.task.schema.cameras
+        cameras = {
+            key: stored[key] if key in stored and camera.takes(stored[key]) else camera
+            for key, camera in task.schema.cameras.items()
+        }
+        self.check_task(replace(task, schema=task.schema.model_copy(update={"cameras": cameras})))
+        view = copy.copy(self)
+        view.task = replace(self.task, schema=task.schema)
+        return view
+
+    @property
+    def resized(self) -> dict[str, Camera]:
+        """The cameras whose images are resized when they are read."""
+        cameras = self.task.schema.cameras
+        return {key: cameras[key] for key in self.image_keys if self._array(key).shape[1:] != cameras[key].shape}
 
     def check_task(self, task: Task) -> None:
         """ConfigError unless the store was converted for `task`. The episode horizon is not compared: it does not

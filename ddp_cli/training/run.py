@@ -84,7 +84,7 @@ def build_trainer(
     config: TrainConfig, store: Store, device: torch.device, info: Log, processes: Processes, total: int | None
 ) -> tuple[Trainer, float]:
     """The trainer and the measured steps/s. Without `total`, the length is planned from the configuration."""
-    _check_store(config, store)
+    store = _check_store(config, store)
     keep_freed_memory()
     # One process of each machine decodes what does not fit in memory; all use the budget of the main process.
     budget = processes.run_on_main(lambda: memory_budget(config.memory_gb)) / processes.local_world_size
@@ -98,14 +98,15 @@ def build_trainer(
     return Trainer(config, data, device, processes, total), rate
 
 
-def _check_store(config: TrainConfig, store: Store) -> None:
-    store.check_task(config.policy.task)
+def _check_store(config: TrainConfig, store: Store) -> Store:
+    """The store with images of the size of the policy's; ConfigError if it does not fit the configuration."""
     if store.attrs["action"]["convention"] != config.policy.actions:
         raise ConfigError(
             f"'{store.path}' holds {store.attrs['action']['convention']} actions, "
             f"the configuration says {config.policy.actions}.",
             "Leave `actions` out: the default is the convention of the store.",
         )
+    return store.for_task(config.policy.task)
 
 
 def run_training(run: Run, callbacks: Callbacks, wandb: bool = False) -> Path | None:
