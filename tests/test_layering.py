@@ -42,6 +42,7 @@ OWNERS = {
     "imageio": {"video"},
     "imageio_ffmpeg": {"video"},
     "PIL": {"video"},
+    "imagecodecs": {"data"},
     "rich": {"console"},
     "scipy": {"rotation", "evaluation"},
     "matplotlib": {"training"},

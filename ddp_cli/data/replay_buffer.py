@@ -9,6 +9,7 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ddp_cli.errors import DataError
 
 ENDS = "meta/episode_ends"
 COPY_HINT = "Download or copy it again."
+CODECS_HINT = "Install it: `pip install 'ddp-cli[jpeg2k]'` has those of images. Others need the package that wrote it."
 
 
 def is_replay_buffer(path: Path) -> bool:
@@ -37,9 +39,18 @@ def is_replay_buffer(path: Path) -> bool:
 
 
 def _open(path: Path) -> zarr.Group:
+    with suppress(ImportError):  # JPEG 2000, JPEG XL and other codecs of images
+        from imagecodecs.numcodecs import register_codecs
+
+        register_codecs(verbose=False)
     if path.is_file():
         return zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
     return zarr.open_group(path, mode="r")
+
+
+def _lacks_codec(reason: str) -> bool:
+    """Whether an error of zarr says that a codec is not installed."""
+    return "codec not available" in reason or "imagecodecs" in reason
 
 
 class ReplayBuffer:
@@ -57,7 +68,10 @@ class ReplayBuffer:
             members = sorted(self._root["data"].arrays())  # type: ignore[union-attr]
             end_array = self._root[ENDS]
         except Exception as e:  # damaged metadata raises many kinds
-            raise DataError(f"'{path}' is a damaged zarr folder: {' '.join(str(e).split())}.", COPY_HINT) from e
+            reason = " ".join(str(e).split())
+            if _lacks_codec(reason):
+                raise DataError(f"'{path}': {reason}.", CODECS_HINT) from e
+            raise DataError(f"'{path}' is a damaged zarr folder: {reason}.", COPY_HINT) from e
         self._arrays = {f"data/{name}": array for name, array in members if array.ndim}
         ends = self._read(end_array, slice(None), ENDS)
         if ends.ndim != 1 or not ends.size or ends.dtype.kind not in "iu" or np.diff(ends, prepend=0).min() <= 0:
@@ -91,8 +105,7 @@ class ReplayBuffer:
             raise
         except Exception as e:  # damaged chunks and unknown codecs raise many kinds
             reason = (str(e) or type(e).__name__).splitlines()[0]
-            codec = "imagecodecs" in reason or "codec" in reason.lower()
-            hint = "Install its codecs: `pip install imagecodecs`." if codec else COPY_HINT
+            hint = CODECS_HINT if _lacks_codec(reason) else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
 
     def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
