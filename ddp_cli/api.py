@@ -68,7 +68,8 @@ class LoadedPolicy:
                 raise ConfigError(f"the observation '{key}' is missing.", f"Expected: {', '.join(self.obs_shapes)}.")
             recorded = (self.n_obs_steps, *self._cameras[key].recorded_shape) if key in self._cameras else expected
             if np.shape(obs[key]) not in (expected, recorded):
-                raise ConfigError(f"'{key}' has shape {np.shape(obs[key])}, expected {expected}.")
+                alternative = f" or {recorded}" if recorded != expected else ""
+                raise ConfigError(f"'{key}' has shape {np.shape(obs[key])}, expected {expected}{alternative}.")
         steps = range(self.n_obs_steps)
         history = [{key: self._as_observed(key, obs[key][i]) for key in self.obs_shapes} for i in steps]
         chunk = clamp_chunk(self._agent.action_limits, self._agent.act(history), self._previous_action)

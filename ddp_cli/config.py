@@ -123,6 +123,7 @@ class PolicyConfig(BaseConfig):
                     setting = f"crop_ratio {self.crop_ratio}" if self.crop_ratio else f"crop_shape {self.crop_shape}"
                     raise ValueError(
                         f"{setting} must lie between {MIN_CROP} and {size} pixels, the size of the images '{key}'"
+                        + (f" (resized from {'x'.join(map(str, camera.recorded))})" if camera.recorded else "")
                     )
         return self
 
@@ -134,7 +135,7 @@ class PolicyConfig(BaseConfig):
                 f"{key} {height}x{width}x{channels}" for key, (channels, height, width) in inputs.items()
             )
             raise ValueError(
-                f"share_encoder needs crops of one shape: {listed}; `ddp convert --image-size` resizes images"
+                f"share_encoder needs crops of one shape: {listed}; --set image_size=96x96 gives all images one size"
             )
         return self
 

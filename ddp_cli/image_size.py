@@ -9,6 +9,7 @@ from ddp_cli.schema import MAX_SIDE, Camera, Schema
 
 AUTO, RECORDED_SIZE = "auto", "recorded"
 AUTO_PIXELS = 112 * 112  # per image; the published policies use 84x84 to 96x96, of cropped views
+MIN_SIDE = 16  # [pixels]; also the smallest crop
 SIDE_STEP = 4  # [pixels]; sides are multiples of it
 
 
@@ -42,6 +43,8 @@ def with_image_size(schema: Schema, size: str) -> Schema:
             wanted = stored if camera.recorded else auto_size(camera)
         elif size != RECORDED_SIZE:
             wanted = parse_image_size(size, "image_size")
+        if min(wanted) < MIN_SIDE <= min(stored):
+            raise ConfigError(f"image_size {size}: sides have at least {MIN_SIDE} pixels.", "For example 96x128.")
         if wanted != stored and camera.recorded:
             raise ConfigError(
                 f"image_size {size}: the images '{key}' were resized to {stored[0]}x{stored[1]} by ddp convert.",

@@ -84,7 +84,12 @@ def train_config(
         if values.get("crop_shape"):  # replaces the ratio of an earlier layer
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
-    flat["task"] = _with_image_size(flat["task"], flat.pop("image_size", RECORDED_SIZE))
+    size = flat.pop("image_size", RECORDED_SIZE)
+    chosen = "image_size" in {**(file or {}), **(settings or {})}
+    if obs == "image" and (
+        chosen or "task" not in _flatten(file or {})
+    ):  # else the images are those of the file's task
+        flat["task"] = _with_image_size(as_task(task), size)
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
     valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields, *DERIVED} - {"policy"})

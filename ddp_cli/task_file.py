@@ -18,10 +18,10 @@ from ddp_cli.schema import MAX_WIDTH, OBJECT, Identifier, Schema, Width, check_i
 from ddp_cli.tasks import (
     ACTION_PARTS,
     CAMERAS,
-    PROPRIO,
     ROBOSUITE_RATE,
     TASKS,
     Robosuite,
+    Robot,
     Task,
     describe_difference,
     get_task,
@@ -74,10 +74,11 @@ class RobosuiteDescription(BaseConfig):
         min_length=1,
         description='image keys and cameras of the simulator, for example {"agentview_image": "agentview"}',
     )
-    low_dim: dict[LowDimKey, Width] = Field(default_factory=PROPRIO.copy, description=WIDTHS_DESCRIPTION)
+    low_dim: dict[LowDimKey, Width] | None = Field(None, description=WIDTHS_DESCRIPTION)
     object: dict[Observable, Width] = Field(default_factory=dict, description=WIDTHS_DESCRIPTION)
     model_varies: Annotated[StrictBool, Field(description="true or false")] = True
     horizon: Horizon = 400
+    robot: Robot = "Panda"
 
     def to_task(self) -> Task:
         return robosuite_task(**dict(self))

@@ -1,7 +1,8 @@
 """Tasks: what a step holds (schema.py), and the simulator that it was recorded in, if any.
 
 Three tasks of robosuite are built in; task_file.py reads others. The built-in ones use a single Franka Panda with its
-gripper, controlled at 20 Hz by operational-space control of the end-effector pose, and camera images of 84x84.
+gripper, controlled at 20 Hz by operational-space control of the end-effector pose, and camera images of 84x84;
+`with_robot` gives them another arm.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ddp_cli import choices
 from ddp_cli.base_config import BaseConfig
@@ -24,16 +25,20 @@ CAMERAS = {
 }
 """Image key -> camera of the simulator; the default of a robosuite task."""
 
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""Proprioception, key -> width: end-effector position [m], quaternion (x, y, z, w), finger joints [m]."""
+FINGERS = "robot0_gripper_qpos"
+PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, FINGERS: 2}
+"""Proprioception of a Panda, key -> width: end-effector position [m], quaternion (x, y, z, w), finger joints [m]."""
 
 UNITS = {
     "robot0_eef_pos": "m, position of the end effector, world frame",
     "robot0_eef_quat": "quaternion x, y, z, w of the end effector, world frame",
-    "robot0_gripper_qpos": "m, positions of the finger joints",
+    FINGERS: "m, positions of the finger joints",
 }
+ROBOTS = {"Panda": 2, "Sawyer": 2, "IIWA": 6, "Jaco": 6, "Kinova3": 6, "UR5e": 6, "XArm7": 6}
+"""Arms of robosuite on a fixed base -> number of finger joints of their grippers."""
 ROBOSUITE_CAMERA = Camera(height=84, width=84)
 ROBOSUITE_RATE = 20.0  # [Hz]
+AS_OBSERVED = "as observed by robosuite"  # the unit of everything else
 
 DELTA_METRES, DELTA_RADIANS = 0.05, 0.5
 """The offset of the goal pose that 1.0 in a delta action stands for."""
@@ -82,6 +87,16 @@ STATE_DIMS = {"lift": 32, "can": 71, "square": 45}
 """Width of the simulator state of the built-in tasks; that of others is read from the simulator."""
 
 
+def check_robot(name: str) -> str:
+    """`name` if it is one of `ROBOTS`; ValueError otherwise."""
+    if name not in ROBOTS:
+        raise ValueError(f"expected one of {', '.join(ROBOTS)}")
+    return name
+
+
+Robot = Annotated[str, AfterValidator(check_robot)]
+
+
 class Robosuite(BaseConfig):
     """An environment of robosuite, and which of its cameras and observables the keys of the schema are."""
 
@@ -95,6 +110,11 @@ class Robosuite(BaseConfig):
     """Observable -> width: the parts of the key `object` (state policies, auxiliary loss). Empty: no such key."""
     model_varies: bool = True
     """The model differs between episodes (Lift: cube size; Door: its position), not only the state."""
+    robot: Robot = "Panda"
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in stores and checkpoints. Earlier versions know no other robot than the default."""
+        return self.model_dump(mode="json", exclude={"robot"} if self.robot == "Panda" else None)
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,13 @@ class Task:
     @property
     def is_built_in(self) -> bool:
         return self.name in TASKS
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is a built-in task with any arm."""
+        return self.simulator is not None and self in [
+            with_robot(task, self.simulator.robot) for task in TASKS.values()
+        ]
 
     @property
     def robosuite(self) -> Robosuite:
@@ -155,7 +182,7 @@ class Task:
         """The form in stores and checkpoints: the name of a built-in task, the full description of any other."""
         if self.is_built_in:
             return self.name
-        simulator = None if self.simulator is None else self.simulator.model_dump(mode="json")
+        simulator = None if self.simulator is None else self.simulator.to_json()
         return {
             "name": self.name, "schema": self.schema.to_json(), "simulator": simulator, "horizon": self.horizon,
         }  # fmt: skip
@@ -166,21 +193,24 @@ def robosuite_task(
     env_name: str,
     *,
     cameras: Mapping[str, str] = CAMERAS,
-    low_dim: Mapping[str, int] = PROPRIO,
+    low_dim: Mapping[str, int] | None = None,
     object: Mapping[str, int] | None = None,
     model_varies: bool = True,
     horizon: int = 400,
+    robot: str = "Panda",
 ) -> Task:
-    """A task of robosuite with one Panda, at 20 Hz, with images of 84x84 and delta actions.
+    """A task of robosuite with one arm, at 20 Hz, with images of 84x84 and delta actions.
 
-    Quaternions are not normalized; `object` is one vector, first among them.
+    Quaternions are not normalized; `object` is one vector, first among them. `low_dim` are by default the pose of the
+    end effector and the finger joints.
     """
+    low_dim = PROPRIO | {FINGERS: ROBOTS[robot]} if low_dim is None else low_dim
     parts = dict(object or {})
     vectors = {OBJECT: Vector(width=sum(parts.values()), unit="poses, as observed by robosuite")} if parts else {}
     vectors |= {
         key: Vector(
             width=width,
-            unit=UNITS.get(key, "as observed by robosuite"),
+            unit=UNITS.get(key, AS_OBSERVED) if key != FINGERS or width == PROPRIO[FINGERS] else AS_OBSERVED,
             normalization="identity" if "quat" in key else "range",
         )
         for key, width in low_dim.items()
@@ -191,8 +221,23 @@ def robosuite_task(
         vectors=vectors,
         action=ACTION_PARTS["delta"],
     )
-    simulator = Robosuite(env_name=env_name, cameras=dict(cameras), object=parts, model_varies=model_varies)
+    simulator = Robosuite(
+        env_name=env_name, cameras=dict(cameras), object=parts, model_varies=model_varies, robot=robot
+    )
     return Task(name, schema, simulator, horizon)
+
+
+def with_robot(task: Task, robot: str) -> Task:
+    """The built-in `task` with another arm, such as `lift_ur5e`; ConfigError if the arm is unknown."""
+    simulator = task.robosuite
+    if robot not in ROBOTS:
+        raise UnknownNameError("robot", robot, ROBOTS)
+    if robot == simulator.robot:
+        return task
+    return robosuite_task(
+        f"{task.name}_{robot.lower()}", simulator.env_name, cameras=simulator.cameras, object=simulator.object,
+        model_varies=simulator.model_varies, horizon=task.horizon, robot=robot,
+    )  # fmt: skip
 
 
 TASKS = {
@@ -266,7 +311,12 @@ def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
     schema, simulator = task.schema, task.simulator
     single: dict[str, Any] = {"name": task.name}
     if simulator:
-        single |= {"env_name": simulator.env_name, "object": simulator.object, "model_varies": simulator.model_varies}
+        single |= {
+            "env_name": simulator.env_name,
+            "robot": simulator.robot,
+            "object": simulator.object,
+            "model_varies": simulator.model_varies,
+        }
     single |= {"horizon": task.horizon, "rate": schema.rate}
     fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items() if key not in ignore}
     for key, camera in schema.cameras.items():

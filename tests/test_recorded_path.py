@@ -24,13 +24,14 @@ JOINTS, RATE = 14, 50
 
 
 def write_act(folder: Path) -> Path:
-    """Episodes as ACT writes them, with camera images of 480x640."""
+    """Episodes as ACT writes them, with camera images of 480x640. The joints are in ticks of their servos."""
     folder.mkdir()
     gradient = np.linspace(0, 200, 640, dtype=np.uint8)
     for i, n in enumerate(LENGTHS):
         rng = np.random.default_rng(i)
         with h5py.File(folder / f"episode_{i}.hdf5", "w") as f:
-            f["action"], f["observations/qpos"] = rng.normal(size=(n, JOINTS)), rng.normal(size=(n, JOINTS))
+            for name in ("action", "observations/qpos"):
+                f[name] = rng.uniform(0, 4095, (n, JOINTS))
             image = np.broadcast_to(gradient[None, None, :, None], (n, 480, 640, 3))
             f.create_dataset("observations/images/top", data=image + np.uint8(i), compression="gzip")
     return folder

@@ -136,7 +136,8 @@ def test_training_resizes_what_a_store_holds(tmp_path: Path) -> None:
     expected = resize(images, (32, 24))
     view = store.for_task(config.policy.task)
     np.testing.assert_array_equal(view.read("img"), expected)
-    np.testing.assert_array_equal(view.read("img", rows=slice(3, 5)), expected[3:5])
+    for rows in (slice(3, 5), slice(1, None, 3), slice(-4, None)):
+        np.testing.assert_array_equal(view.read("img", rows=rows), expected[rows])
     assert (view.shape("img"), view.nbytes("img")) == (expected.shape, expected.nbytes)
     assert view.observations_hash() == store.observations_hash()
     notes: list[str] = []
@@ -172,7 +173,18 @@ def test_the_laptop_preset_chooses_the_size_of_large_images(resized_run: tuple[P
         camera = train_config(large, "image", preset).policy.cameras["img"]
         assert (camera.height, camera.width) == size
     assert train_config(large, "image", "laptop", None, {"image_size": "recorded"}).policy.task == large
-    for value, message in (("9", "image_size '9' is not a size"), (9, "image_size = 9: expected a size")):
+    # The task in a configuration fixes its images, unless a size is given: that is of the images in the store.
+    for size in ((480, 640), (48, 64)):
+        camera = large.schema.cameras["img"].resized(*size)
+        file = {"task": replace(large, schema=large.schema.model_copy(update={"cameras": {"img": camera}})).to_json()}
+        assert train_config(large, "image", "laptop", file).policy.cameras["img"] == camera
+        chosen = train_config(large, "image", "laptop", file, {"image_size": "32x40"}).policy.cameras["img"]
+        assert chosen == large.schema.cameras["img"].resized(32, 40)
+    for value, message in (
+        ("9x16", "sides have at least 16 pixels"),
+        ("9", "image_size '9' is not a size"),
+        (9, "image_size = 9: expected a size"),
+    ):
         with pytest.raises(ConfigError, match=message):
             train_config(large, "image", "laptop", None, {"image_size": value})
     with pytest.raises(ConfigError, match="the images 'img' were resized to 32x24 by ddp convert"):

@@ -23,6 +23,14 @@ EXAMPLES = options.examples(
 
 def collect(
     task: options.Task = "square",
+    robot: Annotated[
+        str,
+        typer.Option(
+            "--robot",
+            help="Arm that acts: Panda or IIWA; the task is then called lift_iiwa, and so on.",
+            rich_help_panel="Content",
+        ),
+    ] = "Panda",
     episodes: Annotated[
         int,
         typer.Option("--episodes", "-n", min=1, help="Successful demonstrations to record.", rich_help_panel="Content"),
@@ -52,17 +60,20 @@ def collect(
     from dataclasses import asdict
 
     from ddp_cli.task_file import read_task
+    from ddp_cli.tasks import with_robot
 
     started = time.perf_counter()
     with options.reserve_output(out, overwrite):
         _warn_of_seeds(range(seed, seed + episodes))
-        result = run_collection(read_task(task), episodes, out, seed, workers)
+        described = read_task(task)
+        described = with_robot(described, robot) if robot != "Panda" else described
+        result = run_collection(described, episodes, out, seed, workers)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
         return
     console.result(
-        f"{out}: {result.demos} demonstrations of {task}, {result.steps} steps, "
+        f"{out}: {result.demos} demonstrations of {described.name}, {result.steps} steps, "
         f"{result.failures} of {result.attempts} attempts failed, in {console.duration(seconds)}"
     )
 

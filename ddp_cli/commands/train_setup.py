@@ -130,12 +130,12 @@ def find_or_make_store(task: Task, obs: str) -> Path:
 def _collect_demos(task: Task, store: Path) -> Path:
     """Demonstrations collected by the scripted policy of `task`, in data/TASK.hdf5."""
     from ddp_cli.commands.collect import run_collection
-    from ddp_cli.sim.scripted_policies import SCRIPTED_POLICIES
+    from ddp_cli.sim.scripted_policies import has_scripted_policy
 
     demos = options.DATA / f"{task.name}.hdf5"
     if demos.exists():
         return demos
-    if task.name not in SCRIPTED_POLICIES:
+    if not has_scripted_policy(task):
         raise DdpError(
             f"no store '{store}', and no demonstrations of '{task.name}' to make one from.",
             "Name a store with --data, or make one with `ddp convert DEMOS.hdf5`.",

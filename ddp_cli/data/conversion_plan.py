@@ -100,7 +100,7 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     if incompatibilities:
         raise DataError(
             f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
-            "A policy would act differently from these demos. Record with `ddp collect`, or with a Panda and OSC_POSE.",
+            "A policy would act differently from these demos. Record with `ddp collect`, or with one arm and OSC_POSE.",
         )
     names = [demos.names[i] for i in select_episodes(len(demos.names), options.only, f"'{demos.path}'")]
     valid = _ValidDemos(demos, options)

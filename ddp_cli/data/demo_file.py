@@ -32,7 +32,7 @@ from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_lin
 from ddp_cli.data.invariants import check_intended, check_time
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError
-from ddp_cli.tasks import ACTION_WIDTHS, Task, robosuite_task, task_of_env
+from ddp_cli.tasks import ACTION_WIDTHS, ROBOTS, Task, robosuite_task, task_of_env, with_robot
 
 
 class DemoFile:
@@ -86,6 +86,12 @@ class DemoFile:
         self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
         self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
+        if self.info.robot in ROBOTS and self.info.robot != self.task.robosuite.robot:
+            raise DataError(
+                f"'{self.path}' was recorded with the robot {self.info.robot}, "
+                f"but the task '{self.task.name}' has {self.task.robosuite.robot}.",
+                "Leave out --task, or name a task file with this robot.",
+            )
         if self.task.robosuite.env_name != self.info.env_name:
             raise DataError(
                 f"'{self.path}' was recorded in {self.info.env_name}, "
@@ -104,7 +110,8 @@ class DemoFile:
 
     def _find_task(self, allow_unknown_env: bool) -> Task:
         try:
-            return task_of_env(self.info.env_name)
+            task = task_of_env(self.info.env_name)
+            return with_robot(task, self.info.robot) if self.info.robot in ROBOTS else task
         except ConfigError as e:
             if allow_unknown_env:
                 return robosuite_task("none", self.info.env_name, model_varies=False)

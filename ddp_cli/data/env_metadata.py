@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, ROBOSUITE_RATE
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, ROBOSUITE_RATE, ROBOTS
 
 OUTPUT_MAX = [DELTA_METRES] * 3 + [DELTA_RADIANS] * 3
 """The controller's goal offset for a delta action of 1.0."""
@@ -43,6 +43,13 @@ class RecordingInfo:
         return "absolute" if is_absolute else "delta"
 
     @property
+    def robot(self) -> str:
+        """The only robot; empty if there are several."""
+        robots = self.kwargs.get("robots", "Panda")
+        robots = robots if isinstance(robots, list) else [robots]
+        return robots[0] if len(robots) == 1 and isinstance(robots[0], str) else ""
+
+    @property
     def lite_physics(self) -> bool:
         """Whether the recording robosuite stepped with `lite_physics`, the default since 1.4.2."""
         return version_tuple(self.version) > (1, 4, 1) if self.version else True
@@ -50,9 +57,8 @@ class RecordingInfo:
     def incompatibilities(self) -> list[str]:
         """Reasons why the recorded actions would have another effect in the simulator; empty if there are none."""
         reasons = []
-        robots = self.kwargs.get("robots", ["Panda"])
-        if robots not in ("Panda", ["Panda"]):
-            reasons.append(f"robots are {robots!r}, expected a single Panda")
+        if self.robot not in ROBOTS:
+            reasons.append(f"robots are {self.kwargs['robots']!r}, expected one of {', '.join(ROBOTS)}")
         control_freq = self.kwargs.get("control_freq", ROBOSUITE_RATE)
         if control_freq != ROBOSUITE_RATE:
             reasons.append(f"control rate is {control_freq!r} Hz, expected {ROBOSUITE_RATE:g} Hz")
@@ -138,7 +144,7 @@ def _arm_controller(configs: Any, source: str) -> dict[str, Any] | None:
         arm = parts.get("right")
     if not isinstance(arm, dict):
         raise DataError(
-            f"{source}: controller_configs has no configuration of an arm.", "Expected OSC_POSE of a single Panda."
+            f"{source}: controller_configs has no configuration of an arm.", "Expected OSC_POSE of a single arm."
         )
     return arm
 

@@ -78,7 +78,7 @@ class Hdf5Recording:
         self.instructions = [""] * len(names)
         self.default_rate: float | None = None
         self.kind = "demonstrations (HDF5), taken as they were recorded"
-        self.notes: list[str] = []
+        self.notes, self.in_videos = list[str](), list[str]()
         self._episodes = episodes
         self._encoded: dict[str, tuple[int, int]] = {}  # arrays of encoded images -> height, width
         self.lengths: list[int] = []
@@ -129,21 +129,27 @@ class Hdf5Recording:
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded; encoded images are decoded."""
+        return (
+            np.stack(list(self.iter_images(array, episode))) if array in self._encoded else self._read(array, episode)
+        )
+
+    def _read(self, array: str, episode: int) -> NDArray[Any]:
+        """The values in the file."""
         file_path, group_name = self._episodes[episode]
         location = f"{group_name}/{array}".replace("//", "/")
         with open_hdf5(file_path) as file, report_read_errors(file_path, location):
             dataset = file[group_name][array]
             check_complete(file_path, dataset, location)
-            values = dataset[: self.lengths[episode]]
+            return np.asarray(dataset[: self.lengths[episode]])
+
+    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:  # noqa: ARG002
+        """The images of an episode one by one."""
+        values = self._read(array, episode)
         if array not in self._encoded:
-            return np.asarray(values)
+            return iter(values)
         where = f"{self._where(episode)}, {array} of step"
         size = self._encoded[array]
-        return np.stack([decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values)])
-
-    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
-        """The images of an episode one by one."""
-        return iter(self.read(array, episode))
+        return (decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values))
 
     def faults(self, _arrays: Collection[str]) -> dict[int, str]:
         """None: the episodes were checked when it was opened."""

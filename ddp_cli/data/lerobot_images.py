@@ -55,10 +55,13 @@ def _check_header(path: Path, camera: Camera, rate: float) -> VideoInfo:
 class VideoReader:
     """Reads episodes from videos of `camera` that hold many, at `rate` [Hz]. In the order of the video, each frame is
     decoded once.
+
+    Frames are counted from the first one. With `seek`, those far ahead are searched by their time instead, which is
+    fast, and may be a frame off where the video does not have exactly this rate.
     """
 
-    def __init__(self, camera: Camera, rate: float) -> None:
-        self._camera, self._rate = camera, rate
+    def __init__(self, camera: Camera, rate: float, seek: bool = False) -> None:
+        self._camera, self._rate, self._seek = camera, rate, seek
         self._path: Path | None = None
         self._position = 0
         self._frames: Iterator[NDArray[np.uint8]] = iter(())
@@ -69,11 +72,10 @@ class VideoReader:
         """
         if path != self._path:
             check_zeros(path, _check_header(path, self._camera, self._rate).codec)
-        if path != self._path or not 0 <= first - self._position <= MAX_SKIPPED:
-            # Half a frame earlier: the time of the first one is rounded.
-            begin = max(0.0, (first - 0.5) / self._rate)
-            self._frames = iter_frames(path, (self._camera.height, self._camera.width), begin)
-            self._path, self._position = path, first
+        if path != self._path or first < self._position:
+            self._open(path, 0)
+        if self._seek and first - self._position > MAX_SKIPPED:
+            self._open(path, first)
         n_read = 0
         for image in itertools.islice(self._frames, first - self._position + count):
             self._position += 1
@@ -82,6 +84,12 @@ class VideoReader:
                 yield image
         if n_read < count:
             raise DataError(f"'{path}' ends after {n_read} of {count} images of episode {episode}.", COPY_AGAIN)
+
+    def _open(self, path: Path, first: int) -> None:
+        # Half a frame earlier: the time of the first one is rounded.
+        begin = max(0.0, (first - 0.5) / self._rate)
+        self._frames = iter_frames(path, (self._camera.height, self._camera.width), begin)
+        self._path, self._position = path, first
 
 
 class TableImages:

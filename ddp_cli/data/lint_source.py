@@ -108,7 +108,7 @@ def recording_source(recording: Recording, schema: Schema, rate: float | None) -
     def images(key: str, episode: int) -> Iterator[NDArray[Any]]:
         array = schema.cameras[key].source
         if recording.arrays[array].dtype == np.uint8:
-            yield from recording.iter_images(array, episode)
+            yield from recording.iter_images(array, episode, exact=False)
             return
         values = recording.read(array, episode)
         factor = factors.setdefault(key, 255 if are_fractions(values) else 1)

@@ -75,8 +75,8 @@ def build_episode(sim: Simulator | None, spec: RenderSpec, demo: Demo) -> Episod
 def load_demo_model(sim: Simulator, demo: Demo) -> str:
     """Loads the model that `demo` was recorded with, if models vary between episodes; returns its source (MODEL_...).
 
-    The XML of an older robosuite may not load. A built-in task then uses a model of the installed robosuite, which
-    differs little (Lift: the cube's edges by 2 mm); of other tasks the SimulatorError is raised.
+    The XML of an older robosuite may not load. A built-in task, with any arm, then uses a model of the installed
+    robosuite, which differs little (Lift: the cube's edges by 2 mm); of other tasks the SimulatorError is raised.
     """
     if not sim.task.robosuite.model_varies:
         return MODEL_SHARED
@@ -85,7 +85,7 @@ def load_demo_model(sim: Simulator, demo: Demo) -> str:
             sim.load_xml(demo.xml)
             return MODEL_RECORDED
         except SimulatorError:
-            if not sim.task.is_built_in:
+            if not sim.task.is_variant:
                 raise
     sim.reset(0)
     return MODEL_CURRENT

@@ -62,12 +62,17 @@ class Recording(Protocol):
     instructions: list[str]
     """What each episode shows, in words, empty where the recording does not say."""
     notes: list[str]
+    in_videos: list[str]
+    """Arrays of images that are decoded from videos, each by a process of its own."""
 
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded."""
 
-    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
-        """The images of an array in an episode, one by one as recorded: videos are decoded on the way."""
+    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:
+        """The images of an array in an episode, one by one as recorded. Those of videos and encoded ones are decoded on
+        the way. Without `exact`, images of a video may be those of the step before or after: finding an episode in a
+        long video is faster then.
+        """
 
     def faults(self, arrays: Collection[str]) -> dict[int, str]:
         """Episodes that cannot be read, as far as is known without decoding `arrays` -> fault. May add to `notes`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
+import operator
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,13 +158,9 @@ class _EpisodeReader:
         span = self._spans[i]
         kept = self._resampling.kept(span.stop - span.start)
         steps = np.arange(span.start, span.stop)[kept]
-        # At once: each camera has a decoder, a process of its own that would wait for the others.
-        with ThreadPoolExecutor() as pool:
-            images = {
-                key: pool.submit(self._read_images, key, i, steps, f"{where}, {key}") for key in self._schema.cameras
-            }
+        images = self._read_cameras(i, steps, where)
         for key in self._schema.cameras:
-            episode[key] = images[key].result()
+            episode[key] = images[key]
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
@@ -172,14 +170,37 @@ class _EpisodeReader:
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
 
-    def _read_images(self, key: str, i: int, steps: NDArray[np.int64], where: str) -> NDArray[np.uint8]:
-        """The images of camera `key` in `steps`, resized one by one: those of a video are larger than what is kept."""
-        camera = self._schema.cameras[key]
-        images = np.empty((len(steps), *camera.shape), np.uint8)
+    def _read_cameras(self, i: int, steps: NDArray[np.int64], where: str) -> Episode:
+        """The images of all cameras in `steps`."""
+        keys: dict[str, list[str]] = {}  # by source: one array may be read as several cameras
+        for key, camera in self._schema.cameras.items():
+            keys.setdefault(camera.source, []).append(key)
+        # Videos at once: each has a decoder, a process of its own that would wait for the others.
+        with ThreadPoolExecutor() as pool:
+            videos = [
+                pool.submit(self._read_images, source, keys[source], i, steps, where)
+                for source in keys
+                if source in self._recording.in_videos
+            ]
+            others = [
+                self._read_images(source, keys[source], i, steps, where)
+                for source in keys
+                if source not in self._recording.in_videos
+            ]
+        return functools.reduce(operator.or_, [*(video.result() for video in videos), *others], Episode())
+
+    def _read_images(self, source: str, keys: list[str], i: int, steps: NDArray[np.int64], where: str) -> Episode:
+        """The images of the cameras `keys`, all read from `source`. They are resized one by one: those of a video are
+        larger than what is kept.
+        """
+        cameras = {key: self._schema.cameras[key] for key in keys}
+        images = {key: np.empty((len(steps), *camera.shape), np.uint8) for key, camera in cameras.items()}
         rows = {step: row for row, step in enumerate(steps.tolist())}
-        for step, image in enumerate(self._recording.iter_images(camera.source, i)):
+        for step, image in enumerate(self._recording.iter_images(source, i)):
             if step in rows:
-                images[rows[step]] = camera.take(to_images(image[None], self._is_fraction[key], where)[0])
+                for key, camera in cameras.items():
+                    values = to_images(image[None], self._is_fraction[key], f"{where}, {key}")
+                    images[key][rows[step]] = camera.take(values[0])
         return images
 
     def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:

@@ -62,7 +62,7 @@ class ReplayBuffer:
     default_rate: float | None = None
 
     def __init__(self, path: Path) -> None:
-        self.path, self.notes = path, list[str]()
+        self.path, self.notes, self.in_videos = path, list[str](), list[str]()
         try:
             self._root = _open(path)
             members = sorted(self._root["data"].arrays())  # type: ignore[union-attr]
@@ -108,7 +108,7 @@ class ReplayBuffer:
             hint = CODECS_HINT if _lacks_codec(reason) else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
 
-    def iter_images(self, array: str, episode: int) -> Iterator[NDArray[Any]]:
+    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:  # noqa: ARG002
         """The images of an episode one by one."""
         return iter(self.read(array, episode))
 

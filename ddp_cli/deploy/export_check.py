@@ -24,21 +24,25 @@ from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
-"""Largest accepted difference from torch in float32. Delta actions range from -1 to 1."""
+"""Largest accepted difference from torch in float32. Delta actions range from -1 to 1; actions of a wider range, such
+as positions of servos from 0 to 4095, are compared as shares of half their range.
+"""
 TIMED_CHUNKS = 40  # after one that warms up
 NOISE_WIDTHS = (1.0, 10.0, 100.0)  # standard deviations
-ROUNDING = 1e-5  # largest change of an action that is within its limits
+ROUNDING = 1e-5  # largest change of an action that is within its limits, relative to it above 1
 REPORT_HINT = "Report this as a bug."
 
 
 def compare_actions(policy: DiffusionPolicy, exported: Policy, limits: ActionLimits, obs: dict[str, Tensor]) -> float:
     """Largest difference between the predicted actions of both, from observations {key: (B, To, ...)} and the same
     noise. Positions, grippers and delta actions are limited, rotations are compared as they are predicted: projecting a
-    nearly degenerate one amplifies rounding errors. `compare_limits` checks the projection.
+    nearly degenerate one amplifies rounding errors. `compare_limits` checks the projection. Differences of values whose
+    normalization reduces them are those of the normalized values.
 
     Infinite if the exported policy predicts actions that are not finite (possible in lower precision).
     """
     low, high = (np.array([np.nan if x is None else x for x in limits.to_json()[key]]) for key in ("low", "high"))
+    scale = policy.normalizer.get_buffer("action_scale").cpu().numpy().clip(max=1.0)
     largest = 0.0
     for i in range(len(next(iter(obs.values())))):
         sample = {key: value[i : i + 1] for key, value in obs.items()}
@@ -49,7 +53,7 @@ def compare_actions(policy: DiffusionPolicy, exported: Policy, limits: ActionLim
         except PolicyError:
             return math.inf
         expected, actions = (np.fmin(np.fmax(x, low), high) for x in (expected, actions))
-        largest = max(largest, float(np.abs(actions - expected).max()))
+        largest = max(largest, float((np.abs(actions - expected) * scale).max()))
     return largest
 
 
@@ -76,7 +80,8 @@ def compare_limits(exported: Policy, limits: ActionLimits, obs: dict[str, Tensor
             if exported.limits != limits or not np.array_equal(actions, expected.astype(np.float32)):
                 raise DdpError("the exported policy limits its actions differently from evaluation.", REPORT_HINT)
             counts["actions"] += len(actions)
-            counts["limited"] += int((np.abs(actions - predicted) > ROUNDING).any(1).sum())
+            rounding = ROUNDING * np.abs(predicted).clip(min=1.0)
+            counts["limited"] += int((np.abs(actions - predicted) > rounding).any(1).sum())
             counts["held"] += limits.count_degenerate(predicted)
             previous_action = actions[-1].astype(np.float64)
     return counts

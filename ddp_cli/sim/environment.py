@@ -54,7 +54,7 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     rate = task.schema.rate
     from robosuite.controllers import load_composite_controller_config
 
-    controller = load_composite_controller_config(robot="Panda")
+    controller = load_composite_controller_config(robot=task.robosuite.robot)
     if actions == "absolute":  # robosuite 1.5 ignores `control_delta` of older configurations
         controller["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
     return {
@@ -62,7 +62,7 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
         "env_version": simulator_versions()["robosuite"],
         "type": 1,  # robomimic's EnvType.ROBOSUITE_TYPE
         "env_kwargs": {
-            "robots": ["Panda"],
+            "robots": [task.robosuite.robot],
             "controller_configs": controller,
             "control_freq": int(rate) if rate == int(rate) else rate,
             "has_renderer": False,

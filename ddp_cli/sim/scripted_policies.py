@@ -21,7 +21,7 @@ import numpy as np
 from ddp_cli.errors import ConfigError
 from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
+from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, TASKS, Task
 
 SCRIPT_VERSION = 3  # a recording can be resumed by the same version only
 OPEN, CLOSED = -1.0, 1.0
@@ -29,7 +29,29 @@ DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # gripper
 BASE_X = -0.56  # the arm's vertical axis is at (BASE_X, 0)
 YAW_RANGE = (-1.85, 3.35)  # limits of joint 7 for a gripper that points down
 Z_AXIS = np.array([0.0, 0.0, 1.0])
-MAX_GRASP_OPENING = 0.076  # distance of open fingers, minus a margin
+
+
+@dataclass(frozen=True)
+class Fingers:
+    """Openings of a gripper [m], as `Simulator.gripper_opening` measures them."""
+
+    closed: float
+    """On nothing."""
+    held: float
+    """Wider than with any object."""
+    wide: float
+    """Wide open, minus a margin."""
+    ready: float
+    """Wide enough to close around an object."""
+
+
+FINGERS = {
+    "Panda": Fingers(0.004, 0.072, 0.076, 0.06),
+    "IIWA": Fingers(0.03, 0.12, 0.125, 0.1),
+}
+"""By robot, measured. In robosuite 1.5.2 the fingers of the UR5e and the Kinova3 hardly close on a cube of 4 cm, those
+of the Sawyer open 2 mm wider than it, and those of the Jaco take seconds.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +68,13 @@ class SceneState:
     object_pos: Array
     object_rotation: Array
     target_pos: Array
+    fingers: Fingers = FINGERS["Panda"]
 
     def is_grasped(self, point: Array, tolerance: float = 0.035) -> bool:
         """Whether the fingers are closed around something at rest, and `point` is within `tolerance` of the grip."""
-        is_holding = 0.004 < self.gripper_opening < 0.072 and abs(self.gripper_velocity) < 0.03
+        is_holding = (
+            self.fingers.closed < self.gripper_opening < self.fingers.held and abs(self.gripper_velocity) < 0.03
+        )
         return is_holding and bool(np.linalg.norm(point - self.eef_pos) < tolerance)
 
 
@@ -72,7 +97,8 @@ def observe_scene(sim: Simulator) -> SceneState:
     middle = sum(YAW_RANGE) / 2
     yaw = middle + _wrap_angle(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
     opening, velocity = sim.gripper_opening()
-    return SceneState(position, rotation, yaw, opening, velocity, *sim.object_pose(), sim.target_position())
+    fingers = FINGERS[sim.task.robosuite.robot]
+    return SceneState(position, rotation, yaw, opening, velocity, *sim.object_pose(), sim.target_position(), fingers)
 
 
 # -- motions --------------------------------------------------------------------------------------
@@ -82,7 +108,7 @@ def _approach_and_grasp(s: SceneState, point: Array, yaw: float, tolerance: floa
     """Move an empty gripper above `point`, descend, close."""
     offset = point - s.eef_pos
     lateral, yaw_error = float(np.linalg.norm(offset[:2])), abs(yaw - s.eef_yaw)
-    is_closing = 0.004 < s.gripper_opening < MAX_GRASP_OPENING and s.gripper_velocity < 0.03
+    is_closing = s.fingers.closed < s.gripper_opening < s.fingers.wide and s.gripper_velocity < 0.03
     if is_closing and np.linalg.norm(offset) < 0.03:
         return MotionTarget(offset, yaw, CLOSED, near_contact=True)
     height = float(np.clip(3.0 * (lateral - 0.006) + 0.3 * (yaw_error - 0.08), 0.0, 0.09))
@@ -90,14 +116,14 @@ def _approach_and_grasp(s: SceneState, point: Array, yaw: float, tolerance: floa
     if -offset[2] < height - 0.04:  # too low for this lateral distance: rise first
         translation[:2] *= 0.3
     # A gripper that closed on nothing is not open: it opens again.
-    in_place = np.linalg.norm(offset) < tolerance and yaw_error < 0.12 and s.gripper_opening > 0.06
+    in_place = np.linalg.norm(offset) < tolerance and yaw_error < 0.12 and s.gripper_opening > s.fingers.ready
     near_contact = bool(-offset[2] < 0.05 and lateral < 0.04)
     return MotionTarget(translation, yaw, CLOSED if in_place else OPEN, near_contact)
 
 
 def _release_and_retreat(s: SceneState, height: float) -> MotionTarget:
     """Open the gripper, and rise to `height` as the fingers clear the object."""
-    clearance = _ramp(s.gripper_opening, 0.06, 0.075)
+    clearance = _ramp(s.gripper_opening, s.fingers.ready, s.fingers.wide - 0.001)
     translation = Z_AXIS * clearance * np.clip(height - s.eef_pos[2], 0.0, 0.1)
     return MotionTarget(translation, s.eef_yaw, OPEN, near_contact=clearance < 1.0)
 
@@ -180,26 +206,37 @@ def _is_reachable(yaw: float) -> bool:
 
 
 SCRIPTED_POLICIES: dict[str, Callable[[SceneState], MotionTarget]] = {
-    "lift": _lift_policy, "can": _can_policy, "square": _square_policy,
+    "Lift": _lift_policy, "PickPlaceCan": _can_policy, "NutAssemblySquare": _square_policy,
 }  # fmt: skip
+"""By environment; for any arm that reaches the objects."""
 
 
 # -- from motion targets to actions ---------------------------------------------------------------
 
 
+def has_scripted_policy(task: Task) -> bool:
+    """Whether there is a scripted policy for the environment of `task`."""
+    return task.simulator is not None and task.simulator.env_name in SCRIPTED_POLICIES
+
+
 def check_scripted_policy(task: Task) -> None:
     """ConfigError unless there is a scripted policy for `task`."""
-    if task.name not in SCRIPTED_POLICIES:
+    if not has_scripted_policy(task):
         raise ConfigError(
-            f"there is no scripted policy for '{task.name}', only for {', '.join(SCRIPTED_POLICIES)}.",
+            f"there is no scripted policy for '{task.name}', only for {', '.join(TASKS)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
+        )
+    if task.robosuite.robot not in FINGERS:
+        raise ConfigError(
+            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(FINGERS)}.",
+            "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`.",
         )
 
 
 def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
     """Endless pairs of intended and executed delta actions (7,), starting at the current state of `sim`."""
     disturbances = Disturbances(rng)
-    policy = SCRIPTED_POLICIES[sim.task.name]
+    policy = SCRIPTED_POLICIES[sim.task.robosuite.env_name]
     while True:
         scene = observe_scene(sim)
         target = policy(scene)

@@ -34,8 +34,8 @@ Array = NDArray[np.float64]
 SUCCESS_HOLD_STEPS = 10
 """Consecutive steps of success after which success counts as held, and an episode of robosuite ends."""
 
-OBJECT_BODIES = {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}
-"""Built-in task -> MuJoCo body of its object."""
+OBJECT_BODIES = {"Lift": "cube_main", "PickPlaceCan": "Can_main", "NutAssemblySquare": "SquareNut_main"}
+"""Environment of a built-in task -> MuJoCo body of its object."""
 
 
 class Simulator:
@@ -250,11 +250,30 @@ class Simulator:
         return np.array(self.data.site_xpos[site]), np.array(self.data.site_xmat[site]).reshape(3, 3)
 
     def gripper_opening(self) -> tuple[float, float]:
-        """Distance between the gripper's fingers [m] and its rate of change [m/s]."""
+        """Distance between the gripper's fingers [m] and its rate of change [m/s]; of a Panda by its joints, of other
+        arms between the centres of the finger pads.
+        """
+        if self._robosuite.robot != "Panda":
+            return self._pad_distance()
         data, joints = self._env.sim.data, self._env.robots[0].gripper["right"].joints
         left_position, right_position = (data.get_joint_qpos(joint) for joint in joints)
         left_velocity, right_velocity = (data.get_joint_qvel(joint) for joint in joints)
         return float(left_position - right_position), float(left_velocity - right_velocity)
+
+    def _pad_distance(self) -> tuple[float, float]:
+        import mujoco
+
+        pads, model, data = self._env.robots[0].gripper["right"].important_geoms, self.model, self.data
+        positions, velocities = [], []
+        for pad in ("left_fingerpad", "right_fingerpad"):
+            geom = self._env.sim.model.geom_name2id(pads[pad][0])
+            jacobian = np.zeros((3, model.nv))
+            mujoco.mj_jac(model, data, jacobian, None, data.geom_xpos[geom], model.geom_bodyid[geom])
+            positions.append(np.array(data.geom_xpos[geom]))
+            velocities.append(jacobian @ data.qvel)
+        offset = positions[1] - positions[0]
+        distance = float(np.linalg.norm(offset))
+        return distance, float(offset @ (velocities[1] - velocities[0])) / distance
 
     def base_orientation(self) -> Array:
         """Orientation (3, 3) of the arm's base: the frame of delta actions."""
@@ -262,14 +281,14 @@ class Simulator:
 
     def object_pose(self) -> tuple[Array, Array]:
         """Position [m] (3,) and orientation (3, 3) of the object of a built-in task."""
-        body = self._env.sim.model.body_name2id(OBJECT_BODIES[self.task.name])
+        body = self._env.sim.model.body_name2id(OBJECT_BODIES[self._robosuite.env_name])
         return np.array(self.data.xpos[body]), np.array(self.data.xmat[body]).reshape(3, 3)
 
     def target_position(self) -> Array:
         """Target position [m] (3,) of the object of a built-in task: peg, compartment, or 10 cm above the object."""
-        if self.task.name == "square":
+        if self._robosuite.env_name == "NutAssemblySquare":
             return np.array(self.data.xpos[self._env.peg1_body_id])
-        if self.task.name == "can":
+        if self._robosuite.env_name == "PickPlaceCan":
             return np.array(self._env.target_bin_placements[self._env.object_to_id["can"]])
         return self.object_pose()[0] + np.array([0.0, 0.0, 0.1])
 

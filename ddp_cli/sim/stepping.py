@@ -56,6 +56,10 @@ class FastStepper:
         self._jacobian = np.zeros((6, self._model.nv))
         self._mass_matrix = np.zeros((self._model.nv, self._model.nv))
         self._substeps = int(env.control_timestep / env.model_timestep)
+        # The frame of the actions; that of some arms (IIWA, XArm7) is on a link.
+        self._base = env.sim.model.site_name2id(f"{self._arm.naming_prefix}{ARM}_center")
+        self._base_moves = self._model.body_weldid[self._model.site_bodyid[self._base]] != 0
+        self._base_jacobian = np.zeros((6, self._model.nv))
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Like `env.step(action)`, without observations."""
@@ -69,6 +73,9 @@ class FastStepper:
         for i in range(self._substeps):
             if i > 0:
                 mujoco.mj_step1(model, data)
+                if self._base_moves:
+                    self._controllers.update_state()
+                    goal = self._goal_pose()
             self._set_ctrl(self._arm_actuators, self._torques(*goal))
             mujoco.mj_step2(model, data)
         self._arm.new_update = True
@@ -79,7 +86,7 @@ class FastStepper:
         self._data.ctrl[actuators] = np.clip(values, self._ctrl_low[actuators], self._ctrl_high[actuators])
 
     def _goal_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Position [m] (3,) and orientation (3, 3) in the world frame; constant in a control period, as the base is."""
+        """Position [m] (3,) and orientation (3, 3) in the world frame."""
         arm = self._arm
         if arm.input_ref_frame == "base":
             return arm.origin_pos + np.dot(arm.origin_ori, arm.goal_pos), np.dot(arm.origin_ori, arm.goal_ori)
@@ -97,6 +104,10 @@ class FastStepper:
         rotation_error = orientation_error(orientation, data.site_xmat[self._site].reshape(3, 3))
         linear_velocity = np.dot(self._jacobian[:3], data.qvel)
         angular_velocity = np.dot(self._jacobian[3:], data.qvel)
+        if self._base_moves:
+            mujoco.mj_jacSite(model, data, self._base_jacobian[:3], self._base_jacobian[3:], self._base)
+            linear_velocity = linear_velocity - np.dot(self._base_jacobian[:3], data.qvel)
+            angular_velocity = angular_velocity - np.dot(self._base_jacobian[3:], data.qvel)
         force = position_error * arm.kp[:3] - linear_velocity * arm.kd[:3]
         torque = rotation_error * arm.kp[3:] - angular_velocity * arm.kd[3:]
 

@@ -36,7 +36,7 @@ def iter_frames(path: Path, shape: tuple[int, int], begin: float = 0.0) -> Itera
                 count += 1
                 yield frame
             if process.wait():
-                raise _damaged(path, count)
+                raise _damaged(path, 0 if begin else count)
         finally:
             process.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import imageio.v2 as imageio
 from ddp_cli.errors import DataError
 
 COPY_AGAIN = "Copy it again."
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of rotated videos, whose size it knows
 
 
 class VideoInfo(NamedTuple):

@@ -43,6 +43,16 @@ def test_metadata_of_every_version_is_equivalent() -> None:
     assert (robosuite_info().version, robomimic_info().version) == ("1.4.0", "1.5.2")
 
 
+def test_the_robot_is_that_of_the_file() -> None:
+    assert [robomimic_info(robots=x).robot for x in ("UR5e", ["IIWA"], ["Panda", "Panda"], [])] == [
+        "UR5e",
+        "IIWA",
+        "",
+        "",
+    ]
+    assert robomimic_info(robots=["UR5e"]).incompatibilities() == []
+
+
 def test_absolute_actions_are_recognized() -> None:
     assert robosuite_info(control_delta=False).actions == "absolute"
     assert robomimic_info(**arm_config(input_type="absolute", input_ref_frame="world")).actions == "absolute"
@@ -58,8 +68,8 @@ def test_absolute_actions_are_recognized() -> None:
         (robosuite_info(type="JOINT_POSITION"), "controller is 'JOINT_POSITION', expected OSC_POSE"),
         (robosuite_info(output_max=[0.1] * 6), r"output_max is \[0.1, .*expected \[0.05"),
         (robosuite_info(impedance_mode="variable"), "impedance_mode is 'variable'"),
-        (robomimic_info(robots=["Sawyer"]), r"robots are \['Sawyer'\]"),
-        (robomimic_info(robots=["Panda", "Panda"]), "a single Panda"),
+        (robomimic_info(robots=["Baxter"]), r"robots are \['Baxter'\], expected one of Panda, Sawyer"),
+        (robomimic_info(robots=["Panda", "Panda"]), r"robots are \['Panda', 'Panda'\]"),
         (robomimic_info(control_freq=10), "control rate is 10 Hz, expected 20 Hz"),
     ],
 )

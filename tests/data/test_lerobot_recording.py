@@ -14,6 +14,7 @@ from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
+from ddp_cli.resize import resize
 from ddp_cli.video.video import VideoWriter
 
 LENGTHS = [6, 9, 4]
@@ -199,3 +200,18 @@ def test_one_of_several_instructions_is_chosen(tmp_path: Path, version: str) -> 
     result = ok_json(*command, "--overwrite", "--only-task", "*")
     assert result["episodes"] == 3
     assert "2 instructions as one task" in result["notes"]
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_a_video_may_be_read_as_two_cameras(tmp_path: Path, version: str) -> None:
+    """They share a decoder."""
+    path = WRITERS[version](tmp_path / "peg")
+    schema = ok_json("inspect", path)["schema"]
+    schema["cameras"]["small"] = schema["cameras"]["top"] | {"height": 16, "width": 24}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for _ in range(3):  # a race
+        ok(ddp("convert", path, "--schema", tmp_path / "schema.json", "--out", tmp_path / "s.zarr", "--overwrite"))
+        store = Store(tmp_path / "s.zarr")
+        expected = np.concatenate([make_values(i)[1]["top"] for i in range(3)])
+        np.testing.assert_array_equal(store.read("top"), expected)
+        np.testing.assert_array_equal(store.read("small"), resize(expected, (16, 24)))

@@ -31,7 +31,7 @@ def test_intended_action_is_a_function_of_the_state(task: str) -> None:
     for i in (100, 3, 57):  # in another order, without history
         sim.set_state(states[i])
         scene = observe_scene(sim)
-        action = target_to_action(scene, SCRIPTED_POLICIES[task](scene))
+        action = target_to_action(scene, SCRIPTED_POLICIES[sim.task.robosuite.env_name](scene))
         np.testing.assert_allclose(action, intended_actions[i], atol=1e-9)
     sim.close()
 
