@@ -64,7 +64,7 @@ def test_from_a_recording_to_a_server(
     # The robot sends what its cameras record, also where the policy was trained on smaller images.
     obs = {key: np.zeros(shape, np.uint8) for key, shape in cameras.items()}
     obs |= {key: np.zeros(JOINTS, np.float32) for key in policy.obs if key not in cameras}
-    with serving(policy) as (address, _), Client(address) as client:
+    with serving(policy) as (address, _), Client(address.removeprefix("ws://")) as client:
         chunk = client.chunk([obs])
         assert chunk.shape == (policy.n_action_steps, JOINTS)
         assert client.action(obs).shape == (JOINTS,)

@@ -86,14 +86,17 @@ def _decode_arrays(value: Any, depth: int = 0) -> Any:
 
 
 class Client:
-    """A connection to a server. `token` is required by servers that were started with one; `timeout` [s]."""
+    """A connection to a server, `ws://HOST:PORT` or `HOST:PORT`. `token` is required by servers that were started with
+    one; `timeout` [s].
+    """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout = timeout
         self._last_id = 0
         self._exit_stack = ExitStack()
-        connection = connect(address, additional_headers=headers, open_timeout=timeout, max_size=None)
+        url = address if "://" in address else f"ws://{address}"
+        connection = connect(url, additional_headers=headers, open_timeout=timeout, max_size=None)
         self._connection = self._exit_stack.enter_context(connection)
 
     def reset(self, seed: int | None = None) -> None:
