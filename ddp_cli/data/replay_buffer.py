@@ -9,7 +9,6 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,31 @@ def is_replay_buffer(path: Path) -> bool:
 
 
 def _open(path: Path) -> zarr.Group:
-    with suppress(ImportError):  # JPEG 2000, JPEG XL and other codecs of images
-        from imagecodecs.numcodecs import register_codecs
-
-        register_codecs(verbose=False)
     if path.is_file():
         return zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
     return zarr.open_group(path, mode="r")
+
+
+def _open_arrays(path: Path) -> tuple[list[tuple[str, Any]], Any]:
+    """The arrays of data/ by name, and the ends of the episodes."""
+    root = _open(path)
+    try:
+        members = sorted(root["data"].arrays())  # type: ignore[union-attr]
+    except Exception as e:
+        if not (_lacks_codec(str(e)) and _register_image_codecs()):
+            raise
+        members = sorted(root["data"].arrays())  # type: ignore[union-attr]
+    return members, root[ENDS]
+
+
+def _register_image_codecs() -> bool:
+    """Registers JPEG 2000, JPEG XL and others; False if they are not installed."""
+    try:
+        from imagecodecs.numcodecs import register_codecs
+    except ImportError:
+        return False
+    register_codecs(verbose=False)
+    return True
 
 
 def _lacks_codec(reason: str) -> bool:
@@ -64,9 +81,7 @@ class ReplayBuffer:
     def __init__(self, path: Path) -> None:
         self.path, self.notes, self.in_videos = path, list[str](), list[str]()
         try:
-            self._root = _open(path)
-            members = sorted(self._root["data"].arrays())  # type: ignore[union-attr]
-            end_array = self._root[ENDS]
+            members, end_array = _open_arrays(path)
         except Exception as e:  # damaged metadata raises many kinds
             reason = " ".join(str(e).split())
             if _lacks_codec(reason):

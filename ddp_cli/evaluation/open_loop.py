@@ -105,7 +105,8 @@ def _summary(errors: Sequence[Array]) -> dict[str, Any]:
     interval = mean_interval(means)
     return {
         "error": sum(means) / len(means),
-        "interval_95": interval and (max(0.0, interval[0]), interval[1]),  # few episodes: the mean of errors is positive
+        "interval_95": interval
+        and (max(0.0, interval[0]), interval[1]),  # few episodes: the mean of errors is positive
         "by_step": [None if math.isnan(x) else x for x in by_step.tolist()],
         "episodes": means,
     }

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -348,27 +347,34 @@ def test_stores_of_ddp_are_no_replay_buffers(lift_zarr: Path, tmp_path: Path) ->
     )
 
 
+WRITE_ENCODED_IMAGES = """
+import sys, numpy, zarr
+from imagecodecs import numcodecs
+numcodecs.register_codecs(verbose=False)
+images = numpy.load(sys.argv[2])
+options = {"Jpeg2k": {"reversible": True}, "Jpegxl": {"lossless": True}}[sys.argv[3]]
+zarr.open_group(sys.argv[1])["data"].create_array(
+    "camera0_rgb", shape=images.shape, dtype="u1", chunks=(1, *images.shape[1:]),
+    compressors=getattr(numcodecs, sys.argv[3])(**options),
+)[:] = images
+"""
+
+
 @pytest.mark.parametrize("name", ["Jpeg2k", "Jpegxl"])
 def test_images_compressed_by_other_codecs_are_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk per image, as the published project and UMI store them; lossless here."""
-    codecs = pytest.importorskip("imagecodecs.numcodecs", reason="needs the extra jpeg2k")
-    codecs.register_codecs(verbose=False)
     path, n = tmp_path / "p.zarr", int(ENDS[-1])
     write_replay_buffer(path)
     images = np.random.default_rng(0).integers(0, 256, (n, 32, 40, 3), np.uint8)
-    codec = codecs.Jpeg2k(reversible=True) if name == "Jpeg2k" else codecs.Jpegxl(lossless=True)
-    array = zarr.open_group(path)["data"].create_array(
-        "camera0_rgb", shape=images.shape, dtype="u1", chunks=(1, 32, 40, 3), compressors=codec
-    )
-    array[:] = images
-    # Another process, in which nothing has registered the codecs, converts it.
+    np.save(tmp_path / "images.npy", images)
+    # In other processes: here the codecs are not registered.
+    command = [sys.executable, "-c", WRITE_ENCODED_IMAGES, path, tmp_path / "images.npy", name]
+    subprocess.run(command, check=True, capture_output=True)
     command = [sys.executable, "-m", "ddp_cli", "convert", path, "--rate", "10", "--out", tmp_path / "s.zarr"]
     subprocess.run(command, check=True, capture_output=True)
     np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("camera0_rgb"), images)
 
     monkeypatch.setitem(sys.modules, "imagecodecs.numcodecs", None)
-    codec_id = f"imagecodecs_{name.lower()}"
-    monkeypatch.delitem(numcodecs.registry.codec_registry, codec_id)
     text = refused(ddp("convert", path, "--rate", 10, "--out", tmp_path / "t.zarr"))
-    assert f"codec not available: ''{codec_id}''" in text
+    assert f"codec not available: ''imagecodecs_{name.lower()}''" in text
     assert "pip install 'ddp-cli[jpeg2k]'" in text
