@@ -24,11 +24,10 @@ from ddp_cli.choices import (
     TrainingPrecision,
 )
 from ddp_cli.errors import ConfigError
+from ddp_cli.image_size import MIN_SIDE
 from ddp_cli.schema import ActionPart, Camera
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import RECORDED, Task, get_task
-
-MIN_CROP = 16  # [pixels]
 
 
 def as_task(value: Any) -> Task:
@@ -119,10 +118,10 @@ class PolicyConfig(BaseConfig):
     def _check_crop(self) -> Self:
         for key, camera in self.cameras.items():
             for side, size in zip(self.crop(key), (camera.height, camera.width), strict=True):
-                if not MIN_CROP <= side <= size:
+                if not MIN_SIDE <= side <= size:
                     setting = f"crop_ratio {self.crop_ratio}" if self.crop_ratio else f"crop_shape {self.crop_shape}"
                     raise ValueError(
-                        f"{setting} must lie between {MIN_CROP} and {size} pixels, the size of the images '{key}'"
+                        f"{setting} must lie between {MIN_SIDE} and {size} pixels, the size of the images '{key}'"
                         + (f" (resized from {'x'.join(map(str, camera.recorded))})" if camera.recorded else "")
                     )
         return self

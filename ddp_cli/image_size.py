@@ -9,7 +9,7 @@ from ddp_cli.schema import MAX_SIDE, Camera, Schema
 
 AUTO, RECORDED_SIZE = "auto", "recorded"
 AUTO_PIXELS = 112 * 112  # per image; the published policies use 84x84 to 96x96, of cropped views
-MIN_SIDE = 16  # [pixels]; also the smallest crop
+MIN_SIDE = 16  # [pixels], of images and crops
 SIDE_STEP = 4  # [pixels]; sides are multiples of it
 
 
@@ -35,20 +35,22 @@ def with_image_size(schema: Schema, size: str) -> Schema:
 
     ConfigError for anything else, and for another size of images that were already resized when they were converted.
     """
-    cameras = {}
-    for key, camera in schema.cameras.items():
-        stored = (camera.height, camera.width)
-        wanted = stored
-        if size == AUTO:
-            wanted = stored if camera.recorded else auto_size(camera)
-        elif size != RECORDED_SIZE:
-            wanted = parse_image_size(size, "image_size")
-        if min(wanted) < MIN_SIDE <= min(stored):
-            raise ConfigError(f"image_size {size}: sides have at least {MIN_SIDE} pixels.", "For example 96x128.")
-        if wanted != stored and camera.recorded:
-            raise ConfigError(
-                f"image_size {size}: the images '{key}' were resized to {stored[0]}x{stored[1]} by ddp convert.",
-                f"Convert the recording again with --image-size {size}.",
-            )
-        cameras[key] = camera.resized(*wanted) if wanted != stored else camera
+    cameras = {key: _with_image_size(key, camera, size) for key, camera in schema.cameras.items()}
     return schema.model_copy(update={"cameras": cameras})
+
+
+def _with_image_size(key: str, camera: Camera, size: str) -> Camera:
+    stored = (camera.height, camera.width)
+    if size == RECORDED_SIZE or (size == AUTO and camera.recorded):
+        return camera
+    height, width = auto_size(camera) if size == AUTO else parse_image_size(size, "image_size")
+    if (height, width) == stored:
+        return camera
+    if min(height, width) < MIN_SIDE <= min(stored):
+        raise ConfigError(f"image_size {size}: sides have at least {MIN_SIDE} pixels.", "For example 96x128.")
+    if camera.recorded:
+        raise ConfigError(
+            f"image_size {size}: the images '{key}' were resized to {stored[0]}x{stored[1]} by ddp convert.",
+            f"Convert the recording again with --image-size {size}.",
+        )
+    return camera.resized(height, width)

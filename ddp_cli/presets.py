@@ -85,10 +85,9 @@ def train_config(
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
     size = flat.pop("image_size", RECORDED_SIZE)
-    chosen = "image_size" in {**(file or {}), **(settings or {})}
-    if obs == "image" and (
-        chosen or "task" not in _flatten(file or {})
-    ):  # else the images are those of the file's task
+    given = _flatten(file or {}) | (settings or {})
+    # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
+    if obs == "image" and ("image_size" in given or "task" not in given):
         flat["task"] = _with_image_size(as_task(task), size)
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
@@ -127,14 +126,14 @@ def _with_image_size(task: Task, size: Any) -> Task:
     """`task` with the images that a policy sees. A simulator renders them in the size that the task says."""
     if not isinstance(size, str):
         raise ConfigError(f"image_size = {size!r}: expected a size.", "For example --set image_size=96x128.")
-    if task.simulator and size in (AUTO, RECORDED_SIZE):
-        return task
-    if task.simulator:
+    if not task.simulator:
+        return replace(task, schema=with_image_size(task.schema, size))
+    if size not in (AUTO, RECORDED_SIZE):
         raise ConfigError(
             f"image_size {size}: the images of the task '{task.name}' are rendered in the size that the task says.",
             "Leave it out, or describe a task with other images in a file.",
         )
-    return replace(task, schema=with_image_size(task.schema, size))
+    return task
 
 
 def _check_same(key: str, value: Any, expected: Any) -> None:

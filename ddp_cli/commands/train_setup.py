@@ -68,13 +68,12 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     folder = runs / task.name / (name or default_run_name())
     run = create_run(folder, config, store, device, console.note, processes, initial_weights, numbered=name is None)
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
-    for key, camera in config.policy.cameras.items():
+    for key, camera in store.for_task(config.policy.task).resized.items():
         stored = store.task.schema.cameras[key]
-        if camera.shape != stored.shape:
-            console.note(
-                f"{key}: images of {stored.height}x{stored.width} are resized to {camera.height}x{camera.width} "
-                "(another size: --set image_size=HxW; image_size=recorded keeps them)"
-            )
+        console.note(
+            f"{key}: images of {stored.height}x{stored.width} are resized to {camera.height}x{camera.width} "
+            "(another size: --set image_size=HxW; image_size=recorded keeps them)"
+        )
     shared = f", {processes.world_size} processes" if processes.world_size > 1 else ""
     console.note(
         f"{run.folder}: preset {preset}, {obs} observations, "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
-import operator
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,13 +152,10 @@ class _EpisodeReader:
     def read(self, i: int) -> Episode:
         """The arrays of episode `i`."""
         where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
-        episode: Episode = {}
         span = self._spans[i]
         kept = self._resampling.kept(span.stop - span.start)
-        steps = np.arange(span.start, span.stop)[kept]
-        images = self._read_cameras(i, steps, where)
+        episode = self._read_cameras(i, np.arange(span.start, span.stop)[kept], where)
         for key in self._schema.cameras:
-            episode[key] = images[key]
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
@@ -175,19 +170,16 @@ class _EpisodeReader:
         keys: dict[str, list[str]] = {}  # by source: one array may be read as several cameras
         for key, camera in self._schema.cameras.items():
             keys.setdefault(camera.source, []).append(key)
+        videos = [source for source in keys if source in self._recording.in_videos]
+        images: Episode = {}
         # Videos at once: each has a decoder, a process of its own that would wait for the others.
         with ThreadPoolExecutor() as pool:
-            videos = [
-                pool.submit(self._read_images, source, keys[source], i, steps, where)
-                for source in keys
-                if source in self._recording.in_videos
-            ]
-            others = [
-                self._read_images(source, keys[source], i, steps, where)
-                for source in keys
-                if source not in self._recording.in_videos
-            ]
-        return functools.reduce(operator.or_, [*(video.result() for video in videos), *others], Episode())
+            reads = [pool.submit(self._read_images, source, keys[source], i, steps, where) for source in videos]
+            for source in [source for source in keys if source not in videos]:
+                images |= self._read_images(source, keys[source], i, steps, where)
+            for read in reads:
+                images |= read.result()
+        return images
 
     def _read_images(self, source: str, keys: list[str], i: int, steps: NDArray[np.int64], where: str) -> Episode:
         """The images of the cameras `keys`, all read from `source`. They are resized one by one: those of a video are

@@ -71,6 +71,8 @@ class Store:
             raise DataError(f"'{path}' {fault}.", hint)
         store_check.check_attributes(path, self.attrs)
         self.task = task_from_json(self.attrs["task"], f"'{path}'")
+        self.resized: dict[str, Camera] = {}
+        """The cameras whose images are resized when they are read, see `for_task`."""
         store_check.check_episode_array(path, self._array("episode_ends", "meta"))
         self.episode_ends: NDArray[np.int64] = self.read("episode_ends", group="meta").astype(np.int64)
         store_check.check_episode_ends(path, self.episode_ends, self.attrs)
@@ -79,17 +81,17 @@ class Store:
 
     def read(self, key: str, group: str = "data", rows: slice = slice(None)) -> NDArray[Any]:
         """The array `key`, or some of its rows, decoded; DataError if it is missing or damaged."""
-        array = self._array(key, group)
-        camera = self.task.schema.cameras.get(key)
-        if group == "data" and camera and array.ndim == 4 and array.shape[1:] != camera.shape:
-            return self._read_resized(key, camera, range(*rows.indices(array.shape[0])))
-        return self._read(key, group, rows)
+        return (
+            self._read_resized(key, rows) if group == "data" and key in self.resized else self._read(key, group, rows)
+        )
 
-    def _read_resized(self, key: str, camera: Camera, rows: range) -> NDArray[Any]:
+    def _read_resized(self, key: str, selection: slice) -> NDArray[Any]:
         """Images resized chunk by chunk: as they are stored they may take many times the memory."""
+        camera, array = self.resized[key], self._array(key)
+        rows = range(*selection.indices(array.shape[0]))
         if rows.step != 1:
-            return camera.take(self._read(key, "data", slice(rows.start, rows.stop, rows.step)))
-        step = store_check.chunk_rows(self._array(key))
+            return camera.take(self._read(key, "data", selection))
+        step = store_check.chunk_rows(array)
         parts = [range(i, min(i + step, rows.stop)) for i in range(rows.start, rows.stop, step)]
         images = np.empty((len(rows), *camera.shape), np.uint8)
 
@@ -118,8 +120,8 @@ class Store:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of data/`key`, as `read` returns it."""
-        shape, camera = tuple(self._array(key).shape), self.task.schema.cameras.get(key)
-        return (shape[0], *camera.shape) if camera and len(shape) == 4 else shape
+        shape = tuple(self._array(key).shape)
+        return (shape[0], *self.resized[key].shape) if key in self.resized else shape
 
     def nbytes(self, key: str) -> int:
         """Size of data/`key` when decoded [bytes]."""
@@ -199,14 +201,9 @@ class Store:
         }
         self.check_task(replace(task, schema=task.schema.model_copy(update={"cameras": cameras})))
         view = copy.copy(self)
-        view.task = replace(self.task, schema=task.schema)
+        view.task, cameras = replace(self.task, schema=task.schema), task.schema.cameras
+        view.resized = {k: cameras[k] for k in self.image_keys if self._array(k).shape[1:] != cameras[k].shape}
         return view
-
-    @property
-    def resized(self) -> dict[str, Camera]:
-        """The cameras whose images are resized when they are read."""
-        cameras = self.task.schema.cameras
-        return {key: cameras[key] for key in self.image_keys if self._array(key).shape[1:] != cameras[key].shape}
 
     def check_task(self, task: Task) -> None:
         """ConfigError unless the store was converted for `task`. The episode horizon is not compared: it does not

@@ -102,11 +102,9 @@ def _summary(errors: Sequence[Array]) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # episodes shorter than a chunk have no last steps
         by_step = np.nanmean([np.nanmean(episode, axis=0) for episode in errors], axis=0)
-    interval = mean_interval(means)
     return {
         "error": sum(means) / len(means),
-        "interval_95": interval
-        and (max(0.0, interval[0]), interval[1]),  # few episodes: the mean of errors is positive
+        "interval_95": mean_interval(means),
         "by_step": [None if math.isnan(x) else x for x in by_step.tolist()],
         "episodes": means,
     }

@@ -20,6 +20,7 @@ import numpy as np
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
+from ddp_cli.sim.grippers import GRIPPERS, GripperOpenings
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, TASKS, Task
 
@@ -29,29 +30,6 @@ DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # gripper
 BASE_X = -0.56  # the arm's vertical axis is at (BASE_X, 0)
 YAW_RANGE = (-1.85, 3.35)  # limits of joint 7 for a gripper that points down
 Z_AXIS = np.array([0.0, 0.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Fingers:
-    """Openings of a gripper [m], as `Simulator.gripper_opening` measures them."""
-
-    closed: float
-    """On nothing."""
-    held: float
-    """Wider than with any object."""
-    wide: float
-    """Wide open, minus a margin."""
-    ready: float
-    """Wide enough to close around an object."""
-
-
-FINGERS = {
-    "Panda": Fingers(0.004, 0.072, 0.076, 0.06),
-    "IIWA": Fingers(0.03, 0.12, 0.125, 0.1),
-}
-"""By robot, measured. In robosuite 1.5.2 the fingers of the UR5e and the Kinova3 hardly close on a cube of 4 cm, those
-of the Sawyer open 2 mm wider than it, and those of the Jaco take seconds.
-"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +46,7 @@ class SceneState:
     object_pos: Array
     object_rotation: Array
     target_pos: Array
-    fingers: Fingers = FINGERS["Panda"]
+    fingers: GripperOpenings = GRIPPERS["Panda"]
 
     def is_grasped(self, point: Array, tolerance: float = 0.035) -> bool:
         """Whether the fingers are closed around something at rest, and `point` is within `tolerance` of the grip."""
@@ -97,7 +75,7 @@ def observe_scene(sim: Simulator) -> SceneState:
     middle = sum(YAW_RANGE) / 2
     yaw = middle + _wrap_angle(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
     opening, velocity = sim.gripper_opening()
-    fingers = FINGERS[sim.task.robosuite.robot]
+    fingers = GRIPPERS[sim.task.robosuite.robot]
     return SceneState(position, rotation, yaw, opening, velocity, *sim.object_pose(), sim.target_position(), fingers)
 
 
@@ -226,9 +204,9 @@ def check_scripted_policy(task: Task) -> None:
             f"there is no scripted policy for '{task.name}', only for {', '.join(TASKS)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
         )
-    if task.robosuite.robot not in FINGERS:
+    if task.robosuite.robot not in GRIPPERS:
         raise ConfigError(
-            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(FINGERS)}.",
+            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(GRIPPERS)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`.",
         )
 

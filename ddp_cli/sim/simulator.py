@@ -25,6 +25,7 @@ from ddp_cli.errors import SimulatorError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec
 from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
+from ddp_cli.sim.grippers import pad_distance
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
 from ddp_cli.tasks import ACTION_WIDTHS, Task
@@ -254,26 +255,11 @@ class Simulator:
         arms between the centres of the finger pads.
         """
         if self._robosuite.robot != "Panda":
-            return self._pad_distance()
+            return pad_distance(self._env)
         data, joints = self._env.sim.data, self._env.robots[0].gripper["right"].joints
         left_position, right_position = (data.get_joint_qpos(joint) for joint in joints)
         left_velocity, right_velocity = (data.get_joint_qvel(joint) for joint in joints)
         return float(left_position - right_position), float(left_velocity - right_velocity)
-
-    def _pad_distance(self) -> tuple[float, float]:
-        import mujoco
-
-        pads, model, data = self._env.robots[0].gripper["right"].important_geoms, self.model, self.data
-        positions, velocities = [], []
-        for pad in ("left_fingerpad", "right_fingerpad"):
-            geom = self._env.sim.model.geom_name2id(pads[pad][0])
-            jacobian = np.zeros((3, model.nv))
-            mujoco.mj_jac(model, data, jacobian, None, data.geom_xpos[geom], model.geom_bodyid[geom])
-            positions.append(np.array(data.geom_xpos[geom]))
-            velocities.append(jacobian @ data.qvel)
-        offset = positions[1] - positions[0]
-        distance = float(np.linalg.norm(offset))
-        return distance, float(offset @ (velocities[1] - velocities[0])) / distance
 
     def base_orientation(self) -> Array:
         """Orientation (3, 3) of the arm's base: the frame of delta actions."""
