@@ -27,7 +27,7 @@ from ddp_cli.errors import ConfigError
 from ddp_cli.image_size import MIN_SIDE
 from ddp_cli.schema import ActionPart, Camera
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import RECORDED, Task, get_task
+from ddp_cli.tasks import Task, get_task
 
 
 def as_task(value: Any) -> Task:
@@ -109,8 +109,8 @@ class PolicyConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _check_actions(self) -> Self:
-        if (self.actions == RECORDED) != (self.task.simulator is None):
-            valid = "delta or absolute" if self.task.simulator else RECORDED
+        if self.actions not in self.task.conventions:
+            valid = " or ".join(self.task.conventions)
             raise ValueError(f"actions '{self.actions}' do not fit the task '{self.task.name}': expected {valid}")
         return self
 

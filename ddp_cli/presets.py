@@ -9,7 +9,8 @@ from typing import Any
 from ddp_cli.config import PolicyConfig, TrainConfig, as_task
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.image_size import AUTO, RECORDED_SIZE, with_image_size
-from ddp_cli.tasks import RECORDED, Task, describe_difference
+from ddp_cli.task_difference import describe_difference
+from ddp_cli.tasks import RECORDED, Task
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 3050.0},
@@ -74,7 +75,8 @@ def train_config(
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
-    recorded = {} if flat["task"].simulator else {"actions": RECORDED, **RECORDED_SETTINGS}
+    recorded = {"actions": RECORDED} if RECORDED in flat["task"].conventions else {}
+    recorded |= {} if flat["task"].simulator else RECORDED_SETTINGS
     for layer in (PRESETS[preset] | without_object | recorded, state, file or {}, settings or {}):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):

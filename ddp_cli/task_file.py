@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
 from ddp_cli.base_config import BaseConfig
 from ddp_cli.errors import ConfigError
+from ddp_cli.robots import ROBOTS, Robosuite, read_robot
 from ddp_cli.schema import MAX_WIDTH, OBJECT, Identifier, Schema, Width, check_identifier
-from ddp_cli.tasks import (
-    ACTION_PARTS,
-    CAMERAS,
-    ROBOSUITE_RATE,
-    TASKS,
-    Robosuite,
-    Robot,
-    Task,
-    describe_difference,
-    get_task,
-    robosuite_task,
-)
+from ddp_cli.task_difference import describe_difference
+from ddp_cli.tasks import CAMERAS, TASKS, Task, get_task, robosuite_task
 
 TASK_EXAMPLE = '{"name": "door", "env_name": "Door"}'
 STORE_KEYS = ("object", "action")  # arrays that a store adds itself
@@ -54,6 +45,12 @@ def _check_not_reserved(text: str) -> str:
     return text
 
 
+def _check_robot(name: str) -> str:
+    if name not in ROBOTS:
+        raise ValueError(f"expected one of {', '.join(ROBOTS)}")
+    return name
+
+
 ImageKey = Annotated[str, AfterValidator(_check_image_key)]
 Observable = Annotated[str, AfterValidator(_check_observable)]
 LowDimKey = Annotated[Observable, AfterValidator(_check_not_reserved)]
@@ -78,7 +75,14 @@ class RobosuiteDescription(BaseConfig):
     object: dict[Observable, Width] = Field(default_factory=dict, description=WIDTHS_DESCRIPTION)
     model_varies: Annotated[StrictBool, Field(description="true or false")] = True
     horizon: Horizon = 400
-    robot: Robot = "Panda"
+    robots: Annotated[tuple[Annotated[str, AfterValidator(_check_robot)], ...], Field(min_length=1, max_length=2)] = (
+        "Panda",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_robot(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return read_robot(values)
 
     def to_task(self) -> Task:
         return robosuite_task(**dict(self))
@@ -107,13 +111,15 @@ class TaskDescription(BaseConfig):
             ("cameras", sorted(schema.cameras), sorted(simulator.cameras)),
             *((f"cameras.{key}.channels", camera.channels, 3) for key, camera in schema.cameras.items()),
             ("vectors.object.width", object_width, sum(simulator.object.values())),
-            ("rate", schema.rate, ROBOSUITE_RATE),
-            ("action", [part.name for part in schema.action], [part.name for part in ACTION_PARTS["delta"]]),
-            *(
-                (f"action.{part.name}", part.to_json(), expected.to_json())
-                for part, expected in zip(schema.action, ACTION_PARTS["delta"], strict=False)
-            ),
         ]
+        if simulator.has_known_actions:
+            comparisons += [
+                ("action", [part.name for part in schema.action], [part.name for part in simulator.action]),
+                *(
+                    (f"action.{part.name}", part.to_json(), expected.to_json())
+                    for part, expected in zip(schema.action, simulator.action, strict=False)
+                ),
+            ]
         for name, actual, expected in comparisons:
             if actual != expected:
                 raise ConfigError(
@@ -168,7 +174,9 @@ def task_from_json(description: object, where: str = "the task") -> Task:
         task = (TaskDescription if "schema" in description else RobosuiteDescription)(**description).to_task()
     except ConfigError as e:
         raise ConfigError(f"{where}: {e.message}", e.hint) from None
-    if task.name.lower() in TASKS:
+    same_name = TASKS.get(task.name.lower())
+    env_name = task.simulator.env_name if task.simulator else ""
+    if same_name and env_name != same_name.robosuite.env_name:
         raise ConfigError(f"{where}: '{task.name}' is the name of a built-in task.", "Choose another name.")
     return task
 

@@ -1,22 +1,29 @@
 """Tasks: what a step holds (schema.py), and the simulator that it was recorded in, if any.
 
-Three tasks of robosuite are built in; task_file.py reads others. The built-in ones use a single Franka Panda with its
-gripper, controlled at 20 Hz by operational-space control of the end-effector pose, and camera images of 84x84;
-`with_robot` gives them another arm.
+Some tasks of robosuite are built in; task_file.py reads others. The built-in ones use Pandas with their grippers,
+controlled at 20 Hz by operational-space control of the end-effector pose; `with_robot` gives those of one arm another.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, get_args
-
-from pydantic import AfterValidator, Field
+from typing import Any, get_args
 
 from ddp_cli import choices
-from ddp_cli.base_config import BaseConfig
 from ddp_cli.errors import ConfigError, SimulatorError, UnknownNameError
+from ddp_cli.robots import (
+    ARM,
+    AS_OBSERVED,
+    FINGERS,
+    PROPRIO,
+    ROBOTS,
+    UNITS,
+    Robosuite,
+    absolute_parts,
+    frame_of,
+    has_poses,
+)
 from ddp_cli.schema import OBJECT, ActionPart, Camera, Schema, Vector
 
 CAMERAS = {
@@ -25,96 +32,16 @@ CAMERAS = {
 }
 """Image key -> camera of the simulator; the default of a robosuite task."""
 
-FINGERS = "robot0_gripper_qpos"
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, FINGERS: 2}
-"""Proprioception of a Panda, key -> width: end-effector position [m], quaternion (x, y, z, w), finger joints [m]."""
-
-UNITS = {
-    "robot0_eef_pos": "m, position of the end effector, world frame",
-    "robot0_eef_quat": "quaternion x, y, z, w of the end effector, world frame",
-    FINGERS: "m, positions of the finger joints",
-}
-ROBOTS = {"Panda": 2, "Sawyer": 2, "IIWA": 6, "Jaco": 6, "Kinova3": 6, "UR5e": 6, "XArm7": 6}
-"""Arms of robosuite on a fixed base -> number of finger joints of their grippers."""
 ROBOSUITE_CAMERA = Camera(height=84, width=84)
 ROBOSUITE_RATE = 20.0  # [Hz]
-AS_OBSERVED = "as observed by robosuite"  # the unit of everything else
-
-DELTA_METRES, DELTA_RADIANS = 0.05, 0.5
-"""The offset of the goal pose that 1.0 in a delta action stands for."""
-
-_MINUS_ONES, _ONES = (-1.0,) * 3, (1.0,) * 3
-_GRIPPER = ActionPart(
-    name="gripper", width=1, gripper=True, low=(-1.0,), high=(1.0,), normalization="identity",
-    unit="1 closes, -1 opens",
-)  # fmt: skip
-ACTION_PARTS: dict[str, tuple[ActionPart, ...]] = {
-    "delta": (
-        ActionPart(
-            name="position", width=3, representation="delta", normalization="identity", unit="0.05 m, base frame",
-            low=_MINUS_ONES, high=_ONES,
-        ),
-        ActionPart(
-            name="rotation", width=3, representation="delta", rotation="axis-angle", normalization="identity",
-            unit="0.5 rad, base frame", low=_MINUS_ONES, high=_ONES,
-        ),
-        _GRIPPER,
-    ),
-    "absolute": (
-        ActionPart(name="position", width=3, representation="absolute", unit="m, world frame"),
-        ActionPart(
-            name="rotation", width=6, representation="absolute", rotation="rotation-6d", normalization="identity",
-            unit="the first two rows of the rotation matrix, world frame",
-        ),
-        _GRIPPER,
-    ),
-}  # fmt: skip
-"""The actions of robosuite's controller by convention. Absolute: the goal pose of the controller."""
-
-ACTIONS: dict[str, dict[str, str | int]] = {
-    "delta": {"convention": "delta", "frame": "base", "rotation": "axis-angle", "dim": 7},
-    "absolute": {"convention": "absolute", "frame": "world", "rotation": "rotation-6d", "dim": 10},
-}
-"""How stores and checkpoints describe these conventions."""
 
 RECORDED = "recorded"
 """The convention of tasks without a simulator: the parts of the schema, as they were recorded."""
 
-ACTION_WIDTHS = {name: sum(part.width for part in parts) for name, parts in ACTION_PARTS.items()}
-"""Da of each convention."""
-
-STATE_DIMS = {"lift": 32, "can": 71, "square": 45}
+STATE_DIMS = {
+    "lift": 32, "can": 71, "square": 45, "transport": 115, "tool_hang": 58, "two_arm_lift": 50, "stack": 45, "door": 23,
+}  # fmt: skip
 """Width of the simulator state of the built-in tasks; that of others is read from the simulator."""
-
-
-def check_robot(name: str) -> str:
-    """`name` if it is one of `ROBOTS`; ValueError otherwise."""
-    if name not in ROBOTS:
-        raise ValueError(f"expected one of {', '.join(ROBOTS)}")
-    return name
-
-
-Robot = Annotated[str, AfterValidator(check_robot)]
-
-
-class Robosuite(BaseConfig):
-    """An environment of robosuite, and which of its cameras and observables the keys of the schema are."""
-
-    key_kind: ClassVar[str] = "key"
-    default_hint: ClassVar[str] = "Correct the simulator."
-
-    env_name: str = Field(min_length=1)
-    cameras: dict[str, str]
-    """Image key -> camera of the simulator."""
-    object: dict[str, int] = Field(default_factory=dict)
-    """Observable -> width: the parts of the key `object` (state policies, auxiliary loss). Empty: no such key."""
-    model_varies: bool = True
-    """The model differs between episodes (Lift: cube size; Door: its position), not only the state."""
-    robot: Robot = "Panda"
-
-    def to_json(self) -> dict[str, Any]:
-        """The form in stores and checkpoints. Earlier versions know no other robot than the default."""
-        return self.model_dump(mode="json", exclude={"robot"} if self.robot == "Panda" else None)
 
 
 @dataclass(frozen=True)
@@ -131,14 +58,19 @@ class Task:
 
     @property
     def is_built_in(self) -> bool:
-        return self.name in TASKS
+        return self == TASKS.get(self.name)
 
     @property
     def is_variant(self) -> bool:
         """Whether it is a built-in task with any arm."""
-        return self.simulator is not None and self in [
-            with_robot(task, self.simulator.robot) for task in TASKS.values()
-        ]
+        if self.is_built_in:
+            return True
+        robot = self.simulator.robots[0] if self.simulator else ""
+        return robot in ROBOTS and self in [with_robot(task, robot) for task in TASKS.values() if task.n_robots == 1]
+
+    @property
+    def n_robots(self) -> int:
+        return len(self.robosuite.robots)
 
     @property
     def robosuite(self) -> Robosuite:
@@ -154,7 +86,7 @@ class Task:
     @property
     def state_dim(self) -> int | None:
         """Width of the simulator state; None for tasks that are not built in."""
-        return STATE_DIMS.get(self.name)
+        return STATE_DIMS[self.name] if self.is_built_in else None
 
     @property
     def object_dim(self) -> int:
@@ -174,9 +106,27 @@ class Task:
         """Vectors and their widths of an `image` or `state` policy, in network order."""
         return {key: v.width for key, v in self.schema.vectors.items() if obs == "state" or key != OBJECT}
 
+    @property
+    def conventions(self) -> tuple[str, ...]:
+        """Conventions that its actions can have. Only offsets of poses have an absolute form."""
+        if self.simulator is None or not has_poses(self.schema.action):
+            return (RECORDED,)
+        return ("delta", "absolute")
+
     def action_parts(self, convention: str) -> tuple[ActionPart, ...]:
-        """The parts of an action: those of the schema as they were recorded, or robosuite's in another convention."""
-        return self.schema.action if convention == RECORDED else ACTION_PARTS[convention]
+        """The parts of an action in one of the `conventions`: as they were recorded, or as goals."""
+        return absolute_parts(self.schema.action) if convention == "absolute" else self.schema.action
+
+    def describe_action(self, convention: str) -> dict[str, str | int]:
+        """How stores and checkpoints describe actions in one of the `conventions`."""
+        dim = sum(part.width for part in self.action_parts(convention))
+        if convention == RECORDED:
+            return {"convention": RECORDED, "dim": dim}
+        frames = {frame for part in self.schema.action if (frame := frame_of(part))}
+        frame, rotation = "world", "rotation-6d"
+        if convention == "delta":
+            frame, rotation = " and ".join(sorted(frames)), "axis-angle"
+        return {"convention": convention, "frame": frame, "rotation": rotation, "dim": dim}
 
     def to_json(self) -> str | dict[str, Any]:
         """The form in stores and checkpoints: the name of a built-in task, the full description of any other."""
@@ -188,6 +138,31 @@ class Task:
         }  # fmt: skip
 
 
+def proprioception(robots: Sequence[str]) -> dict[str, int]:
+    """What is observed of `robots` by default, key -> width: the pose of the end effector, and the finger joints."""
+    return {
+        f"robot{i}_{key}": ROBOTS[robot] if key == FINGERS else width
+        for i, robot in enumerate(robots)
+        for key, width in PROPRIO.items()
+    }
+
+
+def object_vector(parts: Mapping[str, int]) -> Vector:
+    """The observables `parts`, name -> width, as one vector."""
+    return Vector(width=sum(parts.values()), unit="poses, as observed by robosuite")
+
+
+def observable_vector(key: str, width: int) -> Vector:
+    """An observable of robosuite. Quaternions are not normalized."""
+    name = key[len("robot0_") :] if key.startswith(("robot0_", "robot1_")) else ""
+    is_known = PROPRIO.get(name) == width
+    return Vector(
+        width=width,
+        unit=UNITS[name] if is_known else AS_OBSERVED,
+        normalization="identity" if "quat" in key else "range",
+    )
+
+
 def robosuite_task(
     name: str,
     env_name: str,
@@ -197,47 +172,51 @@ def robosuite_task(
     object: Mapping[str, int] | None = None,
     model_varies: bool = True,
     horizon: int = 400,
-    robot: str = "Panda",
+    robots: Sequence[str] = ("Panda",),
+    size: tuple[int, int] = (84, 84),
+    frame: str = "base",
 ) -> Task:
-    """A task of robosuite with one arm, at 20 Hz, with images of 84x84 and delta actions.
+    """A task of robosuite at 20 Hz, with images of `size` (height, width) and delta actions in `frame`.
 
-    Quaternions are not normalized; `object` is one vector, first among them. `low_dim` are by default the pose of the
-    end effector and the finger joints.
+    `object` is one vector, first among them. `low_dim` are by default the poses of the end effectors and the finger
+    joints.
     """
-    low_dim = PROPRIO | {FINGERS: ROBOTS[robot]} if low_dim is None else low_dim
     parts = dict(object or {})
-    vectors = {OBJECT: Vector(width=sum(parts.values()), unit="poses, as observed by robosuite")} if parts else {}
-    vectors |= {
-        key: Vector(
-            width=width,
-            unit=UNITS.get(key, AS_OBSERVED) if key != FINGERS or width == PROPRIO[FINGERS] else AS_OBSERVED,
-            normalization="identity" if "quat" in key else "range",
-        )
-        for key, width in low_dim.items()
-    }
+    vectors = {OBJECT: object_vector(parts)} if parts else {}
+    low_dim = proprioception(robots) if low_dim is None else low_dim
+    simulator = Robosuite(
+        env_name=env_name, cameras=dict(cameras), object=parts, model_varies=model_varies, robots=tuple(robots),
+        controllers=() if frame == "base" else ({ARM: {"input_ref_frame": frame}},) * len(robots),
+    )  # fmt: skip
     schema = Schema(
         rate=ROBOSUITE_RATE,
-        cameras=dict.fromkeys(cameras, ROBOSUITE_CAMERA),
-        vectors=vectors,
-        action=ACTION_PARTS["delta"],
-    )
-    simulator = Robosuite(
-        env_name=env_name, cameras=dict(cameras), object=parts, model_varies=model_varies, robot=robot
+        cameras=dict.fromkeys(cameras, Camera(height=size[0], width=size[1])),
+        vectors=vectors | {key: observable_vector(key, width) for key, width in low_dim.items()},
+        action=simulator.action,
     )
     return Task(name, schema, simulator, horizon)
 
 
 def with_robot(task: Task, robot: str) -> Task:
-    """The built-in `task` with another arm, such as `lift_ur5e`; ConfigError if the arm is unknown."""
+    """The built-in `task` with another arm, such as `lift_ur5e`; ConfigError if it is unknown, or the task has two."""
     simulator = task.robosuite
+    if task.n_robots > 1:
+        raise ConfigError(
+            f"the task '{task.name}' has {task.n_robots} arms, both {simulator.robots[0]}.", "Omit --robot."
+        )
     if robot not in ROBOTS:
         raise UnknownNameError("robot", robot, ROBOTS)
-    if robot == simulator.robot:
+    if robot == simulator.robots[0]:
         return task
+    camera = next(iter(task.schema.cameras.values()))
     return robosuite_task(
         f"{task.name}_{robot.lower()}", simulator.env_name, cameras=simulator.cameras, object=simulator.object,
-        model_varies=simulator.model_varies, horizon=task.horizon, robot=robot,
+        model_varies=simulator.model_varies, horizon=task.horizon, robots=(robot,), size=(camera.height, camera.width),
     )  # fmt: skip
+
+
+def _wrist_camera(robot: int) -> dict[str, str]:
+    return {f"robot{robot}_eye_in_hand_image": f"robot{robot}_eye_in_hand"}
 
 
 TASKS = {
@@ -255,9 +234,57 @@ TASKS = {
                 "SquareNut_to_robot0_eef_pos": 3, "SquareNut_to_robot0_eef_quat": 4,
             },
         ),
+        robosuite_task(
+            "transport", "TwoArmTransport", horizon=700, robots=("Panda", "Panda"), frame="world",
+            cameras={
+                "shouldercamera0_image": "shouldercamera0", **_wrist_camera(0),
+                "shouldercamera1_image": "shouldercamera1", **_wrist_camera(1),
+            },
+            object={
+                "payload_pos": 3, "payload_quat": 4, "trash_pos": 3, "trash_quat": 4, "lid_handle_pos": 3,
+                "lid_handle_quat": 4, "target_bin_pos": 3, "trash_bin_pos": 3, "payload_in_target_bin": 1,
+                "trash_in_trash_bin": 1, "gripper0_to_payload": 3, "gripper0_to_lid_handle": 3,
+                "gripper1_to_payload": 3, "gripper1_to_trash": 3,
+            },
+        ),
+        robosuite_task(
+            "tool_hang", "ToolHang", horizon=700, size=(240, 240), model_varies=False,
+            cameras={"sideview_image": "sideview", **_wrist_camera(0)},
+            object={
+                "base_pos": 3, "base_quat": 4, "base_to_robot0_eef_pos": 3, "base_to_robot0_eef_quat": 4,
+                "frame_pos": 3, "frame_quat": 4, "frame_to_robot0_eef_pos": 3, "frame_to_robot0_eef_quat": 4,
+                "tool_pos": 3, "tool_quat": 4, "tool_to_robot0_eef_pos": 3, "tool_to_robot0_eef_quat": 4,
+                "frame_is_assembled": 1, "tool_on_frame": 1,
+            },
+        ),
+        robosuite_task(
+            "two_arm_lift", "TwoArmLift", robots=("Panda", "Panda"), size=(96, 96), model_varies=False,
+            cameras={"agentview_image": "agentview", **_wrist_camera(0), **_wrist_camera(1)},
+            object={
+                "pot_pos": 3, "pot_quat": 4, "handle0_xpos": 3, "handle1_xpos": 3, "gripper0_to_handle0": 3,
+                "gripper1_to_handle1": 3,
+            },
+        ),
+        robosuite_task(
+            "stack", "Stack", model_varies=False,
+            object={
+                "cubeA_pos": 3, "cubeA_quat": 4, "cubeB_pos": 3, "cubeB_quat": 4, "cubeA_to_cubeB": 3,
+                "gripper_to_cubeA": 3, "gripper_to_cubeB": 3,
+            },
+        ),
+        robosuite_task(
+            "door", "Door",
+            object={
+                "door_pos": 3, "handle_pos": 3, "hinge_qpos": 1, "door_to_eef_pos": 3, "handle_to_eef_pos": 3,
+                "handle_qpos": 1,
+            },
+        ),
     )
 }  # fmt: skip
-"""The built-in tasks. The parts of `object` are in the order of the published datasets (robosuite 1.5 reversed it)."""
+"""The built-in tasks. The parts of `object` are in the order of the published datasets (robosuite 1.5 reversed it).
+
+Delta actions of the published datasets of `transport` are in the world frame: up to robosuite 1.4 there was no other.
+"""
 
 
 def get_task(name: str) -> Task:
@@ -284,49 +311,3 @@ def task_of_env(env_name: str) -> Task:
         f"no built-in task uses the environment '{env_name}'.",
         f"Built-in: {valid}. Describe another one with --task file.json.",
     )
-
-
-def describe_difference(task: Task, other: Task, ignore: Collection[str] = ()) -> str:
-    """What differs in `task` from `other`, as text; empty where they agree. `ignore`: fields that are not compared.
-
-    The order of `object` and of the parts of an action matters, since each is one array; everything else is looked up
-    by key. Where one of them has no such key, only the first field of the key is named.
-    """
-    values, others = _fields(task, ignore), _fields(other, ignore)
-    differences = []
-    for key in {**values, **others}:
-        ours, theirs = values.get(key, {}), others.get(key, {})
-        names = {**ours, **theirs}
-        differences += [
-            f"{key}{name} {ours.get(name, 'absent')} instead of {theirs.get(name, 'absent')}"
-            for name in (names if ours and theirs else list(names)[:1])
-            if ours.get(name) != theirs.get(name)
-        ]
-    more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-    return ", ".join(differences[:3]) + more
-
-
-def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
-    """The fields of each key of `task`, such as `vectors.robot0_eef_pos`: the one that names it best first, as ""."""
-    schema, simulator = task.schema, task.simulator
-    single: dict[str, Any] = {"name": task.name}
-    if simulator:
-        single |= {
-            "env_name": simulator.env_name,
-            "robot": simulator.robot,
-            "object": simulator.object,
-            "model_varies": simulator.model_varies,
-        }
-    single |= {"horizon": task.horizon, "rate": schema.rate}
-    fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items() if key not in ignore}
-    for key, camera in schema.cameras.items():
-        name = {"": simulator.cameras.get(key)} if simulator else {}
-        fields[f"cameras.{key}"] = name | {".shape": camera.shape, ".recorded": camera.recorded, ".fit": camera.fit}
-    for key, vector in schema.vectors.items():
-        if key != OBJECT or not simulator:
-            rest = {f".{name}": getattr(vector, name) for name in ("unit", "names", "normalization")}
-            fields[f"vectors.{key}"] = {"": vector.width} | rest
-    for i, part in enumerate(schema.action):
-        rest = {f".{name}": value for name, value in part.model_dump(exclude={"name", "width"}).items()}
-        fields[f"action.{part.name}"] = {"": part.width} | rest | {".index": i}
-    return {key: {name: json.dumps(value) for name, value in entry.items()} for key, entry in fields.items()}

@@ -53,6 +53,9 @@ TINY = {
 }
 
 
+SAMPLE_TASKS = ("lift", "can", "square")
+"""Tasks with demonstrations in sample_data."""
+
 DOOR: dict[str, Any] = {
     "name": "door",
     "env_name": "Door",

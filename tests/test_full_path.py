@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import DOOR, TINY, Recorded, ok, ok_json, refused
+from conftest import DOOR, SAMPLE_TASKS, TINY, Recorded, ok, ok_json, refused
 from conftest import ddp as run
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import TASKS
 from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
@@ -83,7 +82,7 @@ def test_train_without_data_converts_the_sample_demos(
     assert Store(Path("data/lift.zarr")).is_image("agentview_image")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SAMPLE_TASKS)
 def test_sample_demos_are_whole_and_what_their_readme_says(task: str) -> None:
     with DemoFile(SAMPLES / f"{task}.hdf5") as file:
         assert file.task.name == task

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from ddp_cli.evaluation.rollout import run_episode
+from ddp_cli.robots import ABSOLUTE_PARTS, delta_parts
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
 from ddp_cli.safety import ActionError, ActionLimits
 from ddp_cli.schema import ActionPart
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_PARTS, ACTION_WIDTHS, ACTIONS, get_task
+from ddp_cli.tasks import get_task
 
 ROTATION = matrix_to_6d(rotvec_to_matrix(np.array([0.3, -1.2, 0.5])))
 PREVIOUS = np.array([0.1, 0.2, 0.9, *ROTATION, 1.0])
@@ -22,12 +23,12 @@ PREVIOUS = np.array([0.1, 0.2, 0.9, *ROTATION, 1.0])
 
 def absolute_limits(low: Sequence[float], high: Sequence[float]) -> ActionLimits:
     """Limits of absolute actions whose positions [m] lie in a box, without a margin."""
-    parts = ACTION_PARTS["absolute"]
+    parts = ABSOLUTE_PARTS
     position = parts[0].model_copy(update={"low": tuple(low), "high": tuple(high)})
     return ActionLimits.from_parts((position, *parts[1:]))
 
 
-DELTA, ANYWHERE = (ActionLimits.from_parts(ACTION_PARTS[name]) for name in ("delta", "absolute"))
+DELTA, ANYWHERE = (ActionLimits.from_parts(get_task("lift").action_parts(name)) for name in ("delta", "absolute"))
 ABSOLUTE = absolute_limits((-0.3, -0.3, 0.8), (0.3, 0.3, 1.2))
 
 
@@ -120,19 +121,15 @@ def test_actions_of_another_convention_raise_an_error() -> None:
         ABSOLUTE.clamp(np.zeros((8, 7)), PREVIOUS, "seed 3")
 
 
-def test_the_width_of_actions_is_that_of_stores() -> None:
-    assert {name: convention["dim"] for name, convention in ACTIONS.items()} == ACTION_WIDTHS
-
-
 def test_values_without_limits_are_limited_by_the_range_of_the_training_data_plus_a_margin() -> None:
     low, high = [-0.2, -0.1, 0.9, *[-0.5] * 7], [0.1, 0.2, 1.1, *[0.5] * 7]
-    limits = ActionLimits.from_parts(ACTION_PARTS["absolute"], low, high)
+    limits = ActionLimits.from_parts(ABSOLUTE_PARTS, low, high)
     np.testing.assert_allclose(limits.low, [-0.25, -0.15, 0.85, *[-np.inf] * 6, -1.0])
     np.testing.assert_allclose(limits.high, [0.15, 0.25, 1.15, *[np.inf] * 6, 1.0])
     joints = ActionPart(name="joints", width=2, unit="rad")
     limits = ActionLimits.from_parts([joints], [-1.0, 2.0], [1.0, 2.0])
     np.testing.assert_allclose([limits.low, limits.high], [[-1.1, 2.0], [1.1, 2.0]])
-    assert ActionLimits.from_parts(ACTION_PARTS["delta"], [0.0] * 7, [0.1] * 7) == DELTA
+    assert ActionLimits.from_parts(delta_parts(), [0.0] * 7, [0.1] * 7) == DELTA
 
 
 def test_quaternions_are_normalized_and_held_where_they_are_degenerate() -> None:
@@ -152,7 +149,7 @@ def test_what_is_not_a_box_is_refused(low: list[float], high: list[float]) -> No
     with pytest.raises(ActionError, match="are not a box"):
         absolute_limits(low, high)
     with pytest.raises(ActionError, match="a range of 4 and 4 values, expected 10"):
-        ActionLimits.from_parts(ACTION_PARTS["absolute"], [0.0] * 4, [1.0] * 4)
+        ActionLimits.from_parts(ABSOLUTE_PARTS, [0.0] * 4, [1.0] * 4)
 
 
 def test_limits_of_earlier_versions_are_read() -> None:

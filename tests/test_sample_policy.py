@@ -10,7 +10,7 @@ import pytest
 from conftest import ddp, ok, ok_json
 
 import ddp_cli
-from ddp_cli.tasks import DELTA_METRES
+from ddp_cli.robots import DELTA_METRES
 from ddp_cli.video.video import read_video
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"

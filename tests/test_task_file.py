@@ -8,7 +8,7 @@ from conftest import DOOR
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.task_file import check_same_task, read_task, task_from_file, task_from_json, task_name
-from ddp_cli.tasks import CAMERAS, PROPRIO, get_task, robosuite_task
+from ddp_cli.tasks import CAMERAS, get_task, proprioception, robosuite_task
 
 MINIMAL = {"name": "door", "env_name": "Door"}
 
@@ -21,7 +21,7 @@ def write_task(folder: Path, content: object) -> Path:
 
 def test_minimal_file_gets_the_default_cameras_and_sensors(tmp_path: Path) -> None:
     task = task_from_file(write_task(tmp_path, MINIMAL))
-    assert task == robosuite_task("door", "Door", cameras=CAMERAS, low_dim=PROPRIO)
+    assert task == robosuite_task("door", "Door", cameras=CAMERAS, low_dim=proprioception(["Panda"]))
     assert (task.robosuite.model_varies, task.horizon, task.schema.rate) == (True, 400, 20.0)
     assert "object" not in task.vectors("state")
 

@@ -5,12 +5,13 @@ import json
 import pickle
 
 import pytest
-from conftest import DOOR
+from conftest import DOOR, SAMPLE_TASKS
 from pydantic import ValidationError
 
 from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.task_difference import describe_difference
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import PROPRIO, TASKS, check_obs, describe_difference, get_task, task_of_env
+from ddp_cli.tasks import TASKS, check_obs, get_task, proprioception, task_of_env
 
 
 def test_built_in_tasks_match_their_stores_and_checkpoints() -> None:
@@ -18,12 +19,17 @@ def test_built_in_tasks_match_their_stores_and_checkpoints() -> None:
         "lift": ("Lift", 10, 32, 400),
         "can": ("PickPlaceCan", 14, 71, 400),
         "square": ("NutAssemblySquare", 14, 45, 400),
+        "transport": ("TwoArmTransport", 41, 115, 700),
+        "tool_hang": ("ToolHang", 44, 58, 700),
+        "two_arm_lift": ("TwoArmLift", 19, 50, 400),
+        "stack": ("Stack", 23, 45, 400),
+        "door": ("Door", 14, 23, 400),
     }
-    for task in TASKS.values():
-        assert task.to_json() == task.name
+    assert all(task.to_json() == task.name for task in TASKS.values())
+    for task in (TASKS[name] for name in SAMPLE_TASKS):
         assert list(task.images("image")) == ["agentview_image", "robot0_eye_in_hand_image"]
         assert list(task.vectors("state")) == ["object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
-        assert task.vectors("image") == PROPRIO
+        assert task.vectors("image") == proprioception(["Panda"])
         assert task.images("state") == {}
 
 
@@ -48,8 +54,8 @@ def test_tasks_are_frozen() -> None:
 
 def test_unknown_environment_lists_the_built_in_ones() -> None:
     assert task_of_env("Lift").name == "lift"
-    with pytest.raises(ConfigError, match=r"'Door'.*PickPlaceCan \(can\).*--task file.json"):
-        task_of_env("Door")
+    with pytest.raises(ConfigError, match=r"'Wipe'.*PickPlaceCan \(can\).*--task file.json"):
+        task_of_env("Wipe")
 
 
 def test_unknown_observations_list_the_valid_ones() -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from ddp_cli import console
 from ddp_cli.commands import options
 
-EXAMPLES = options.examples("ddp doctor", "ddp doctor --json")
+EXAMPLES = options.examples("ddp doctor", "ddp doctor --task two_arm_lift", "ddp doctor --json")
 
 
-def doctor(json: options.Json = False) -> None:
+def doctor(
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="Check this task instead: a name or a JSON file. Says which shortcuts the simulator takes in it.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
     """Check the installation and print a fix for each problem.
 
     Versions, rendering, GPU, memory and disk. Exits with 1 if there is a problem.
@@ -18,8 +31,10 @@ def doctor(json: options.Json = False) -> None:
     from dataclasses import asdict
 
     from ddp_cli.commands.diagnosis import diagnose
+    from ddp_cli.commands.task_diagnosis import diagnose_task
+    from ddp_cli.task_file import read_task
 
-    checks = diagnose()
+    checks = diagnose_task(read_task(task)) if task else diagnose()
     if json:
         console.print_json([asdict(check) for check in checks])
     else:

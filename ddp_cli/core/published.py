@@ -20,7 +20,6 @@ from ddp_cli.core.published_config import describe_assumptions, feature_order, p
 from ddp_cli.core.safe_unpickle import FILE_HINT, InertObject, read_torch_file, to_plain_containers
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM
 from ddp_cli.errors import CheckpointError, ConfigError
-from ddp_cli.tasks import ACTIONS
 
 IGNORED_SUFFIXES = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of the names of buffers that are not weights."""
@@ -226,7 +225,7 @@ def load_published(path: Path) -> tuple[DiffusionPolicy, Meta]:
     _check_image_normalizers(weights, config, path)
     policy = import_published(weights, config, order)
     # Published policies were trained on robosuite's own camera images: the render profile "full".
-    meta: Meta = {"published": path.name, "render": "full", "action": {**ACTIONS[config.actions]}}
+    meta: Meta = {"published": path.name, "render": "full", "action": {**config.task.describe_action(config.actions)}}
     return policy, meta | ({"assumed": [*assumed]} if assumed else {})
 
 

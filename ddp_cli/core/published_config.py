@@ -12,7 +12,7 @@ from typing import Any
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.errors import CheckpointError
-from ddp_cli.tasks import ACTION_WIDTHS, ROBOSUITE_CAMERA, TASKS
+from ddp_cli.tasks import TASKS, Task
 
 Cfg = Mapping[str, Any]
 
@@ -24,8 +24,6 @@ POLICY_CLASSES = {
 
 TASK_SUFFIXES = {"image", "lowdim", "low", "dim", "abs", "ph", "mh", "mg"}
 """What may follow the name of a task: `square_image_abs` is the task square, `square_d2` is not."""
-
-FULL_SIZE = ROBOSUITE_CAMERA.height, ROBOSUITE_CAMERA.width
 
 WINDOW = ("horizon", "n_obs_steps", "n_action_steps")
 ARCHITECTURE = (
@@ -74,7 +72,8 @@ def published_config(cfg: Cfg, path: Path, weight_names: Collection[str] = ()) -
         )
     _check_resolved(policy, "policy", path)
     obs = POLICY_CLASSES[class_name]
-    values: dict[str, Any] = {"task": _task_name(cfg, path), "obs": obs, "actions": _action_convention(cfg, path)}
+    task = _find_task(cfg, path)
+    values: dict[str, Any] = {"task": task, "obs": obs, "actions": _action_convention(cfg, task, path)}
     values |= {name: policy[name] for name in WINDOW} | _scheduler_settings(policy["noise_scheduler"], path)
     _check_fixed_settings(cfg, path)
     settings = ("num_inference_steps", "obs_as_cond", "pred_action_steps_only")
@@ -84,7 +83,7 @@ def published_config(cfg: Cfg, path: Path, weight_names: Collection[str] = ()) -
         values |= _low_dim_settings(policy, weight_names, path)
     else:
         values |= {k: policy[k] for k in ARCHITECTURE if policy.get(k) is not None}
-        values["crop_shape"] = _crop_shape(policy, weight_names, path)
+        values["crop_shape"] = _crop_shape(policy, weight_names, _image_size(task), path)
     values |= _causal_attention(values, weight_names, path)
     return PolicyConfig(**values)
 
@@ -126,28 +125,41 @@ def describe_assumptions(cfg: Cfg, config: PolicyConfig) -> list[str]:
         missing = [f"{k} {getattr(config, k)}" for k in ("n_head", "causal_attn") if model.get(k) is None]
         order_name, order_known = "obs_keys", _obs_keys(cfg, Path()) is not None
     else:
-        cropped = config.crop_shape != FULL_SIZE
+        cropped = config.crop_shape != _image_size(config.task)
         missing = ["eval_fixed_crop True"] if cropped and cfg["policy"].get("eval_fixed_crop") is None else []
         order_name, order_known = "shape_meta.obs", _shape_meta(cfg).get("obs") is not None
     order = [] if order_known else [f"{order_name} {', '.join([*config.image_keys, *config.low_dim])}"]
     return missing + order
 
 
-def _task_name(cfg: Cfg, path: Path) -> str:
+def _find_task(cfg: Cfg, path: Path) -> Task:
     task = cfg.get("task") or {}
     names = [str(name) for name in (cfg.get("task_name"), task.get("name"), task.get("task_name")) if name]
     if not names:
         raise CheckpointError(f"'{path}' names no task (task_name).", "Use another checkpoint.")
+    tasks = []
     for name in names:
-        first, *suffixes = name.split("_")
-        if first not in TASKS or not TASK_SUFFIXES.issuperset(suffixes):
+        task = next((task for task in TASKS.values() if _is_named(task, name)), None)
+        if task is None:
             raise CheckpointError(
                 f"'{path}' is of the unknown task '{name}'.",
                 f"Valid tasks: {', '.join(TASKS)}, followed by _image, _lowdim, _abs, _ph or _mh.",
             )
-        if first != names[0].split("_")[0]:
+        tasks.append(task)
+        if task != tasks[0]:
             raise CheckpointError(f"'{path}' is of the tasks '{names[0]}' and '{name}'.", "Use another checkpoint.")
-    return names[0].split("_")[0]
+    return tasks[0]
+
+
+def _is_named(task: Task, name: str) -> bool:
+    suffixes = name.removeprefix(task.name).split("_")
+    return name.startswith(task.name) and suffixes[0] == "" and TASK_SUFFIXES.issuperset(suffixes[1:])
+
+
+def _image_size(task: Task) -> tuple[int, int]:
+    """Height and width of the images of a built-in task, which are the same for all cameras."""
+    camera = next(iter(task.schema.cameras.values()))
+    return camera.height, camera.width
 
 
 def _shape_meta(cfg: Cfg) -> Cfg:
@@ -172,7 +184,7 @@ def _obs_keys(cfg: Cfg, path: Path) -> list[str] | None:
 def _check_observation(key: str, attributes: Cfg, config: PolicyConfig, path: Path) -> None:
     shape, kind = list(attributes["shape"]), attributes.get("type", "low_dim")
     is_image = key in config.image_keys
-    expected = [3, *FULL_SIZE] if is_image else [config.low_dim[key]]
+    expected = [3, *_image_size(config.task)] if is_image else [config.low_dim[key]]
     if kind != ("rgb" if is_image else "low_dim") or shape != expected:
         raise CheckpointError(
             f"'{path}' observes {key} as {kind} of shape {shape}.",
@@ -183,13 +195,14 @@ def _check_observation(key: str, attributes: Cfg, config: PolicyConfig, path: Pa
             _check_value(path, f"shape_meta.obs.{key}.{name}", value, config.n_obs_steps if name == "horizon" else None)
 
 
-def _action_convention(cfg: Cfg, path: Path) -> str:
+def _action_convention(cfg: Cfg, task: Task, path: Path) -> str:
     """The convention with as many values per action; settings that say otherwise are refused."""
     action = _shape_meta(cfg).get("action") or {}
-    width = action["shape"][0] if action else cfg["policy"].get("action_dim", ACTION_WIDTHS["delta"])
-    convention = next((name for name, dim in ACTION_WIDTHS.items() if dim == width), None)
+    widths = {name: sum(part.width for part in task.action_parts(name)) for name in task.conventions}
+    width = action["shape"][0] if action else cfg["policy"].get("action_dim", widths["delta"])
+    convention = next((name for name, dim in widths.items() if dim == width), None)
     if convention is None:
-        valid = " and ".join(f"{dim} ({name})" for name, dim in ACTION_WIDTHS.items())
+        valid = " and ".join(f"{dim} ({name})" for name, dim in widths.items())
         raise CheckpointError(f"'{path}' has actions of {width} values.", f"Valid: {valid}.")
     is_absolute = convention == "absolute"
     for place in ("task.abs_action", "task.dataset.abs_action", "task.env_runner.abs_action"):
@@ -212,14 +225,14 @@ def _check_fixed_settings(cfg: Cfg, path: Path) -> None:
             )
 
 
-def _crop_shape(policy: Cfg, weight_names: Collection[str], path: Path) -> Any:
+def _crop_shape(policy: Cfg, weight_names: Collection[str], full_size: tuple[int, int], path: Path) -> Any:
     """The crop of an image policy. Encoders with BatchNorm and random crops in evaluation are refused."""
     if policy.get("obs_encoder_group_norm") is False or any(n.endswith(".running_mean") for n in weight_names):
         raise CheckpointError(
             f"the image encoders of '{path}' use BatchNorm.", "Only obs_encoder_group_norm True is supported."
         )
-    crop = policy.get("crop_shape", (76, 76)) or FULL_SIZE
-    if policy.get("eval_fixed_crop") is False and tuple(crop) != FULL_SIZE:
+    crop = policy.get("crop_shape", (76, 76)) or full_size
+    if policy.get("eval_fixed_crop") is False and tuple(crop) != full_size:
         raise CheckpointError(
             f"'{path}' crops images at random in evaluation, too (eval_fixed_crop False).",
             "Only eval_fixed_crop True, the central crop, is supported.",

@@ -13,11 +13,13 @@ All functions return float64. n: steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.robots import ABSOLUTE_PARTS, DELTA_METRES, DELTA_RADIANS, delta_parts
 from ddp_cli.rotation import (
     Array,
     matrix_from_6d,
@@ -26,9 +28,11 @@ from ddp_cli.rotation import (
     quaternion_to_matrix,
     rotvec_to_matrix,
 )
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS
+from ddp_cli.schema import ActionPart, action_slices
 
 AnyFloat = NDArray[np.floating[Any]]
+
+DELTA_PARTS = delta_parts()
 
 GRIP_SITE_IN_EEF = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 """Orientation of the Panda's grip site, which actions refer to, in the body whose quaternion is observed."""
@@ -57,18 +61,45 @@ def absolute_to_delta(actions: AnyFloat, eef_pos: AnyFloat, eef_quat: AnyFloat) 
     return np.concatenate([translation, rotvec, actions[:, 9:]], axis=1).clip(-1, 1)
 
 
-def axis_angle_to_rotation_6d(actions: AnyFloat) -> Array:
-    """Absolute actions with axis-angle rotations (n, 7) -> with rotation-6d (n, 10)."""
+def axis_angle_to_rotation_6d(actions: AnyFloat, parts: Sequence[ActionPart] = DELTA_PARTS) -> Array:
+    """Absolute actions with axis-angle rotations, (n, 7) for one arm -> with rotation-6d, (n, 10). `parts` are those of
+    delta actions, which have the same layout.
+    """
     actions = actions.astype(np.float64)
-    rotation = matrix_to_6d(rotvec_to_matrix(actions[:, 3:6]))
-    return np.concatenate([actions[:, :3], rotation, actions[:, 6:]], axis=1)
+    columns = [
+        matrix_to_6d(rotvec_to_matrix(actions[:, x])) if part.rotation == "axis-angle" else actions[:, x]
+        for part, x in zip(parts, action_slices(parts), strict=True)
+    ]
+    return np.concatenate(columns, axis=1)
 
 
-def rotation_6d_to_axis_angle(actions: AnyFloat) -> Array:
-    """Absolute actions with rotation-6d (n, 10) -> with axis-angle rotations (n, 7), angle in [0, pi]."""
+def rotation_6d_to_axis_angle(actions: AnyFloat, parts: Sequence[ActionPart] = ABSOLUTE_PARTS) -> Array:
+    """Absolute actions of `parts` with rotation-6d, (n, 10) for one arm -> with axis-angle rotations, (n, 7), angle in
+    [0, pi].
+    """
     actions = actions.astype(np.float64)
-    rotvec = matrix_to_rotvec(matrix_from_6d(actions[:, 3:9]))
-    return np.concatenate([actions[:, :3], rotvec, actions[:, 9:]], axis=1)
+    columns = [
+        matrix_to_rotvec(matrix_from_6d(actions[:, x])) if part.rotation == "rotation-6d" else actions[:, x]
+        for part, x in zip(parts, action_slices(parts), strict=True)
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def to_store_actions(actions: AnyFloat, convention: str, parts: Sequence[ActionPart]) -> Array:
+    """Recorded actions (n, width of the delta `parts`) as a store holds them: absolute ones with rotation-6d, others as
+    the controllers clip them.
+    """
+    is_absolute = convention == "absolute"
+    return axis_angle_to_rotation_6d(actions, parts) if is_absolute else clip_to_limits(actions, parts)
+
+
+def clip_to_limits(actions: AnyFloat, parts: Sequence[ActionPart]) -> Array:
+    """Actions (n, Da) as the controllers of robosuite clip them: to the limits of `parts`."""
+    low, high = (
+        np.array([sign * np.inf if x is None else x for part in parts for x in bounds(part) or [None] * part.width])
+        for sign, bounds in ((-1, lambda part: part.low), (1, lambda part: part.high))
+    )
+    return actions.astype(np.float64).clip(low, high)
 
 
 def _grip_site_rotation(eef_quat: AnyFloat) -> Array:

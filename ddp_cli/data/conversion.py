@@ -29,7 +29,7 @@ from ddp_cli.sim.environment import check_action_convention, simulator_versions
 from ddp_cli.sim.observable_checks import check_state_determines_observations
 from ddp_cli.sim.renderer import check_render_profile
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTIONS, Task, check_obs
+from ddp_cli.tasks import Task, check_obs
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("compare", "check" or "convert"), how much of it is done, and its total: demos, or steps."""
@@ -72,10 +72,10 @@ def convert(
     The same call resumes an interrupted conversion; any error removes the partial store.
     """
     check_render_profile(options.render)
-    if options.actions is not None:
-        check_action_convention(options.actions)
     check_obs(options.obs)
     with lock_output(out), DemoFile(source, task, options.filter_key) as demos:
+        if options.actions is not None:
+            check_action_convention(demos.task, options.actions)
         plan = plan_conversion(demos, options)
         sha256 = run_in_thread(demos.sha256)  # in the background: it takes a third as long as copying
         if demos.has_states:
@@ -87,7 +87,7 @@ def convert(
             "obs": options.obs,
             "env_args": demos.info.env_args(),
             "versions": simulator_versions(),
-            "action": ACTIONS[plan.render_spec.actions],
+            "action": demos.task.describe_action(plan.render_spec.actions),
             "source": {
                 "file": source.name, "sha256": sha256.result(), "demos": plan.demo_names, "left_out": plan.skipped,
                 "observations": list(plan.recorded_keys),
@@ -217,7 +217,9 @@ def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers
         return
     demos = itertools.chain([first], demos)
     if not spec.needs_simulator(task, first):
-        yield from (build_episode(None, spec, demo) for demo in demos)  # copies only: worker processes do not pay off
+        yield from (
+            build_episode(task, None, spec, demo) for demo in demos
+        )  # copies only: worker processes do not pay off
         return
     with closing(ordered_map(functools.partial(_make_episode_builder, task, spec), demos, workers)) as episodes:
         yield from episodes
@@ -227,4 +229,4 @@ def _make_episode_builder(task: Task, spec: RenderSpec) -> Callable[[Demo], Epis
     sim = Simulator(task, spec.render)
     if not task.is_built_in:
         check_state_determines_observations(sim)
-    return functools.partial(build_episode, sim, spec)
+    return functools.partial(build_episode, task, sim, spec)

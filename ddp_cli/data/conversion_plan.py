@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.actions import to_store_actions
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.episode_selection import select_episodes
@@ -18,6 +18,7 @@ from ddp_cli.data.observations import RenderSpec
 from ddp_cli.data.recorded_observations import check_observations, read_observations, reason_unusable
 from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
+from ddp_cli.tasks import RECORDED
 
 ADVICE = Advice(
     order="If the values are in another order, write quaternions as x, y, z, w, and actions as position, axis-angle, "
@@ -100,7 +101,7 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     if incompatibilities:
         raise DataError(
             f"'{demos.path}' cannot be converted: {'; '.join(incompatibilities)}.",
-            "A policy would act differently from these demos. Record with `ddp collect`, or with one arm and OSC_POSE.",
+            "Record with `ddp collect`, or with a controller that robosuite 1.5 has.",
         )
     names = [demos.names[i] for i in select_episodes(len(demos.names), options.only, f"'{demos.path}'")]
     valid = _ValidDemos(demos, options)
@@ -195,6 +196,8 @@ class _ValidDemos:
 
     def find_action_convention(self) -> str:
         """The action convention of the recording: as declared, or absolute if the values can be nothing else."""
+        if RECORDED in self.demos.task.conventions:
+            return RECORDED
         declared = self.demos.info.actions
         if declared == "absolute":
             return declared
@@ -228,7 +231,7 @@ class _ValidDemos:
         for name in list(self.lengths):
             actions = self.demos.read(name).actions
             vectors = {key: np.asarray(x, np.float64) for key, x in read_observations(self.demos, name, keys).items()}
-            stored = axis_angle_to_rotation_6d(actions) if convention == "absolute" else actions.clip(-1, 1)
+            stored = to_store_actions(actions, convention, self.demos.task.schema.action)
             try:
                 checks.add({**vectors, "action": actions}, stored, f"'{self.demos.path}' {name}")
             except DataError as e:

@@ -30,9 +30,10 @@ from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, selec
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
 from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
 from ddp_cli.data.invariants import check_intended, check_time
+from ddp_cli.data.recorded_task import recorded_task, same_environment
 from ddp_cli.disk import file_hash
-from ddp_cli.errors import ConfigError, DataError
-from ddp_cli.tasks import ACTION_WIDTHS, ROBOTS, Task, robosuite_task, task_of_env, with_robot
+from ddp_cli.errors import ConfigError, DataError, DdpError
+from ddp_cli.tasks import Task, robosuite_task
 
 
 class DemoFile:
@@ -40,7 +41,8 @@ class DemoFile:
 
     `task` defaults to the built-in one of the recorded environment; another must use the same environment, and is
     enough where the file does not describe its environment. `filter_key` selects the demos listed in
-    mask/<filter_key>. `allow_unknown_env` accepts environments without a task. `notes` says what was assumed.
+    mask/<filter_key>. `allow_unknown_env` accepts environments without a task: `task_error` says why there is
+    none. `notes` says what was assumed.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DemoFile:
     ) -> None:
         self.path = path
         self.notes: list[str] = []
+        self.task_error = ""
         self._complete: set[str] = set()  # arrays whose chunks were counted
         self._file = open_hdf5(path)
         try:
@@ -86,11 +89,12 @@ class DemoFile:
         self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
         self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
-        if self.info.robot in ROBOTS and self.info.robot != self.task.robosuite.robot:
+        robots = self.task.robosuite.robots if task else self.info.robots
+        if self.info.robots != robots:
             raise DataError(
-                f"'{self.path}' was recorded with the robot {self.info.robot}, "
-                f"but the task '{self.task.name}' has {self.task.robosuite.robot}.",
-                "Leave out --task, or name a task file with this robot.",
+                f"'{self.path}' was recorded with {' and '.join(self.info.robots)}, "
+                f"but the task '{self.task.name}' has {' and '.join(robots)}.",
+                "Leave out --task, or name a task file with these robots.",
             )
         if self.task.robosuite.env_name != self.info.env_name:
             raise DataError(
@@ -109,18 +113,21 @@ class DemoFile:
         return read_recording_info(self.attrs, f"'{self.path}'")
 
     def _find_task(self, allow_unknown_env: bool) -> Task:
+        unknown = robosuite_task("none", self.info.env_name, model_varies=False)
+        if self.info.incompatibilities():  # for which a conversion is refused
+            return same_environment(self.info) or unknown
         try:
-            task = task_of_env(self.info.env_name)
-            return with_robot(task, self.info.robot) if self.info.robot in ROBOTS else task
-        except ConfigError as e:
-            if allow_unknown_env:
-                return robosuite_task("none", self.info.env_name, model_varies=False)
             if not self.info.is_robosuite:
-                raise DataError(
-                    f"'{self.path}' was recorded in '{self.info.env_name}', which is not an environment of robosuite.",
-                    "Recordings of robosuite environments can be converted.",
-                ) from e
+                raise ConfigError(f"{self.info.env_name} is not an environment of robosuite.")
+            longest = max(self.n_steps(name) for name in self.names)
+            task, notes = recorded_task(self.info, self.observation_shapes(self.names[0]), longest)
+        except DdpError as e:
+            if allow_unknown_env:
+                self.task_error = e.message
+                return unknown
             raise DataError(f"'{self.path}': {e.message}", e.hint) from e
+        self.notes += notes
+        return task
 
     # -- selecting demos ----------------------------------------------------------------------------
 
@@ -201,11 +208,12 @@ class DemoFile:
             )
         if self.has_states:
             self._check_state_width(name, states)
-        width = ACTION_WIDTHS["delta"]
+        width = self.task.schema.action_dim
         if actions.ndim != 2 or actions.shape[1] != width:
+            names = ", ".join(part.name for part in self.task.schema.action)
             raise DataError(
                 f"{location}: actions have shape {actions.shape}, expected (n, {width}).",
-                "Only actions of a single arm are supported: position, axis-angle, gripper.",
+                f"Those of {' and '.join(self.task.robosuite.robots)} are {names}.",
             )
 
     def _check_state_width(self, name: str, states: NDArray[np.float64]) -> None:

@@ -31,7 +31,6 @@ def inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
             low, high = ranges.get(key, (np.inf, -np.inf))
             ranges[key] = (min(low, float(array.min())), max(high, float(array.max())))
     valid_names = [name for name in demos.names if name not in faults]
-    controller = info.controller or {}
     convention, notes, plan = _plan_conversion(demos, faults)
     return {
         "kind": f"HDF5, written by {info.tool}",
@@ -42,7 +41,7 @@ def inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
         "lengths": [min(lengths), round(float(np.median(lengths))), max(lengths)] if lengths else [],
         "steps": sum(lengths),
         "filters": demos.filter_keys,
-        "controller": controller.get("type", "OSC_POSE" if controller else "unknown"),
+        "controller": " and ".join(dict.fromkeys(x.kind for x in info.controllers)) or "unknown",
         "actions": convention,
         "models": models,
         "ranges": {key: list(pair) for key, pair in ranges.items()},
@@ -57,10 +56,8 @@ def inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
 def _plan_conversion(demos: DemoFile, faults: dict[str, str]) -> tuple[str, list[str], str]:
     """The action convention of a file, what `ddp convert` would note, and what it would do. Adds to `faults`."""
     declared = demos.info.actions
-    if demos.task.name == "none" and not demos.info.is_robosuite:
-        return declared, demos.notes, f"rejects this file: {demos.info.env_name} is not an environment of robosuite"
-    if demos.task.name == "none":
-        return declared, demos.notes, f"needs a file that describes a task for {demos.info.env_name} (--task FILE.json)"
+    if demos.task.name == "none" and not demos.info.incompatibilities():
+        return declared, demos.notes, f"rejects this file: {demos.task_error}"
     try:
         plan = plan_conversion(demos, ConvertOptions(skip_bad=True))
     except DataError as e:

@@ -4,67 +4,99 @@ robosuite's collector   `env`, `env_info` (JSON: env_name, robots, controller_co
 robomimic, ddp          `env_args` (JSON: env_name, env_version, env_kwargs: robots, controller_configs, control_freq)
 
 Controller configurations are flat up to robosuite 1.4 (`control_delta`); since 1.5 they list the parts of a body
-(`input_type`). 1.5 silently ignores `control_delta`, so it is evaluated here and never passed on.
+(`input_type`): see recorded_controllers.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ddp_cli.data.recorded_controllers import Controller, read_controllers
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, ROBOSUITE_RATE, ROBOTS
+from ddp_cli.tasks import ROBOSUITE_RATE
 
-OUTPUT_MAX = [DELTA_METRES] * 3 + [DELTA_RADIANS] * 3
-"""The controller's goal offset for a delta action of 1.0."""
 ROBOSUITE_TYPE = 1  # robomimic's EnvType; 2 is gym, 3 iGibson
 ENV_HINT = 'Expected JSON with "env_name".'
+
+NOT_OF_THE_TASK = {
+    "env_name", "robots", "controller_configs", "control_freq", "lite_physics", "horizon", "ignore_done", "hard_reset",
+    "seed", "has_renderer", "has_offscreen_renderer", "renderer", "renderer_config", "render_camera",
+    "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "use_camera_obs", "use_object_obs",
+    "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "reward_shaping",
+    "reward_scale", "type",
+}  # fmt: skip
+"""Arguments of an environment that have no part in what its states and actions mean, or that are read on their own."""
+DEFAULTS = (None, "default", "opposed", "single-arm-opposed")
+"""Values of arguments that change nothing; two arms are opposed by default."""
+RENAMED = {"mount_types": "base_types"}
+"""Arguments of robosuite up to 1.4 -> since 1.5."""
 
 
 @dataclass(frozen=True)
 class RecordingInfo:
-    """How a file was recorded. `version` of robosuite is empty, and `controller` None, where the file lacks it."""
+    """How a file was recorded. `version` of robosuite is empty where the file lacks it. There is one of `controllers`
+    per robot, or none if the file does not describe them.
+    """
 
     tool: str
     env_name: str
     version: str
     kwargs: dict[str, Any]
-    controller: dict[str, Any] | None
-    """Configuration of the arm's controller, in the keys of robosuite <= 1.4 or 1.5."""
+    controllers: tuple[Controller, ...] = ()
     is_robosuite: bool = True
 
     @property
     def actions(self) -> str:
-        """Action convention: delta or absolute (position, axis-angle, gripper; world frame)."""
-        controller = self.controller or {}
-        is_absolute = controller.get("input_type", "delta") == "absolute" or not controller.get("control_delta", True)
-        return "absolute" if is_absolute else "delta"
+        """Action convention: delta or absolute (poses in the world frame, with axis-angle rotations)."""
+        return "absolute" if any(controller.is_absolute for controller in self.controllers) else "delta"
 
     @property
-    def robot(self) -> str:
-        """The only robot; empty if there are several."""
+    def robots(self) -> tuple[str, ...]:
+        """Names of the robots; empty if they are no names."""
         robots = self.kwargs.get("robots", "Panda")
         robots = robots if isinstance(robots, list) else [robots]
-        return robots[0] if len(robots) == 1 and isinstance(robots[0], str) else ""
+        return tuple(robots) if all(isinstance(robot, str) and robot for robot in robots) else ()
+
+    @property
+    def rate(self) -> float:
+        """The control rate [Hz]."""
+        rate = self.kwargs.get("control_freq", ROBOSUITE_RATE)
+        return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 else 0.0
 
     @property
     def lite_physics(self) -> bool:
         """Whether the recording robosuite stepped with `lite_physics`, the default since 1.4.2."""
         return version_tuple(self.version) > (1, 4, 1) if self.version else True
 
+    @property
+    def other_kwargs(self) -> dict[str, Any]:
+        """Arguments of the environment that a task keeps as they are."""
+        kwargs = {RENAMED.get(key, key): value for key, value in self.kwargs.items() if key not in NOT_OF_THE_TASK}
+        return {
+            key: value
+            for key, value in kwargs.items()
+            if not all(x in DEFAULTS for x in (value if isinstance(value, list) and value else [value]))
+        }
+
     def incompatibilities(self) -> list[str]:
-        """Reasons why the recorded actions would have another effect in the simulator; empty if there are none."""
+        """Reasons why the recorded environment cannot be made with today's robosuite, or its actions not be stored;
+        empty if there are none.
+        """
         reasons = []
-        if self.robot not in ROBOTS:
-            reasons.append(f"robots are {self.kwargs['robots']!r}, expected one of {', '.join(ROBOTS)}")
-        control_freq = self.kwargs.get("control_freq", ROBOSUITE_RATE)
-        if control_freq != ROBOSUITE_RATE:
-            reasons.append(f"control rate is {control_freq!r} Hz, expected {ROBOSUITE_RATE:g} Hz")
-        if self.controller is not None:
-            reasons += _controller_incompatibilities(self.controller, self.actions)
-        return reasons
+        if len(self.robots) not in (1, 2):
+            reasons.append(f"robots are {self.kwargs['robots']!r}, expected one or two names")
+        if not self.rate:
+            reasons.append(f"control rate is {self.kwargs['control_freq']!r}, expected a number of Hz")
+        if self.controllers and len(self.controllers) != len(self.robots):
+            reasons.append(f"there are {len(self.controllers)} controllers for {len(self.robots)} robots")
+        kinds = {controller.is_absolute for controller in self.controllers}
+        if len(kinds) > 1:
+            reasons.append("some actions are absolute, some are not")
+        return reasons + [reason for controller in self.controllers for reason in controller.obstacles]
 
     def env_args(self) -> dict[str, Any]:
         """The metadata in robomimic's form."""
@@ -73,7 +105,7 @@ class RecordingInfo:
 
 def undescribed_recording(env_name: str) -> RecordingInfo:
     """A recording of the environment `env_name` that says nothing about itself."""
-    return RecordingInfo("an unknown tool", env_name, "", {}, None)
+    return RecordingInfo("an unknown tool", env_name, "", {})
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
@@ -99,7 +131,7 @@ def read_recording_info(attrs: Mapping[str, Any], source: str) -> RecordingInfo:
         env_info = _parse_json(attrs.get("env_info", "{}"), source, "env_info")
         name = _decode(attrs.get("env", env_info.get("env_name")))
         version = _decode(attrs.get("repository_version", ""))
-        kwargs = {key: env_info[key] for key in ("robots", "controller_configs") if key in env_info}
+        kwargs = env_info
         tool = "robosuite's collector"
     else:
         raise DataError(
@@ -111,8 +143,10 @@ def read_recording_info(attrs: Mapping[str, Any], source: str) -> RecordingInfo:
     if not isinstance(kwargs, dict):
         raise DataError(f"{source}: env_kwargs is {kwargs!r}, expected the arguments of the environment.", ENV_HINT)
     version = version if isinstance(version, str) else ""
-    controller = _arm_controller(kwargs.get("controller_configs"), source)
-    return RecordingInfo(tool, name, version, kwargs, controller, is_robosuite)
+    info = RecordingInfo(tool, name, version, kwargs, is_robosuite=is_robosuite)
+    is_old = version_tuple(version) < (1, 5) if version else None
+    controllers = read_controllers(kwargs.get("controller_configs"), info.robots, is_old, source)
+    return dataclasses.replace(info, controllers=controllers)
 
 
 def _parse_json(text: Any, source: str, attribute: str) -> dict[str, Any]:
@@ -129,39 +163,3 @@ def _parse_json(text: Any, source: str, attribute: str) -> dict[str, Any]:
 
 def _decode(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _arm_controller(configs: Any, source: str) -> dict[str, Any] | None:
-    """The arm's part of `controller_configs`; None if it is absent."""
-    if isinstance(configs, list) and len(configs) == 1:
-        configs = configs[0]
-    if configs is None:
-        return None
-    arm = configs
-    if isinstance(configs, dict) and isinstance(configs.get("body_parts"), dict):
-        parts = configs["body_parts"]
-        parts = parts["arms"] if isinstance(parts.get("arms"), dict) else parts
-        arm = parts.get("right")
-    if not isinstance(arm, dict):
-        raise DataError(
-            f"{source}: controller_configs has no configuration of an arm.", "Expected OSC_POSE of a single arm."
-        )
-    return arm
-
-
-def _controller_incompatibilities(controller: Mapping[str, Any], actions: str) -> list[str]:
-    if controller.get("type", "OSC_POSE") != "OSC_POSE":
-        return [f"controller is {controller['type']!r}, expected OSC_POSE"]
-    reasons = []
-    if controller.get("impedance_mode", "fixed") != "fixed":
-        reasons.append(f"impedance_mode is {controller['impedance_mode']!r}, expected 'fixed'")
-    expected_frame = "base" if actions == "delta" else "world"
-    frame = controller.get("input_ref_frame", expected_frame)
-    if frame != expected_frame:
-        reasons.append(f"{actions} actions are in the frame {frame!r}, expected {expected_frame!r}")
-    if actions == "delta":
-        for key, sign in (("output_max", 1), ("output_min", -1)):
-            expected = [sign * x for x in OUTPUT_MAX]
-            if controller.get(key, expected) != expected:
-                reasons.append(f"{key} is {controller[key]!r}, expected {expected}")
-    return reasons

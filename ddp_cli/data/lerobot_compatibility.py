@@ -19,7 +19,8 @@ from ddp_cli.data.lerobot_layout import (
 from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.parquet import COPY_AGAIN
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS, ROBOSUITE_CAMERA, ROBOSUITE_RATE, TASKS, Task, robosuite_task
+from ddp_cli.robots import ARM_WIDTHS
+from ddp_cli.tasks import ROBOSUITE_CAMERA, ROBOSUITE_RATE, TASKS, Task, robosuite_task
 
 REQUIREMENTS = (
     f"Datasets of format {VERSION}, of one Panda arm at {ROBOSUITE_RATE:g} Hz with images of "
@@ -40,7 +41,7 @@ class MissingOptionsError(DataError):
 
 UNNAMED_TASK = Reason("it does not name its task", f"Add --task {', '.join(TASKS)} or a task file.")
 UNNAMED_CONVENTION = Reason(
-    "it does not state its action convention", f"Add --actions {' or --actions '.join(ACTIONS)}."
+    "it does not state its action convention", f"Add --actions {' or --actions '.join(ARM_WIDTHS)}."
 )
 
 
@@ -73,8 +74,8 @@ def refusal(path: Path, reasons: list[Reason]) -> DataError:
 
 def action_widths(convention: str | None) -> tuple[int, ...]:
     """Valid widths of actions; absolute goals are also recorded with an axis-angle rotation."""
-    absolute = (ACTION_WIDTHS["absolute"], ACTION_WIDTHS["delta"])
-    return {"delta": (ACTION_WIDTHS["delta"],), "absolute": absolute}.get(convention or "", absolute[::-1])
+    absolute = (ARM_WIDTHS["absolute"], ARM_WIDTHS["delta"])
+    return {"delta": (ARM_WIDTHS["delta"],), "absolute": absolute}.get(convention or "", absolute[::-1])
 
 
 def _check_format(folder: LeRobotFolder, files: DatasetFiles, rate: float) -> list[Reason]:

@@ -15,7 +15,8 @@ from ddp_cli.data.lerobot_recording import LeRobotRecording
 from ddp_cli.data.lint import lint_recording
 from ddp_cli.data.recording_schema import plan_recording
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTIONS, Task
+from ddp_cli.robots import ARM_WIDTHS
+from ddp_cli.tasks import Task
 from ddp_cli.video.video_info import read_video_info
 
 
@@ -71,7 +72,7 @@ def describe_conversion(path: Path, task: Task | None) -> str:
 def _try_conventions(path: Path, task: Task) -> str:
     """What `ddp convert --actions` would do, for each convention."""
     outcomes = []
-    for convention in ACTIONS:
+    for convention in ARM_WIDTHS:
         try:
             outcome = _describe_store(path, task, convention)
         except DataError as e:

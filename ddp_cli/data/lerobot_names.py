@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS
+from ddp_cli.robots import ARM_WIDTHS
 
 Aliases = frozenset[str]
 
@@ -63,15 +63,16 @@ def order_of_action(names: tuple[str, ...] | None, convention: str, width: int, 
         raise DataError(
             f"{location} has names of {' and '.join(sorted(map(str, implied)))} actions ({shorten(names or ())}), "
             f"not of {convention} ones.",
-            f"Choose --actions {' or --actions '.join(ACTIONS)} by what they are, or correct the names in info.json.",
+            f"Choose --actions {' or --actions '.join(ARM_WIDTHS)} by what they are, or correct the names in "
+            "info.json.",
         )
     position = [_axis_aliases("pos", axis, i) | {axis} for i, axis in enumerate("xyz")]
-    if width == ACTION_WIDTHS["delta"]:
+    if width == ARM_WIDTHS["delta"]:
         rotation = [_axis_aliases("rot", a, i) | {f"r{a}", f"r_{a}", f"w{a}", f"w_{a}"} for i, a in enumerate("xyz")]
     else:
         rotation = [frozenset({f"rot_6_d_{i}", f"r_6_d_{i}", f"rot_6_{i}", f"6_d_{i}"}) for i in range(6)]
     gripper = frozenset({"gripper", "gripper_pos", "gripper_0", "gripper_1"})
-    count = "axis-angle x, y, z" if width == ACTION_WIDTHS["delta"] else "rotation-6d 0 to 5"
+    count = "axis-angle x, y, z" if width == ARM_WIDTHS["delta"] else "rotation-6d 0 to 5"
     return _order(names, [*position, *rotation, gripper], ["position x, y, z", count, "gripper"], location)
 
 

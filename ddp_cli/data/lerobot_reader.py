@@ -50,8 +50,9 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
+from ddp_cli.robots import ARM_WIDTHS
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import ACTION_WIDTHS, ACTIONS, Task
+from ddp_cli.tasks import Task
 
 INDEX_COLUMNS = ("frame_index", "index", "timestamp")
 ADVICE = Advice(
@@ -123,7 +124,7 @@ class LeRobotDataset:
                 f"'{self.path}' has {convention} actions, not {option} ones.",
                 f"Omit --actions, then convert the resulting store with `ddp convert STORE --actions {option}`.",
             )
-        return convention if isinstance(convention, str) and convention in ACTIONS else None
+        return convention if isinstance(convention, str) and convention in ARM_WIDTHS else None
 
     def _find_orders(self) -> dict[str, list[int] | None]:
         """Feature -> positions of its values in the order of the task; None where they are in this order."""
@@ -255,7 +256,7 @@ class LeRobotDataset:
     def _to_store_actions(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.convention == "delta":
             return actions.clip(-1, 1)
-        return axis_angle_to_rotation_6d(actions) if self._action_dim == ACTION_WIDTHS["delta"] else actions
+        return axis_angle_to_rotation_6d(actions) if self._action_dim == ARM_WIDTHS["delta"] else actions
 
     def _video(self, key: str, i: int) -> tuple[Path, int]:
         """The video of an episode, and its first frame there."""
@@ -298,7 +299,7 @@ def read_lerobot(
     }
     attributes |= {
         "obs": dataset.obs,
-        "action": ACTIONS[dataset.convention],
+        "action": dataset.task.describe_action(dataset.convention),
         "source": {"file": dataset.path.name, "sha256": dataset.sha256(), "demos": indices, "left_out": {}},
     }
     with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:

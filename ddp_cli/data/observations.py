@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.actions import to_store_actions
 from ddp_cli.data.demo import Demo
 from ddp_cli.errors import SimulatorError
 from ddp_cli.sim.simulator import Simulator
@@ -44,16 +44,12 @@ class RenderSpec:
         return self.converts_actions or any(key not in demo.obs for key in keys)
 
 
-def build_episode(sim: Simulator | None, spec: RenderSpec, demo: Demo) -> Episode:
-    """Observations before each action of `demo`, (n, ...) per key, and the actions to imitate, (n, 7) or (n, 10).
+def build_episode(task: Task, sim: Simulator | None, spec: RenderSpec, demo: Demo) -> Episode:
+    """Observations before each action of `demo`, (n, ...) per key, and the actions to imitate (n, Da).
 
     `sim` may be None if `demo.obs` holds every observation.
     """
-    if spec.source_actions == "delta":
-        # The controller clips delta actions to [-1, 1]; people's recordings exceed it.
-        target_actions = demo.target_actions.clip(-1, 1)
-    else:
-        target_actions = axis_angle_to_rotation_6d(demo.target_actions)
+    target_actions = to_store_actions(demo.target_actions, spec.source_actions, task.schema.action)
     if sim is None:
         return demo.obs | {"action": target_actions.astype(np.float32)}
     load_demo_model(sim, demo)

@@ -36,8 +36,8 @@ MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of the demos that are replayed as
 MAX_STARTUP_STEPS = 8  # after which a start-up effect must be gone
 MAX_STARTUP_ERRORS = (30.0, 10.0, MAX_GAP_ERROR)  # [mm], [deg], [mm]: robosuite varies the initial joints by 0.02 rad
 
-Pose = tuple[Array, Array, float]
-"""End-effector position [m] (3,), orientation (3, 3), and gap between the fingers [m]."""
+Pose = list[tuple[Array, Array, float]]
+"""Of each arm: end-effector position [m] (3,), orientation (3, 3), and gap between the fingers [m]."""
 PoseError = tuple[float, float, float]
 """Of the position [mm], the orientation [deg], and the gap between the fingers [mm]."""
 
@@ -115,7 +115,7 @@ class _Replay:
         """The error after `CHUNK_STEPS` actions, or as many as there are, from the recorded state `start`."""
         end = min(start + CHUNK_STEPS, len(self._demo.actions) - 1)
         actions = self._executed_actions(start, end)
-        self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start, -1])
+        self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start])
         for action in actions:
             self._replay_sim.step(action)
         return _pose_error(_pose(self._replay_sim), self._recorded_poses[end])
@@ -135,8 +135,8 @@ class _Replay:
         """The executed actions [start, end), not the intended ones: (n, 7), or (n, 10) if absolute."""
         states, actions = self._demo.states[start:end], self._demo.actions[start:end]
         if self._spec.source_actions == "absolute":
-            return axis_angle_to_rotation_6d(actions)
-        if self._spec.actions == "delta":
+            return axis_angle_to_rotation_6d(actions, self._sim.task.schema.action)
+        if self._spec.actions == self._spec.source_actions:
             return actions
         goals = []
         for state, action in zip(states, actions, strict=True):
@@ -173,12 +173,18 @@ def _find_startup_effect(replay: _Replay, errors: list[PoseError]) -> PoseError 
 
 
 def _pose(sim: Simulator) -> Pose:
-    return *sim.eef_pose(), sim.gripper_opening()[0]
+    return [(*sim.eef_pose(arm), sim.gripper_opening(arm)[0]) for arm in range(sim.n_arms)]
 
 
 def _pose_error(pose: Pose, reference: Pose) -> PoseError:
-    return (
-        float(np.linalg.norm(pose[0] - reference[0])) * 1e3,
-        float(np.degrees(rotation_angle(pose[1], reference[1]))),
-        abs(pose[2] - reference[2]) * 1e3,
-    )
+    """The largest error of an arm."""
+    errors = [
+        (
+            float(np.linalg.norm(ours[0] - theirs[0])) * 1e3,
+            float(np.degrees(rotation_angle(ours[1], theirs[1]))),
+            abs(ours[2] - theirs[2]) * 1e3,
+        )
+        for ours, theirs in zip(pose, reference, strict=True)
+    ]
+    position, rotation, gap = map(max, zip(*errors, strict=True))
+    return position, rotation, gap

@@ -18,12 +18,11 @@ from ddp_cli.data.actions import rotation_6d_to_axis_angle
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file
 from ddp_cli.sim.environment import env_args
-from ddp_cli.tasks import ACTION_WIDTHS
 
 
 def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None]) -> int:
     """Writes `store` to the HDF5 file `out`; returns the number of steps. `out` appears only when complete."""
-    total = int(store.episode_ends[-1])
+    total, convention = int(store.episode_ends[-1]), store.attrs["action"]["convention"]
     with atomic_file(out) as partial, h5py.File(partial, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = total
@@ -33,8 +32,9 @@ def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None
             demo = data.create_group(f"demo_{i}")
             demo.attrs["num_samples"] = end - begin
             actions = store.read("action", rows=slice(begin, end)).astype(np.float64)
-            is_delta = actions.shape[1] == ACTION_WIDTHS["delta"]
-            demo["actions"] = actions if is_delta else rotation_6d_to_axis_angle(actions)
+            if convention == "absolute":
+                actions = rotation_6d_to_axis_angle(actions, store.task.action_parts(convention))
+            demo["actions"] = actions
             dones = np.zeros(end - begin, np.int64)
             dones[-1] = 1
             demo["rewards"], demo["dones"] = dones.astype(np.float64), dones

@@ -30,8 +30,9 @@ from ddp_cli.data import store_check
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.parallel import default_workers
 from ddp_cli.schema import Camera
+from ddp_cli.task_difference import describe_difference
 from ddp_cli.task_file import read_task, task_file_path, task_from_json
-from ddp_cli.tasks import TASKS, Task, describe_difference
+from ddp_cli.tasks import TASKS, Task
 
 STORE_FORMAT = 2
 READABLE_FORMATS = (1, 2)

@@ -16,9 +16,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.choices import Obs, RenderProfile
+from ddp_cli.choices import Obs, PolicyActions, RenderProfile
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import ACTIONS, RECORDED, Task
+from ddp_cli.tasks import Task
 
 CHECKSUM_BYTES = 4
 REPAIR_HINT = "Convert the demonstrations again, or copy the store again."
@@ -42,8 +42,7 @@ def check_attributes(path: Path, attributes: dict[str, Any]) -> None:
         raise DataError(f"'{path}': the attribute 'obs' is damaged.", REPAIR_HINT)
     action = attributes["action"]
     dim = action.get("dim")
-    valid = [*((name, a["dim"]) for name, a in ACTIONS.items()), (RECORDED, dim)]  # check_arrays compares it
-    if (action.get("convention"), dim) not in valid:
+    if action.get("convention") not in get_args(PolicyActions) or not isinstance(dim, int):  # check_arrays compares it
         raise DataError(f"'{path}': the attribute 'action' is damaged.", REPAIR_HINT)
 
 

@@ -17,7 +17,6 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.sim.environment import check_action_convention
-from ddp_cli.tasks import ACTIONS
 
 NOT_INHERITED = ("format", "task", "schema", "complete", "total", "episodes", "content", "check")
 """Attributes that a copy writes itself."""
@@ -38,7 +37,7 @@ def copy_store(
     source_convention = store.attrs["action"]["convention"]
     convention = convention or source_convention
     if convention != source_convention:
-        check_action_convention(convention)
+        check_action_convention(store.task, convention)
         _check_base_is_known(store)
     all_bounds = store.episode_bounds
     bounds = [all_bounds[i] for i in indices]
@@ -66,7 +65,7 @@ def _check_base_is_known(store: Store) -> None:
         raise DataError(
             f"'{store.path}' holds actions as they were recorded: their meaning is not known.", "Omit --actions."
         )
-    if not store.task.is_built_in:
+    if not store.task.is_built_in or store.task.n_robots > 1:
         raise DataError(
             f"'{store.path}' holds the task '{store.task.name}', whose robot base pose is not known.",
             "Convert its demonstrations again with --actions.",
@@ -79,7 +78,9 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
     demos = [names[i] for i in indices] if len(names) == len(store.episode_ends) else indices
     return inherited | {
         "obs": "image" if store.image_keys else "state",
-        "action": ACTIONS.get(convention, store.attrs["action"]),
+        "action": store.task.describe_action(convention)
+        if convention != store.attrs["action"]["convention"]
+        else store.attrs["action"],
         "source": inherited["source"] | {"demos": demos},
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }

@@ -20,8 +20,9 @@ from ddp_cli.data.invariants import (
 )
 from ddp_cli.data.motion_check import check_episode, check_gripper_direction, check_lag, check_motion, correlation
 from ddp_cli.errors import DataError
+from ddp_cli.robots import DELTA_METRES, DELTA_RADIANS
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec, quaternion_to_matrix, rotation_angle
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, Task
+from ddp_cli.tasks import Task
 
 Floats = NDArray[np.float64]
 

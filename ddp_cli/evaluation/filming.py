@@ -9,10 +9,11 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.evaluation.path_prediction import predict_path
+from ddp_cli.evaluation.path_prediction import position_slices, predict_path
 from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, StepInfo, run_episode
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import RECORDED
 from ddp_cli.video.overlay import (
     DARK,
     GREEN,
@@ -27,6 +28,7 @@ from ddp_cli.video.overlay import (
 from ddp_cli.video.video import VideoWriter, is_gif
 
 FRAME_SIZE, GIF_FRAME_SIZE = 512, 224  # [pixels], height and width of each camera
+MAX_COLUMNS = 3  # cameras side by side
 MIN_SIZE_FOR_LONG_CAPTION = 160  # [pixels], smallest frame that the longest line of the caption fits in
 
 
@@ -38,31 +40,61 @@ class Film(Protocol):
 
 
 class EpisodeFilm:
-    """Renders the frames of one episode: the cameras `keys` side by side, `size` pixels square each.
+    """Renders the frames of one episode: the cameras `keys`, `size` pixels square each, in rows of at most three.
 
-    The predicted path is drawn in all cameras, the caption in the first. The episode is not affected.
+    The predicted path of each hand is drawn in all cameras, the caption in the first. The episode is not affected.
     """
 
     def __init__(self, sim: Simulator, seed: int, size: int, keys: Sequence[str] | None = None) -> None:
         self._sim, self._seed, self._size = sim, seed, size
         self._keys = list(sim.task.schema.cameras) if keys is None else list(keys)
-        self._previous_position: NDArray[np.float64] | None = None
-        self._path = np.zeros((0, 3))
+        # Other actions than those of poses do not say where a hand goes.
+        is_pose = RECORDED not in sim.task.conventions
+        self._positions = position_slices(sim.task.action_parts(sim.actions)) if is_pose else []
+        self._previous: list[NDArray[np.float64]] = []
+        self._paths: list[NDArray[np.float64]] = []
 
     def render_frame(self, info: StepInfo) -> RGBImage:
-        """The frame (size, n size, 3) of a step; call it for every step, in order."""
-        sim, position = self._sim, self._sim.eef_pose()[0]
+        """The frame (rows size, columns size, 3) of a step; call it for every step, in order."""
+        sim = self._sim
+        positions = [sim.eef_pose(arm)[0] for arm in range(len(self._positions))]
         if info.executed == 0:
-            previous = position if self._previous_position is None else self._previous_position
-            velocity = (position - previous) * sim.task.schema.rate
-            self._path = predict_path(position, velocity, info.chunk, sim.base_orientation(), 1 / sim.task.schema.rate)
-        self._previous_position = position
+            self._paths = self._predict_paths(positions, info.chunk)
+        self._previous = positions
         images = []
         for key in self._keys:
-            pixels = sim.camera(key).project(self._path, self._size)
-            images.append(draw_path(sim.image(key, self._size), pixels, info.executed))
+            image = sim.image(key, self._size)
+            for path in self._paths:
+                image = draw_path(image, sim.camera(key).project(path, self._size), info.executed)
+            images.append(image)
         images[0] = draw_text(images[0], caption(sim, self._seed, self._size, info))
-        return np.hstack(images)
+        return tile(images)
+
+    def _predict_paths(
+        self, positions: Sequence[NDArray[np.float64]], chunk: NDArray[np.float64]
+    ) -> list[NDArray[np.float64]]:
+        """The path (Ta + 1, 3) [m] of each hand, from its position [m] (3,)."""
+        sim, rate = self._sim, self._sim.task.schema.rate
+        return [
+            predict_path(
+                position,
+                (position - previous) * rate,
+                chunk[:, values],
+                sim.base_orientation(arm) if sim.actions == "delta" else None,
+                1 / rate,
+            )
+            for arm, (position, previous, values) in enumerate(
+                zip(positions, self._previous or positions, self._positions, strict=True)
+            )
+        ]
+
+
+def tile(images: Sequence[RGBImage]) -> RGBImage:
+    """Images of one size, in rows of at most `MAX_COLUMNS`; the rest of the last row is dark."""
+    columns = min(len(images), MAX_COLUMNS)
+    missing = -len(images) % columns
+    padded = [*images, *[np.full_like(images[0], DARK)] * missing]
+    return np.vstack([np.hstack(padded[i : i + columns]) for i in range(0, len(padded), columns)])
 
 
 class RenderedFilm:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.evaluation.statistics import mean_interval
+from ddp_cli.robots import DELTA_RADIANS, frame_of
 from ddp_cli.rotation import matrix_from_6d, quaternion_to_matrix, rotation_angle, rotvec_to_matrix
 from ddp_cli.schema import ActionPart, action_slices
-from ddp_cli.tasks import ACTION_PARTS, DELTA_RADIANS
 
 Array = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ def _matrices(part: ActionPart, values: Array) -> Array:
     """Rotations (n, width) as matrices (n, 3, 3)."""
     if part.rotation == "axis-angle":
         # robosuite's delta actions are fractions of an angle.
-        return rotvec_to_matrix(values * DELTA_RADIANS if part in ACTION_PARTS["delta"] else values)
+        return rotvec_to_matrix(values * DELTA_RADIANS if frame_of(part) else values)
     if part.rotation == "rotation-6d":
         return matrix_from_6d(values)
     return quaternion_to_matrix(values if part.rotation == "quaternion-xyzw" else np.roll(values, -1, axis=-1))

@@ -1,13 +1,15 @@
-"""Prediction of the end-effector path of an action chunk, without executing it."""
+"""Prediction of the end-effector paths of an action chunk, without executing it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.tasks import ACTION_WIDTHS, DELTA_METRES
+from ddp_cli.robots import DELTA_METRES
+from ddp_cli.schema import ActionPart, action_slices
 
 Array = NDArray[np.float64]
 
@@ -16,11 +18,20 @@ STIFFNESS = 150.0
 controller is critically damped."""
 
 
-def predict_path(position: Array, velocity: Array, chunk: Array, base_orientation: Array, period: float) -> Array:
-    """End-effector positions [m] (Ta + 1, 3): now, and after each action of `chunk` (Ta, 7 delta or 10 absolute).
+def position_slices(parts: Sequence[ActionPart]) -> list[slice]:
+    """The position of each arm in an action of robosuite, in the order of the arms."""
+    return [
+        values
+        for part, values in zip(parts, action_slices(parts), strict=True)
+        if part.rotation == "none" and not part.gripper
+    ]
 
-    The end effector is at `position` [m] with `velocity` [m/s]. Everything is in the world frame, except delta actions,
-    which are in the frame of the base, `base_orientation` (3, 3). `period` is the control period [s].
+
+def predict_path(position: Array, velocity: Array, commands: Array, frame: Array | None, period: float) -> Array:
+    """End-effector positions [m] (Ta + 1, 3) of an arm: now, and after each of `commands` (Ta, 3).
+
+    The end effector is at `position` [m] with `velocity` [m/s], in the world frame. With `frame` (3, 3), the commands
+    are delta actions in it; without, goal positions [m] in the world frame. `period` is the control period [s].
 
     The end effector does not reach its goals: in a control period it covers a quarter of the distance to a new one, and
     a delta action starts from the pose reached so far. Summing the deltas would give a path four times too long. So
@@ -29,10 +40,9 @@ def predict_path(position: Array, velocity: Array, chunk: Array, base_orientatio
     rate = math.sqrt(STIFFNESS)
     decay = math.exp(-rate * period)
     positions = [position]
-    for action in chunk:
-        delta = base_orientation @ action[:3] * DELTA_METRES
+    for command in commands:
         # From the goal to the end effector.
-        error = -delta if len(action) == ACTION_WIDTHS["delta"] else position - action[:3]
+        error = position - command if frame is None else -(frame @ command * DELTA_METRES)
         coefficient = velocity + rate * error  # error(t) = (error + coefficient * t) * exp(-rate * t)
         position = position - error + (error + coefficient * period) * decay
         velocity = (velocity - rate * coefficient * period) * decay

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError
-from ddp_cli.rotation import matrix_to_6d, rotation_angle
+from ddp_cli.rotation import matrix_from_6d, rotation_angle
+from ddp_cli.schema import ActionPart, action_slices
 
 Array = NDArray[np.float64]
 
+OFFSET = np.array([0.03, 0.0, -0.04])  # [m], of the goals
 N_STEPS = 15
 MAX_POSITION_ERROR, MAX_ROTATION_ERROR = 0.01, 0.1  # [m], [rad]
 
 
-def verify_absolute_actions(eef_pose: Callable[[], tuple[Array, Array]], step: Callable[[Array], object]) -> None:
-    """Command a pose 5 cm away and check that the end effector reaches it; SimulatorError if it does not.
+def verify_absolute_actions(
+    parts: Sequence[ActionPart], idle_action: Callable[[], Array], step: Callable[[Array], object]
+) -> None:
+    """Command poses 5 cm away and check that the end effectors reach them; SimulatorError if one does not.
 
-    `eef_pose()` is its current position [m] (3,) and orientation (3, 3); `step(action)` executes an action (10,).
+    `parts` are those of absolute actions (Da,). `idle_action()` holds the current poses; `step(action)` executes one.
 
     A silent change of conventions between versions of robosuite would give 0% success without an error.
     """
-    start, rotation = eef_pose()
-    goal = start + np.array([0.03, 0.0, -0.04])
+    slices = list(zip(parts, action_slices(parts), strict=True))
+    positions = [values for part, values in slices if part.rotation == "none" and not part.gripper]
+    rotations = [values for part, values in slices if part.rotation == "rotation-6d"]
+    goal = idle_action()
+    for values in positions:
+        goal[values] += OFFSET
+    for part, values in slices:
+        if part.gripper:
+            goal[values] = -1.0
     for _ in range(N_STEPS):
-        step(np.concatenate([goal, matrix_to_6d(rotation), [-1.0]]))
-    position_error = np.linalg.norm(eef_pose()[0] - goal)
-    rotation_error = rotation_angle(eef_pose()[1], rotation)
+        step(goal)
+    reached = idle_action()
+    position_error = max(float(np.linalg.norm(reached[x] - goal[x])) for x in positions)
+    rotation_error = max(float(rotation_angle(matrix_from_6d(reached[x]), matrix_from_6d(goal[x]))) for x in rotations)
     if position_error > MAX_POSITION_ERROR or rotation_error > MAX_ROTATION_ERROR:
         raise SimulatorError(
             f"absolute actions do not work: after a command to move by 5 cm, the end effector is "

@@ -9,8 +9,9 @@ import sys
 import warnings
 from typing import Any, get_args
 
-from ddp_cli.choices import ActionConvention
-from ddp_cli.errors import SimulatorError, UnknownNameError
+from ddp_cli.choices import PolicyActions
+from ddp_cli.errors import ConfigError, SimulatorError, UnknownNameError
+from ddp_cli.robots import ARMS, Robosuite
 from ddp_cli.sim.gl_backend import choose_gl_backend, import_error
 from ddp_cli.sim.task_checks import check_env_name
 from ddp_cli.tasks import Task
@@ -42,28 +43,28 @@ def simulator_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
 
 
-def check_action_convention(name: str) -> None:
-    """UnknownNameError unless `name` is an action convention."""
-    if name not in get_args(ActionConvention):
-        raise UnknownNameError("action convention", name, get_args(ActionConvention))
+def check_action_convention(task: Task, name: str) -> None:
+    """UnknownNameError unless `name` is an action convention; ConfigError if the actions of `task` cannot have it."""
+    if name not in get_args(PolicyActions):
+        raise UnknownNameError("action convention", name, get_args(PolicyActions))
+    if name == "absolute" and name not in task.conventions:
+        raise ConfigError(
+            f"the actions of '{task.name}' have no absolute form: only offsets of poses have one.",
+            "Leave --actions out.",
+        )
 
 
 def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     """Environment arguments in robomimic's format (`env_name`, `env_version`, `type`, `env_kwargs`)."""
-    import_robosuite()
     rate = task.schema.rate
-    from robosuite.controllers import load_composite_controller_config
-
-    controller = load_composite_controller_config(robot=task.robosuite.robot)
-    if actions == "absolute":  # robosuite 1.5 ignores `control_delta` of older configurations
-        controller["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
+    controllers = _controller_configs(task.robosuite, actions)
     return {
         "env_name": task.robosuite.env_name,
         "env_version": simulator_versions()["robosuite"],
         "type": 1,  # robomimic's EnvType.ROBOSUITE_TYPE
         "env_kwargs": {
-            "robots": [task.robosuite.robot],
-            "controller_configs": controller,
+            "robots": list(task.robosuite.robots),
+            "controller_configs": controllers if len(controllers) > 1 else controllers[0],
             "control_freq": int(rate) if rate == int(rate) else rate,
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -72,8 +73,31 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
             "ignore_done": True,
             "lite_physics": True,
             "reward_shaping": False,
-        },
+        }
+        | task.robosuite.env_kwargs,
     }
+
+
+def _controller_configs(simulator: Robosuite, actions: str) -> list[dict[str, Any]]:
+    """The controller configuration of each robot: robosuite's default, with what differs."""
+    import_robosuite()
+    from robosuite.controllers import load_composite_controller_config, load_part_controller_config
+
+    configs = []
+    for robot, overrides in zip(simulator.robots, simulator.controllers or [{}] * len(simulator.robots), strict=True):
+        config = load_composite_controller_config(robot=robot)
+        for part, settings in overrides.items():
+            default = config["body_parts"].get(part, {})
+            if settings.get("type", default.get("type")) != default.get("type"):
+                kept = {key: default[key] for key in ("gripper",) if key in default}
+                default = load_part_controller_config(default_controller=settings["type"]) | kept
+            config["body_parts"][part] = default | settings
+        for arm in ARMS:
+            if actions == "absolute" and arm in config["body_parts"]:
+                # robosuite 1.5 ignores `control_delta` of older configurations.
+                config["body_parts"][arm] |= {"input_type": "absolute", "input_ref_frame": "world"}
+        configs.append(config)
+    return configs
 
 
 def make_env(task: Task, args: dict[str, Any], lite_physics: bool = True) -> Any:

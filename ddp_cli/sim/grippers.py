@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+PADS = ("left_fingerpad", "right_fingerpad")
+
 
 @dataclass(frozen=True)
 class GripperOpenings:
@@ -31,14 +33,26 @@ of the Sawyer open 2 mm wider than it, and those of the Jaco take seconds.
 """
 
 
-def pad_distance(env: Any) -> tuple[float, float]:
-    """Distance between the centres of the finger pads of the only arm [m], and its rate of change [m/s]."""
+def finger_distance(env: Any, gripper: Any) -> tuple[float, float]:
+    """Distance between the fingers of a robosuite `gripper` [m], and its rate of change [m/s]; zeros without fingers.
+
+    That of a Panda is measured by its joints, those of others between the centres of the finger pads.
+    """
+    if type(gripper).__name__ == "PandaGripper":
+        data = env.sim.data
+        left_position, right_position = (data.get_joint_qpos(joint) for joint in gripper.joints)
+        left_velocity, right_velocity = (data.get_joint_qvel(joint) for joint in gripper.joints)
+        return float(left_position - right_position), float(left_velocity - right_velocity)
+    has_pads = all(gripper.important_geoms.get(pad) for pad in PADS)
+    return _pad_distance(env, gripper.important_geoms) if has_pads else (0.0, 0.0)
+
+
+def _pad_distance(env: Any, pads: Any) -> tuple[float, float]:
     import mujoco
 
     model, data = env.sim.model._model, env.sim.data._data
-    pads = env.robots[0].gripper["right"].important_geoms
     positions, velocities = [], []
-    for pad in ("left_fingerpad", "right_fingerpad"):
+    for pad in PADS:
         geom = env.sim.model.geom_name2id(pads[pad][0])
         jacobian = np.zeros((3, model.nv))
         mujoco.mj_jac(model, data, jacobian, None, data.geom_xpos[geom], model.geom_bodyid[geom])

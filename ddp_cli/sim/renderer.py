@@ -97,8 +97,10 @@ class Renderer:
         """Whether `model` has the meshes and textures of this renderer's context."""
         return model is self._scene_model or _asset_hash(model) == self._assets
 
-    def render(self, model: Any, data: Any, camera: str, height: int, width: int) -> Image:
-        """The upright image of `camera`, uint8 (height, width, 3)."""
+    def render(self, model: Any, data: Any, camera: str, height: int, width: int, cull: bool = True) -> Image:
+        """The upright image of `camera`, uint8 (height, width, 3). Without `cull`, geoms that cannot be seen are
+        rendered, too.
+        """
         mujoco = self._mujoco
         if model is not self._scene_model:
             self._scene = mujoco.MjvScene(model, maxgeom=MAX_SCENE_GEOMS)
@@ -108,7 +110,7 @@ class Renderer:
         cam.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         groups = model.geom_group.copy()
         full = self._profile == "full"
-        if not (full and model.light_castshadow.any()):  # a geom outside the view can cast a shadow into it
+        if cull and not (full and model.light_castshadow.any()):  # a geom outside the view can cast a shadow into it
             rendered = np.array(self._option.geomgroup)[np.clip(groups, 0, 5)] > 0
             visible = potentially_visible(model, data, cam.fixedcamid, rendered, reflections=full)
             model.geom_group[~visible] = HIDDEN_GROUP

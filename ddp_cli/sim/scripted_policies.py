@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddp_cli.errors import ConfigError
+from ddp_cli.robots import DELTA_METRES, DELTA_RADIANS
 from ddp_cli.rotation import Array, matrix_to_rotvec, rotvec_to_matrix
 from ddp_cli.sim.grippers import GRIPPERS, GripperOpenings
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, TASKS, Task
+from ddp_cli.tasks import TASKS, Task
 
 SCRIPT_VERSION = 3  # a recording can be resumed by the same version only
 OPEN, CLOSED = -1.0, 1.0
@@ -75,7 +76,7 @@ def observe_scene(sim: Simulator) -> SceneState:
     middle = sum(YAW_RANGE) / 2
     yaw = middle + _wrap_angle(float(np.arctan2(-rotation[0, 0], rotation[1, 0])) - middle)
     opening, velocity = sim.gripper_opening()
-    fingers = GRIPPERS[sim.task.robosuite.robot]
+    fingers = GRIPPERS[sim.task.robosuite.robots[0]]
     return SceneState(position, rotation, yaw, opening, velocity, *sim.object_pose(), sim.target_position(), fingers)
 
 
@@ -204,9 +205,9 @@ def check_scripted_policy(task: Task) -> None:
             f"there is no scripted policy for '{task.name}', only for {', '.join(TASKS)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
         )
-    if task.robosuite.robot not in GRIPPERS:
+    if task.robosuite.robots[0] not in GRIPPERS:
         raise ConfigError(
-            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(GRIPPERS)}.",
+            f"there is no scripted policy for the robot {task.robosuite.robots[0]}, only for {', '.join(GRIPPERS)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`.",
         )
 

@@ -14,7 +14,7 @@ Frames: positions and orientations are in the world frame, of the grip site for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec
+from ddp_cli.schema import action_slices
 from ddp_cli.sim.absolute_actions import verify_absolute_actions
+from ddp_cli.sim.arms import find_arms
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
-from ddp_cli.sim.grippers import pad_distance
+from ddp_cli.sim.exactness import is_culling_exact, is_stepping_exact
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
-from ddp_cli.tasks import ACTION_WIDTHS, Task
+from ddp_cli.tasks import Task
 
 Array = NDArray[np.float64]
 
@@ -40,7 +42,8 @@ OBJECT_BODIES = {"Lift": "cube_main", "PickPlaceCan": "Can_main", "NutAssemblySq
 
 
 class Simulator:
-    """An environment of `task`, rendered with the profile `render` and controlled with `actions` (delta or absolute).
+    """An environment of `task`, rendered with the profile `render` and controlled with `actions`, one of the task's
+    conventions.
 
     `lite_physics=False` steps like robosuite up to 1.4.1. UnknownNameError for an unknown profile, convention or
     environment, ConfigError if the environment lacks a camera or observable of the task, SimulatorError if the task
@@ -50,17 +53,23 @@ class Simulator:
     def __init__(self, task: Task, render: str = "fast", actions: str = "delta", lite_physics: bool = True) -> None:
         self.task, self._robosuite = task, task.robosuite
         check_render_profile(render)
-        check_action_convention(actions)
+        check_action_convention(task, actions)
         self.render_profile = render
         self.actions = actions
         self.hold_steps = SUCCESS_HOLD_STEPS
         self.is_over, self.score, self.total_reward = False, None, None  # episodes end by the task's horizon
         self._absolute_verified = False
+        # Whether images of a camera are exact without the geoms that cannot be seen; tests prove it of built-in tasks.
+        self._culling: dict[str, bool] = dict.fromkeys(task.schema.cameras, True) if task.is_variant else {}
         self._renderer: Renderer | None = None
         self._step_fn: Callable[[Array], Any] | None = None
         self._env = make_env(task, env_args(task, actions), lite_physics)
-        widths = {key: len(value) for key, value in self._observables().items()}
+        self._arms = find_arms(self._env)
+        self._parts = task.action_parts(actions)
+        widths = {key: len(value) for key, value in self.observables().items()}
         check_task_observables(task, self._env.action_dim, self._env.sim.model.camera_names, widths)
+        self.steps_fast = is_stepping_exact(self, compare=not task.is_variant)
+        """Whether steps leave out robosuite's overhead, which takes most of their time."""
 
     @property
     def env(self) -> Any:
@@ -77,13 +86,18 @@ class Simulator:
         """The current `mujoco.MjData`."""
         return self._env.sim.data._data
 
+    @property
+    def n_arms(self) -> int:
+        """Arms of all robots."""
+        return len(self._arms)
+
     # -- episode ------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> None:
         """Start a new episode; a seed determines the initial state bit for bit."""
         if self.actions == "absolute" and not self._absolute_verified:
             self._reset()
-            verify_absolute_actions(self.eef_pose, self.step)
+            verify_absolute_actions(self._parts, self.idle_action, self.step)
             self._absolute_verified = True
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._reset()
@@ -94,11 +108,13 @@ class Simulator:
         self.set_state(self.state())
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """Run one control period of `action`, (7,) delta or (10,) absolute; returns success at its end."""
+        """Run one control period of `action` (Da,), in the convention `actions`; returns success at its end."""
         action = np.asarray(action, dtype=np.float64)
-        if self.actions == "absolute":
-            rotvec = matrix_to_rotvec(matrix_from_6d(action[3:9]))
-            action = np.concatenate([action[:3], rotvec, action[9:]])
+        if self.actions == "absolute":  # robosuite takes rotation vectors
+            action = np.concatenate([
+                matrix_to_rotvec(matrix_from_6d(action[values])) if part.rotation == "rotation-6d" else action[values]
+                for part, values in zip(self._parts, action_slices(self._parts), strict=True)
+            ])  # fmt: skip
         if self._step_fn is None:
             self._step_fn = self._make_step_fn()
         self._step_fn(action)
@@ -106,29 +122,37 @@ class Simulator:
         return self.is_success()
 
     def _make_step_fn(self) -> Callable[[Array], Any]:
-        from ddp_cli.sim.stepping import FastStepper, supports_fast_stepping
+        from ddp_cli.sim.stepping import FastStepper
 
-        return FastStepper(self._env).step if supports_fast_stepping(self._env) else self._env.step
+        return FastStepper(self._env).step if self.steps_fast else self._env.step
 
     def is_success(self) -> bool:
         """Whether the current state passes the success check of the environment."""
         return bool(self._env._check_success())
 
     def idle_action(self) -> Array:
-        """The action that keeps the robot in place: zeros (7,), or the current end-effector pose as the goal (10,)."""
-        if self.actions == "delta":
-            return np.zeros(ACTION_WIDTHS["delta"])
-        position, rotation = self.eef_pose()
-        return np.concatenate([position, matrix_to_6d(rotation), [0.0]])
+        """The action (Da,) that keeps the robots in place: zeros, or the current end-effector poses as goals."""
+        idle = np.zeros(sum(part.width for part in self._parts))
+        return self._with_poses(idle, [arm.eef_pose() for arm in self._arms]) if self.actions == "absolute" else idle
 
     def absolute_goal(self, action: Array) -> Array:
-        """The absolute action (10,) that equals the delta `action` (7,) in the current state."""
-        controller = self._env.robots[0].part_controllers["right"]
-        controller.set_goal(action[:6])
-        controller.new_update = True  # otherwise the next step would reuse the state computed here
-        base = self.base_orientation()
-        position = controller.origin_pos + base @ controller.goal_pos
-        return np.concatenate([position, matrix_to_6d(base @ controller.goal_ori), action[6:]])
+        """The absolute action (Da,) that equals the delta `action` in the current state."""
+        parts = self.task.action_parts("delta")
+        values = {part.name: action[x] for part, x in zip(parts, action_slices(parts), strict=True)}
+        goals = [
+            arm.goal(np.concatenate([values[f"{arm.prefix}position"], values[f"{arm.prefix}rotation"]]))
+            for arm in self._arms
+        ]
+        return self._with_poses(action, goals)
+
+    def _with_poses(self, action: Array, poses: list[tuple[Array, Array]]) -> Array:
+        """The absolute action of the end-effector `poses`, with all else from the `action` of either convention."""
+        given: dict[str, Array] = {}
+        for arm, (position, rotation) in zip(self._arms, poses, strict=True):
+            given |= {f"{arm.prefix}position": position, f"{arm.prefix}rotation": matrix_to_6d(rotation)}
+        parts = self.task.action_parts("delta")
+        rest = {part.name: action[x] for part, x in zip(parts, action_slices(parts), strict=True)}
+        return np.concatenate([(rest | given)[part.name] for part in self.task.action_parts("absolute")])
 
     # -- state --------------------------------------------------------------------------------
 
@@ -136,11 +160,11 @@ class Simulator:
         """Flattened state (time, qpos, qvel), float64."""
         return np.array(self._env.sim.get_state().flatten())
 
-    def set_state(self, state: Array, gripper_history: Iterable[float] = ()) -> None:
+    def set_state(self, state: Array, past_actions: Sequence[Array] | Array = ()) -> None:
         """Set the simulation to `state` and update the controllers.
 
-        `gripper_history` holds the gripper commands (last action element) of the episode so far: the gripper
-        integrates its commands, and the state does not contain the result.
+        `past_actions` are the actions of the episode so far, as robosuite takes them: grippers integrate their
+        commands, and the state does not contain the result.
         """
         sim = self._env.sim
         self._check_state_size(state)
@@ -153,10 +177,8 @@ class Simulator:
                 controller.reset_goal()
                 if part in robot.arms:
                     controller.initial_joint = np.array(controller.joint_pos)
-            for gripper in robot.gripper.values():
-                gripper.current_action = np.zeros(gripper.dof)
-                for command in gripper_history:
-                    gripper.format_action(np.array([command]))
+        for arm in self._arms:
+            arm.restart_gripper(action[arm.gripper_command] for action in past_actions)
         self.refresh_kinematics()
 
     def set_kinematic_state(self, state: Array) -> None:
@@ -211,7 +233,7 @@ class Simulator:
 
     def low_dim(self, keys: Iterable[str] | None = None) -> dict[str, NDArray[np.float32]]:
         """Low-dimensional observations of the current state, float32 (width,) each; by default all of the task."""
-        obs = self._observables()
+        obs = self.observables()
         try:
             if parts := self._robosuite.object:
                 obs["object"] = np.concatenate([obs[name] for name in parts])
@@ -222,19 +244,27 @@ class Simulator:
                 "Remove it from the task.",
             ) from e
 
-    def _observables(self) -> dict[str, NDArray[Any]]:
+    def observables(self) -> dict[str, NDArray[Any]]:
+        """All observables of robosuite in the current state, (width,) each."""
         # Relative poses are computed from the object pose of the previous update: update twice.
         self._env._update_observables(force=True)
         return {k: np.atleast_1d(v) for k, v in self._env._get_observations(force_update=True).items()}
 
-    def image(self, key: str, size: int | None = None) -> Image:
-        """The upright image of the camera with image key `key`, uint8 (height, width, 3), or (size, size, 3)."""
+    def image(self, key: str, size: int | None = None, cull: bool = True) -> Image:
+        """The upright image of the camera with image key `key`, uint8 (height, width, 3), or (size, size, 3).
+
+        Without `cull`, geoms that cannot be seen are rendered, too.
+        """
         camera = self.task.schema.cameras[key]
         height, width = (camera.height, camera.width) if size is None else (size, size)
         if self._renderer is None or not self._renderer.is_compatible(self.model):
             self._close_renderer()
             self._renderer = Renderer(self.model, self.render_profile)
-        return self._renderer.render(self.model, self.data, self._robosuite.cameras[key], height, width)
+        if cull and key not in self._culling:
+            self._culling[key] = True
+            self._culling[key] = is_culling_exact(self, key)
+        cull = cull and self._culling[key]
+        return self._renderer.render(self.model, self.data, self._robosuite.cameras[key], height, width, cull)
 
     def camera(self, key: str) -> PinholeCamera:
         """Current pose and field of view of the camera with image key `key`."""
@@ -245,25 +275,17 @@ class Simulator:
         images: dict[str, NDArray[Any]] = {k: self.image(k) for k in self.task.images(obs)}
         return images | self.low_dim(self.task.vectors(obs))
 
-    def eef_pose(self) -> tuple[Array, Array]:
-        """Position [m] (3,) and orientation (3, 3) of the end effector."""
-        site = self._env.robots[0].eef_site_id["right"]
-        return np.array(self.data.site_xpos[site]), np.array(self.data.site_xmat[site]).reshape(3, 3)
+    def eef_pose(self, arm: int = 0) -> tuple[Array, Array]:
+        """Position [m] (3,) and orientation (3, 3) of an end effector."""
+        return self._arms[arm].eef_pose()
 
-    def gripper_opening(self) -> tuple[float, float]:
-        """Distance between the gripper's fingers [m] and its rate of change [m/s]; of a Panda by its joints, of other
-        arms between the centres of the finger pads.
-        """
-        if self._robosuite.robot != "Panda":
-            return pad_distance(self._env)
-        data, joints = self._env.sim.data, self._env.robots[0].gripper["right"].joints
-        left_position, right_position = (data.get_joint_qpos(joint) for joint in joints)
-        left_velocity, right_velocity = (data.get_joint_qvel(joint) for joint in joints)
-        return float(left_position - right_position), float(left_velocity - right_velocity)
+    def gripper_opening(self, arm: int = 0) -> tuple[float, float]:
+        """Distance between a gripper's fingers [m] and its rate of change [m/s]; zeros without fingers."""
+        return self._arms[arm].gripper_opening()
 
-    def base_orientation(self) -> Array:
-        """Orientation (3, 3) of the arm's base: the frame of delta actions."""
-        return np.array(self._env.robots[0].part_controllers["right"].origin_ori)
+    def base_orientation(self, arm: int = 0) -> Array:
+        """Orientation (3, 3) of the frame of an arm's delta actions."""
+        return self._arms[arm].frame()
 
     def object_pose(self) -> tuple[Array, Array]:
         """Position [m] (3,) and orientation (3, 3) of the object of a built-in task."""

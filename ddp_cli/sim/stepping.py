@@ -24,20 +24,26 @@ ARM, GRIPPER = "right", "right_gripper"  # part names in robosuite
 
 
 def supports_fast_stepping(env: Any) -> bool:
-    """Whether `FastStepper` can step `env`: one arm on a fixed base, OSC with fixed gains, light physics."""
-    if len(env.robots) != 1 or type(env.robots[0]) is not FixedBaseRobot:
+    """Whether `FastStepper` can step `env`: robots of one arm on a fixed base, OSC of poses with fixed gains, light
+    physics.
+    """
+    is_plain = type(env)._pre_action is RobotEnv._pre_action and bool(env.lite_physics)
+    return is_plain and all(_is_supported(robot) for robot in env.robots)
+
+
+def _is_supported(robot: Any) -> bool:
+    if type(robot) is not FixedBaseRobot:
         return False
-    parts = env.robots[0].part_controllers
+    parts = robot.part_controllers
     arm = parts.get(ARM)
     return (
-        type(env)._pre_action is RobotEnv._pre_action
-        and set(parts) == {ARM, GRIPPER}
-        and all(env.robots[0]._enabled_parts[part] for part in parts)
+        set(parts) in ({ARM, GRIPPER}, {ARM})  # a gripper without fingers has no controller
+        and all(robot._enabled_parts[part] for part in parts)
         and type(arm) is OperationalSpaceController
-        and (arm.impedance_mode, arm.uncoupling, arm.num_ref_sites) == ("fixed", True, 1)
+        and (arm.impedance_mode, arm.uncoupling, arm.num_ref_sites, arm.use_ori) == ("fixed", True, 1, True)
         and arm.interpolator_pos is None
         and arm.interpolator_ori is None
-        and bool(env.lite_physics and arm.lite_physics)
+        and bool(arm.lite_physics)
     )
 
 
@@ -46,43 +52,70 @@ class FastStepper:
 
     def __init__(self, env: Any) -> None:
         self._env, self._model, self._data = env, env.sim.model._model, env.sim.data._data
-        robot = env.robots[0]
-        self._controllers = robot.composite_controller
-        self._arm, self._gripper = robot.part_controllers[ARM], robot.part_controllers[GRIPPER]
-        self._site = env.sim.model.site_name2id(self._arm.ref_name)
-        actuators = robot._ref_actuators_indexes_dict
-        self._arm_actuators, self._gripper_actuators = actuators[ARM], actuators[GRIPPER]
-        self._ctrl_low, self._ctrl_high = np.array(self._model.actuator_ctrlrange).T.copy()
-        self._jacobian = np.zeros((6, self._model.nv))
-        self._mass_matrix = np.zeros((self._model.nv, self._model.nv))
+        self._arms, begin = [], 0
+        for robot in env.robots:
+            self._arms.append(_FastArm(env, robot, slice(begin, begin + robot.action_dim)))
+            begin += robot.action_dim
         self._substeps = int(env.control_timestep / env.model_timestep)
-        # The frame of the actions; that of some arms (IIWA, XArm7) is on a link.
-        self._base = env.sim.model.site_name2id(f"{self._arm.naming_prefix}{ARM}_center")
-        self._base_moves = self._model.body_weldid[self._model.site_bodyid[self._base]] != 0
-        self._base_jacobian = np.zeros((6, self._model.nv))
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Like `env.step(action)`, without observations."""
         model, data, env = self._model, self._data, self._env
         env.timestep += 1
-        mujoco.mj_step1(model, data)
-        self._controllers.update_state()
-        self._controllers.set_goal(action)
-        self._set_ctrl(self._gripper_actuators, self._gripper.run_controller())
-        goal = self._goal_pose()
         for i in range(self._substeps):
-            if i > 0:
-                mujoco.mj_step1(model, data)
-                if self._base_moves:
-                    self._controllers.update_state()
-                    goal = self._goal_pose()
-            self._set_ctrl(self._arm_actuators, self._torques(*goal))
+            mujoco.mj_step1(model, data)
+            for arm in self._arms:
+                if i == 0:
+                    arm.set_goal(action)
+                arm.apply_torques()
             mujoco.mj_step2(model, data)
-        self._arm.new_update = True
+        for arm in self._arms:
+            arm.finish()
         env.cur_time += env.control_timestep
         env._post_action(action)
 
-    def _set_ctrl(self, actuators: Any, values: Any) -> None:
+
+class _FastArm:
+    """The arm of one robot; `command` are its values in an action."""
+
+    def __init__(self, env: Any, robot: Any, command: slice) -> None:
+        self._model, self._data, self._command = env.sim.model._model, env.sim.data._data, command
+        self._controllers = robot.composite_controller
+        self._arm, self._gripper = robot.part_controllers[ARM], robot.part_controllers.get(GRIPPER)
+        self._site = env.sim.model.site_name2id(self._arm.ref_name)
+        self._actuators = robot._ref_actuators_indexes_dict
+        self._ctrl_low, self._ctrl_high = np.array(self._model.actuator_ctrlrange).T.copy()
+        self._jacobian = np.zeros((6, self._model.nv))
+        self._mass_matrix = np.zeros((self._model.nv, self._model.nv))
+        # The frame of the actions; that of some arms (IIWA, XArm7) is on a link.
+        self._base = env.sim.model.site_name2id(f"{self._arm.naming_prefix}{ARM}_center")
+        self._base_moves = self._model.body_weldid[self._model.site_bodyid[self._base]] != 0
+        self._base_jacobian = np.zeros((6, self._model.nv))
+        self._goal = np.zeros(3), np.eye(3)
+        self._is_new_goal = False
+
+    def set_goal(self, action: NDArray[np.float64]) -> None:
+        """Set the goal of the arm, and the gripper's command."""
+        self._controllers.update_state()
+        self._controllers.set_goal(action[self._command])
+        if self._gripper is not None:
+            self._set_ctrl(GRIPPER, self._gripper.run_controller())
+        self._goal, self._is_new_goal = self._goal_pose(), True
+
+    def apply_torques(self) -> None:
+        """Set the torques of one physics step."""
+        if self._base_moves and not self._is_new_goal:
+            self._controllers.update_state()
+            self._goal = self._goal_pose()
+        self._is_new_goal = False
+        self._set_ctrl(ARM, self._torques(*self._goal))
+
+    def finish(self) -> None:
+        """Let the controller read the state again before the next goal."""
+        self._arm.new_update = True
+
+    def _set_ctrl(self, part: str, values: Any) -> None:
+        actuators = self._actuators[part]
         self._data.ctrl[actuators] = np.clip(values, self._ctrl_low[actuators], self._ctrl_high[actuators])
 
     def _goal_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

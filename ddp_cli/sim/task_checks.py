@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from ddp_cli.errors import ConfigError, UnknownNameError, close_match
 from ddp_cli.sim.renderer import MAX_IMAGE_SIZE
-from ddp_cli.tasks import ACTION_WIDTHS, Task
+from ddp_cli.tasks import Task
 
 
 def check_env_name(env_name: str, environments: Iterable[str]) -> None:
-    """UnknownNameError unless `env_name` is one of robosuite's `environments` for a single arm."""
-    valid = sorted(name for name in environments if not name.startswith("TwoArm"))
+    """UnknownNameError unless `env_name` is one of robosuite's `environments`."""
+    valid = sorted(environments)
     if env_name not in valid:
-        raise UnknownNameError("single-arm robosuite environment", env_name, valid)
+        raise UnknownNameError("robosuite environment", env_name, valid)
 
 
 def check_task_observables(task: Task, action_dim: int, cameras: Iterable[str], widths: Mapping[str, int]) -> None:
@@ -21,11 +21,12 @@ def check_task_observables(task: Task, action_dim: int, cameras: Iterable[str], 
 
     `cameras` and `widths` (observable -> width) describe the environment.
     """
-    simulator, expected = task.robosuite, ACTION_WIDTHS["delta"]
+    simulator, expected = task.robosuite, task.schema.action_dim
     if action_dim != expected:
         raise ConfigError(
-            f"{simulator.env_name} takes actions of {action_dim} values; an arm with a gripper takes {expected}.",
-            "Use another env_name.",
+            f"task '{task.name}': {simulator.env_name} takes actions of {action_dim} values with "
+            f"{' and '.join(simulator.robots)}, not of {expected}.",
+            "Convert a recording without --task: the task is then read from the simulator.",
         )
     for key, camera in simulator.cameras.items():
         if camera not in cameras:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.windows import batch_indices, to_device
+from ddp_cli.robots import DELTA_METRES, DELTA_RADIANS
 from ddp_cli.rotation import matrix_from_6d, rotation_angle, rotvec_to_matrix
-from ddp_cli.tasks import DELTA_METRES, DELTA_RADIANS, RECORDED
+from ddp_cli.schema import ActionPart, action_slices
+from ddp_cli.tasks import RECORDED
 from ddp_cli.training.trainer import Trainer
 
 SAMPLED_WINDOWS = 64  # windows on which action chunks are sampled
@@ -54,22 +56,28 @@ def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
 
 
 def action_error(config: PolicyConfig, a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
-    """Mean position error [mm] and rotation error [degrees] between two batches of actions (..., 7 or 10)."""
+    """Mean position error [mm] and rotation error [degrees] between two batches of actions (..., Da), of all arms."""
     a, b = a.reshape(-1, a.shape[-1]).astype(np.float64), b.reshape(-1, b.shape[-1]).astype(np.float64)
-    delta = config.actions == "delta"
-    metres = np.linalg.norm(a[:, :3] - b[:, :3], axis=1).mean() * (DELTA_METRES if delta else 1.0)
-    radians = _rotation_error(config.actions, a, b).mean()
-    return float(metres * 1000.0), float(np.degrees(radians))
+    metres, radians = [], []
+    for part, x in zip(config.action_parts, action_slices(config.action_parts), strict=True):
+        if part.gripper:
+            continue
+        if part.rotation == "none":
+            scale = DELTA_METRES if part.representation == "delta" else 1.0
+            metres.append(np.linalg.norm(a[:, x] - b[:, x], axis=1).mean() * scale)
+        else:
+            radians.append(_rotation_error(part, a[:, x], b[:, x]).mean())
+    return float(np.mean(metres) * 1000.0), float(np.degrees(np.mean(radians)))
 
 
-def _rotation_error(actions: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Angles (n,) between the rotations of two batches of actions [rad]; pi where the rotation-6d of `a` is degenerate,
-    as an untrained policy may predict it.
+def _rotation_error(part: ActionPart, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Angles (n,) between two batches of rotations [rad]; pi where the rotation-6d of `a` is degenerate, as an
+    untrained policy may predict it.
     """
-    if actions == "delta":
-        return rotation_angle(rotvec_to_matrix(a[:, 3:6] * DELTA_RADIANS), rotvec_to_matrix(b[:, 3:6] * DELTA_RADIANS))
+    if part.representation == "delta":
+        return rotation_angle(rotvec_to_matrix(a * DELTA_RADIANS), rotvec_to_matrix(b * DELTA_RADIANS))
     with np.errstate(invalid="ignore", divide="ignore"):
-        rotation, reference = matrix_from_6d(a[:, 3:9]), matrix_from_6d(b[:, 3:9])
+        rotation, reference = matrix_from_6d(a), matrix_from_6d(b)
         is_rotation = np.isfinite(rotation).all((1, 2)) & (np.abs(np.linalg.det(rotation) - 1.0) < 1e-3)
     angles = np.full(len(a), np.pi)
     angles[is_rotation] = rotation_angle(rotation[is_rotation], reference[is_rotation])

@@ -23,7 +23,7 @@ from ddp_cli.core.policy import FUSION_DIM
 from ddp_cli.core.vision import small_cnn
 from ddp_cli.core.windows import window_bounds
 from ddp_cli.data.store import Store
-from ddp_cli.tasks import CAMERAS, PROPRIO
+from ddp_cli.tasks import CAMERAS, proprioception
 
 
 class PlainDataset(torch.utils.data.Dataset):
@@ -32,7 +32,7 @@ class PlainDataset(torch.utils.data.Dataset):
     def __init__(self, config: TrainConfig, store: Store) -> None:
         p = config.policy
         self.n_obs_steps, self.crop_shape, self.horizon = p.n_obs_steps, p.crop_shape, p.horizon
-        self.arrays = {k: store.read(k) for k in (*CAMERAS, *PROPRIO, "action")}
+        self.arrays = {k: store.read(k) for k in (*CAMERAS, *proprioception(["Panda"]), "action")}
         self.bounds = window_bounds(store.episode_ends, p.horizon, p.pad_before, p.pad_after)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class PlainDataset(torch.utils.data.Dataset):
             x = np.moveaxis(self.window(key, i, self.n_obs_steps), -1, 1).astype(np.float32) / 255.0
             x = torchvision.transforms.RandomCrop(self.crop_shape)(torch.from_numpy(x))
             sample[key] = x * 2.0 - 1.0
-        for key in PROPRIO:
+        for key in proprioception(["Panda"]):
             sample[key] = torch.from_numpy(self.window(key, i, self.n_obs_steps).astype(np.float32))
         sample["action"] = torch.from_numpy(self.window("action", i, self.horizon).astype(np.float32))
         return sample
@@ -100,7 +100,7 @@ class PlainPolicy(nn.Module):
         p = config.policy
         self.config = config
         self.encoders = nn.ModuleDict({key: PlainEncoder(p.encoder, p.crop_shape) for key in CAMERAS})
-        feature_dim = 64 * len(CAMERAS) + sum(PROPRIO.values())
+        feature_dim = 64 * len(CAMERAS) + sum(proprioception(["Panda"]).values())
         self.fusion = None
         if p.fusion:
             hidden_dim = p.fusion
@@ -144,7 +144,7 @@ class PlainPolicy(nn.Module):
             encoder(batch[key].flatten(0, 1)).unflatten(0, batch[key].shape[:2])
             for key, encoder in self.encoders.items()
         ]
-        cond = torch.cat([*image_features, *(batch[k] for k in PROPRIO)], -1)
+        cond = torch.cat([*image_features, *(batch[k] for k in proprioception(["Panda"]))], -1)
         if self.fusion is not None:
             cond = torch.cat([cond, self.fusion(cond)], -1)
         action = batch["action"]

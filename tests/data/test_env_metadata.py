@@ -38,18 +38,15 @@ def test_metadata_of_every_version_is_equivalent() -> None:
     for info in (robosuite_info(), robomimic_info(), robomimic_info(**arm_config())):
         assert (info.env_name, info.actions, info.incompatibilities()) == ("Lift", "delta", [])
     nested = {"controller_configs": {"body_parts": {"arms": arm_config()["controller_configs"]["body_parts"]}}}
-    assert robomimic_info(**nested).controller == robomimic_info().controller
-    assert read_recording_info({"env_args": b'{"env_name": "Lift"}'}, "'x'").controller is None
+    assert robomimic_info(**nested).controllers == robomimic_info().controllers
+    assert read_recording_info({"env_args": b'{"env_name": "Lift"}'}, "'x'").controllers == ()
     assert (robosuite_info().version, robomimic_info().version) == ("1.4.0", "1.5.2")
 
 
-def test_the_robot_is_that_of_the_file() -> None:
-    assert [robomimic_info(robots=x).robot for x in ("UR5e", ["IIWA"], ["Panda", "Panda"], [])] == [
-        "UR5e",
-        "IIWA",
-        "",
-        "",
-    ]
+def test_the_robots_are_those_of_the_file() -> None:
+    files = ("UR5e", ["IIWA"], ["Panda", "Panda"], [], [1])
+    expected = [("UR5e",), ("IIWA",), ("Panda", "Panda"), (), ()]
+    assert [robomimic_info(robots=x, controller_configs=None).robots for x in files] == expected
     assert robomimic_info(robots=["UR5e"]).incompatibilities() == []
 
 
@@ -65,12 +62,12 @@ def test_absolute_actions_are_recognized() -> None:
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (robosuite_info(type="JOINT_POSITION"), "controller is 'JOINT_POSITION', expected OSC_POSE"),
-        (robosuite_info(output_max=[0.1] * 6), r"output_max is \[0.1, .*expected \[0.05"),
-        (robosuite_info(impedance_mode="variable"), "impedance_mode is 'variable'"),
-        (robomimic_info(robots=["Baxter"]), r"robots are \['Baxter'\], expected one of Panda, Sawyer"),
-        (robomimic_info(robots=["Panda", "Panda"]), r"robots are \['Panda', 'Panda'\]"),
-        (robomimic_info(control_freq=10), "control rate is 10 Hz, expected 20 Hz"),
+        (robosuite_info(type="MPC"), "controller is 'MPC', expected one of OSC_POSE, OSC_POSITION"),
+        (robosuite_info(position_limits=[[0, 0, 0], [1, 1, 1]]), "position_limits .* not implemented"),
+        (robomimic_info(robots=["Panda"] * 3, controller_configs=None), "expected one or two names"),
+        (robomimic_info(robots=[3], controller_configs=None), r"robots are \[3\]"),
+        (robomimic_info(control_freq="fast"), "control rate is 'fast', expected a number of Hz"),
+        (robomimic_info(**arm_config(input_ref_frame="camera")), "frame 'camera', expected 'base' or 'world'"),
     ],
 )
 def test_incompatibilities_are_named(info: RecordingInfo, message: str) -> None:
@@ -108,3 +105,43 @@ def test_old_versions_did_not_use_lite_physics() -> None:
     assert robomimic_info().lite_physics
     assert version_tuple("1.4.1") < version_tuple("1.10")
     assert version_tuple("1.10.0rc1") == (1, 10)
+
+
+def settings(info: RecordingInfo) -> list[dict]:
+    return [controller.parts for controller in info.controllers]
+
+
+def test_only_what_differs_from_the_default_controller_is_kept() -> None:
+    assert settings(robosuite_info()) == settings(robomimic_info()) == [{}]
+    assert settings(robosuite_info(kp=[150] * 6, input_max=[1] * 6, ramp_ratio=0.5, damping=1)) == [{}]
+    assert settings(robosuite_info(kp=300, damping=2)) == [{"right": {"kp": 300, "damping_ratio": 2}}]
+    [joints] = settings(robosuite_info(type="JOINT_VELOCITY", output_max=0.5))
+    assert joints["right"]["type"] == "JOINT_VELOCITY"
+    assert joints["right"]["output_max"] == 0.5
+    assert "control_delta" not in joints["right"]
+    # Absolute actions have no scale: 1.4 files state that of delta actions.
+    assert settings(robosuite_info(control_delta=False, output_max=[1] * 6)) == [{}]
+
+
+def test_delta_actions_of_two_arms_were_in_the_world_frame_up_to_robosuite_1_4() -> None:
+    def two_arms(version: str, robots: list[str]) -> RecordingInfo:
+        env_info = {"env_name": "TwoArmLift", "robots": robots, "controller_configs": FLAT}
+        attrs = {"env": "TwoArmLift", "env_info": json.dumps(env_info), "repository_version": version}
+        return read_recording_info(attrs, "'x'")
+
+    world = {"right": {"input_ref_frame": "world"}}
+    assert settings(two_arms("1.4.1", ["Panda", "Panda"])) == [world, world]
+    assert settings(two_arms("1.5.1", ["Panda", "Panda"])) == [{}, {}]
+    # One arm: its base is not turned, but that of an IIWA moves.
+    assert settings(two_arms("1.4.1", ["UR5e"])) == [{}]
+    assert settings(two_arms("1.4.1", ["IIWA"])) == [world]
+
+
+def test_arguments_of_the_environment_are_kept_unless_they_are_the_default() -> None:
+    defaults = {"mount_types": "default", "gripper_types": ["default"] * 2, "env_configuration": "single-arm-opposed"}
+    info = robomimic_info(**defaults, camera_names="agentview", use_latch=False, horizon=500)
+    assert info.other_kwargs == {"use_latch": False}
+    assert robomimic_info(gripper_types="WipingGripper", mount_types="RethinkMount").other_kwargs == {
+        "gripper_types": "WipingGripper",
+        "base_types": "RethinkMount",
+    }

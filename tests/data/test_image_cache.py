@@ -19,7 +19,7 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.memory import available_memory
-from ddp_cli.tasks import CAMERAS, PROPRIO
+from ddp_cli.tasks import CAMERAS, proprioception
 from ddp_cli.training.dataloader import BatchLoader, load_training_data
 
 KEYS = [*CAMERAS, "action"]
@@ -90,7 +90,7 @@ def test_a_store_with_the_same_recording_and_other_images_is_decoded_again(lift_
     store = Store(path)
     lengths = [end - begin for begin, end in store.episode_bounds]
     other = StoreWriter(tmp_path / "other.zarr", store.task, lengths, {k: store.attrs[k] for k in COPIED}, 3)
-    widths = {"object": 10, **PROPRIO, "action": 7}
+    widths = {"object": 10, **proprioception(["Panda"]), "action": 7}
     for n in lengths:
         images = dict.fromkeys(CAMERAS, np.full((n, 84, 84, 3), 7, np.uint8))
         other.append(images | {key: np.ones((n, width), np.float32) for key, width in widths.items()})
@@ -251,7 +251,7 @@ def test_memory_stays_within_the_budget_for_a_store_ten_times_as_large(lift_stor
     writer = StoreWriter(tmp_path / "large.zarr", lift_store.task, [1000] * 10, attributes, 3)
     for i in range(10):
         images = np.full((1000, 84, 84, 3), i, np.uint8)
-        low_dim = {"object": 10, **PROPRIO, "action": 7}
+        low_dim = {"object": 10, **proprioception(["Panda"]), "action": 7}
         writer.append(dict.fromkeys(CAMERAS, images) | {k: np.zeros((1000, n), np.float32) for k, n in low_dim.items()})
     writer.finish({})
     store = Store(tmp_path / "large.zarr")

@@ -5,10 +5,10 @@ import pytest
 from ddp_cli.data.lerobot_layout import flatten_names
 from ddp_cli.data.lerobot_names import observable_names, order_of_action, order_of_observables
 from ddp_cli.errors import DataError
-from ddp_cli.tasks import PROPRIO
+from ddp_cli.tasks import proprioception
 
 FOUND_ORDERS = [
-    (observable_names(PROPRIO), None),
+    (observable_names(proprioception(["Panda"])), None),
     (["gripper_left", "gripper_right", "x", "y", "z", "qw", "qx", "qy", "qz"], [2, 3, 4, 6, 7, 8, 5, 0, 1]),
     (["x", "y", "z", "qx", "qy", "qz", "qw", "gripper", "gripper"], None),
     ([f"ee.{n}" for n in "zyx"] + ["ee.qx", "ee.qy", "ee.qz", "ee.qw", "gripper_0", "gripper_1"],
@@ -38,13 +38,13 @@ REFUSED_NAMES = [
 @pytest.mark.parametrize(("names", "order"), FOUND_ORDERS)
 def test_names_tell_the_order(names: list[str] | None, order: list[int] | None) -> None:
     """The position in the feature of each value that the task needs; None where nothing has to be reordered."""
-    assert order_of_observables(flatten_names(names), PROPRIO, "state") == order
+    assert order_of_observables(flatten_names(names), proprioception(["Panda"]), "state") == order
 
 
 @pytest.mark.parametrize(("names", "message"), REFUSED_NAMES)
 def test_names_of_other_values_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=f"^state .*{message}"):
-        order_of_observables(tuple(names), PROPRIO, "state")
+        order_of_observables(tuple(names), proprioception(["Panda"]), "state")
 
 
 def test_observables_that_differ_in_one_word() -> None:

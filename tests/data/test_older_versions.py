@@ -41,7 +41,7 @@ from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.presets import train_config
 from ddp_cli.schema import Schema
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import ACTION_PARTS, Task, get_task
+from ddp_cli.tasks import Task, get_task
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.resume import resume_run
 from ddp_cli.training.run import run_training
@@ -154,7 +154,10 @@ def test_stores_without_a_schema_have_that_of_their_task(tmp_path: Path) -> None
         copy_store(store, tmp_path / path.name, None, None, 3, lambda *_: None)
         copy = Store(tmp_path / path.name)
         assert (copy.attrs["format"], copy.task) == (2, store.task)
-        schema, parts = Schema(**copy.attrs["schema"]), ACTION_PARTS[store.attrs["action"]["convention"]]
+        schema, parts = (
+            Schema(**copy.attrs["schema"]),
+            get_task("lift").action_parts(store.attrs["action"]["convention"]),
+        )
         cameras = store.task.images(store.attrs["obs"])
         assert (schema.rate, schema.action, schema.cameras) == (20.0, parts, cameras)
         assert schema.vectors == store.task.schema.vectors

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ddp_cli.deploy.streaming import ActionStream
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
-from ddp_cli.tasks import ACTION_PARTS
 
 PERIOD = 0.05
 TA = 8
@@ -40,7 +40,7 @@ def make_stream(
         "n_obs_steps": 2,
         "n_action_steps": TA,
         "control_hz": 20,
-        "action_limits": ActionLimits.from_parts(ACTION_PARTS["delta"]),
+        "action_limits": ActionLimits.from_parts(delta_parts()),
         "latency": latency,
     }
     return ActionStream(agent.act, **defaults | settings)

@@ -10,8 +10,8 @@ from deploy.stamped_agent import PERIOD, TA, StampedAgent, intended_time, make_s
 
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.robots import ABSOLUTE_PARTS
 from ddp_cli.safety import ActionLimits
-from ddp_cli.tasks import ACTION_PARTS
 
 
 @pytest.mark.parametrize("latency", range(9))
@@ -63,7 +63,7 @@ def test_absolute_goals_are_held() -> None:
         "n_obs_steps": 1,
         "n_action_steps": TA,
         "control_hz": 20,
-        "action_limits": ActionLimits.from_parts(ACTION_PARTS["absolute"]),
+        "action_limits": ActionLimits.from_parts(ABSOLUTE_PARTS),
     }
     stream = ActionStream(lambda _: np.tile(goal, (TA, 1)), **settings, start=start, latency=lambda: PERIOD)
     observe(stream, 0.0)

@@ -12,10 +12,11 @@ import pytest
 
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.evaluation.rollout import run_episode
+from ddp_cli.robots import DELTA_METRES
 from ddp_cli.rotation import matrix_to_6d
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_PARTS, DELTA_METRES, get_task
+from ddp_cli.tasks import get_task
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ class LiftPlanner:
 
     def __init__(self, actions: str) -> None:
         self.actions = actions
-        self.action_limits = ActionLimits.from_parts(ACTION_PARTS[actions])
+        self.action_limits = ActionLimits.from_parts(get_task("lift").action_parts(actions))
 
     def reset(self, seed: int) -> None:
         pass

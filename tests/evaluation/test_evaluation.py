@@ -17,8 +17,9 @@ from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.evaluation import Evaluation, evaluate, make_simulator
 from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.inference.agent import load_agent
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
-from ddp_cli.tasks import ACTION_PARTS, get_task
+from ddp_cli.tasks import get_task
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 class RandomAgent:
     """Random actions, determined by the seed of the episode."""
 
-    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
+    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(delta_parts())
 
     def reset(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

@@ -16,9 +16,10 @@ from ddp_cli.evaluation.evaluation import evaluate, make_simulator
 from ddp_cli.evaluation.filming import EpisodeFilm, caption, record_episode
 from ddp_cli.evaluation.grid import Grid, record_episode_grid
 from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo, run_episode
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_PARTS, get_task
+from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED, draw_text
 from ddp_cli.video.video import read_video
 
@@ -30,7 +31,7 @@ SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=11)
 class RandomAgent:
     """Random actions, determined by the seed of the episode; keeps everything that it observed."""
 
-    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
+    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(delta_parts())
 
     def reset(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

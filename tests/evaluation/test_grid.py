@@ -11,9 +11,10 @@ import pytest
 
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.grid import Grid, parse_grid, record_episode_grid
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.renderer import PinholeCamera
-from ddp_cli.tasks import ACTION_PARTS, get_task
+from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED
 from ddp_cli.video.video import read_video
 
@@ -58,7 +59,7 @@ class FakeSimulator:
 class IdleAgent:
     """Zero actions; can be interrupted in an episode."""
 
-    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
+    obs, actions, n_obs_steps, action_limits = "image", "delta", 2, ActionLimits.from_parts(delta_parts())
 
     def __init__(self, interrupted_seed: int | None = None) -> None:
         self.interrupted_seed = interrupted_seed

@@ -12,9 +12,10 @@ import pytest
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import run_episode
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
-from ddp_cli.tasks import ACTION_PARTS, get_task
+from ddp_cli.tasks import get_task
 
 SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=21)
 
@@ -22,7 +23,7 @@ SHORT_TASK = dataclasses.replace(get_task("lift"), horizon=21)
 class RandomAgent:
     """Random actions, determined by the seed of the episode; keeps every history that it was given."""
 
-    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(ACTION_PARTS["delta"])
+    obs, actions, n_obs_steps, action_limits = "state", "delta", 2, ActionLimits.from_parts(delta_parts())
 
     def __init__(self) -> None:
         self.histories: list[list[dict]] = []

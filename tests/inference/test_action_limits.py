@@ -10,8 +10,8 @@ from conftest import tiny_config
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
 from ddp_cli.inference.action_limits import action_limits
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
-from ddp_cli.tasks import ACTION_PARTS
 
 
 def make_policy(actions: str) -> DiffusionPolicy:
@@ -39,7 +39,7 @@ def test_box_is_the_range_of_the_training_positions_plus_a_margin() -> None:
         np.testing.assert_allclose(limits.high, [*(high + 0.05), *[np.inf] * 6, 1.0], atol=1e-5)
     assert action_limits(policy, recorded) == action_limits(policy, all_values)
     for meta in ({}, {"action_range": {"low": [0.0] * 3, "high": [1.0] * 3}}):
-        assert action_limits(make_policy("delta"), meta) == ActionLimits.from_parts(ACTION_PARTS["delta"])
+        assert action_limits(make_policy("delta"), meta) == ActionLimits.from_parts(delta_parts())
 
 
 def test_scale_1_is_a_constant_only_with_an_offset() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, ddp, ok, ok_json, refused
+from conftest import SAMPLE_TASKS, TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
@@ -38,7 +38,7 @@ def test_the_goal_of_a_delta_action_is_relative_to_the_end_effector_pose() -> No
     sim.close()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SAMPLE_TASKS)
 def test_absolute_actions_replay_the_sample_demos(task: str) -> None:
     """Absolute actions computed at the recorded states, executed open loop from the first state."""
     delta, absolute = Simulator(TASKS[task]), Simulator(TASKS[task], actions="absolute")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SAMPLE_TASKS
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.sim.simulator import Simulator
@@ -22,7 +23,7 @@ def disable_culling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("profile", ["fast", "full"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SAMPLE_TASKS)
 def test_geoms_out_of_view_are_culled_and_no_pixel_changes(
     task: str, profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

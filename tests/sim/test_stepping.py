@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec
+from ddp_cli.data.actions import rotation_6d_to_axis_angle
+from ddp_cli.evaluation.path_prediction import position_slices
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import TASKS
@@ -21,8 +22,8 @@ def supports_fast_stepping(sim: Simulator) -> bool:
 
 def robosuite_step(sim: Simulator, action: np.ndarray) -> bool:
     """`sim.step` with robosuite's own step; absolute rotations are axis-angle there."""
-    if len(action) == 10:
-        action = np.concatenate([action[:3], matrix_to_rotvec(matrix_from_6d(action[3:9])), action[9:]])
+    if sim.actions == "absolute":
+        action = rotation_6d_to_axis_angle(action[None], sim.task.action_parts("absolute"))[0]
     sim.env.step(action)
     sim.refresh_kinematics()
     return sim.is_success()
@@ -37,10 +38,12 @@ def test_states_equal_robosuites_own(task: str, actions: str) -> None:
         fast.reset(seed)
         reference.reset(seed)
         for _ in range(25):
-            action = rng.uniform(-1, 1, 7)
+            action = rng.uniform(-1, 1, fast.task.schema.action_dim)
             if actions == "absolute":
-                position, rotation = fast.eef_pose()
-                action = np.concatenate([position + 0.05 * action[:3], matrix_to_6d(rotation), action[6:]])
+                goal = fast.idle_action()
+                for values in position_slices(fast.task.action_parts("absolute")):
+                    goal[values] += 0.05 * action[:3]
+                action = goal
             else:  # computing a goal must not change the trajectory
                 fast.absolute_goal(action)
             assert fast.step(action) == robosuite_step(reference, action)

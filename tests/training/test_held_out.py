@@ -19,9 +19,9 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.data.store import Store
 from ddp_cli.evaluation.open_loop import EpisodeChunks, open_loop_report, part_errors
 from ddp_cli.evaluation.rollout import Observation
+from ddp_cli.robots import delta_parts
 from ddp_cli.safety import ActionLimits
 from ddp_cli.schema import ActionPart
-from ddp_cli.tasks import ACTION_PARTS
 from ddp_cli.training.held_out import Split, predict_episodes, split_episodes
 from ddp_cli.training.validation_split import validation_episodes
 
@@ -58,7 +58,7 @@ def test_errors_of_rotations_are_angles(rotation: str) -> None:
 
 
 def test_rotations_of_robosuite_are_fractions_of_half_a_radian() -> None:
-    parts = ACTION_PARTS["delta"]
+    parts = delta_parts()
     predicted = np.zeros((1, 1, 7))
     predicted[..., 5] = 1.0
     errors = part_errors(parts, predicted, np.zeros((1, 1, 7)))

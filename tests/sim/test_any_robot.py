@@ -1,0 +1,147 @@
+"""Recordings of other robots, controllers and rates, one arm and two: the environment comes from the recording."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from conftest import TINY, ddp, ok, ok_json, refused
+
+from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.store import Store
+from ddp_cli.robots import Robosuite
+from ddp_cli.sim.discovery import describe_environment
+from ddp_cli.sim.environment import env_args
+from ddp_cli.sim.simulator import Simulator
+from ddp_cli.tasks import RECORDED, TASKS, Task, get_task
+
+pytestmark = pytest.mark.slow
+
+
+def record(task: Task, path: Path, n_demos: int = 2, n_steps: int = 12, **env_kwargs: Any) -> Path:
+    """A file in robomimic's layout: random actions in `task`, whose description in the file has `env_kwargs` added."""
+    sim, rng = Simulator(task), np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        args = env_args(task)
+        args["env_kwargs"] |= env_kwargs
+        file.create_group("data").attrs["env_args"] = json.dumps(args)
+        for i in range(n_demos):
+            sim.reset(i)
+            demo = file.create_group(f"data/demo_{i}")
+            demo.attrs["model_file"] = sim.model_xml()
+            actions, states = rng.uniform(-1, 1, (n_steps, task.schema.action_dim)), []
+            for action in actions:
+                states.append(sim.state())
+                sim.step(action)
+            demo["states"], demo["actions"] = np.array(states), actions
+    sim.close()
+    return path
+
+
+def described(rate: float = 20.0, **simulator: Any) -> Task:
+    task, notes = describe_environment("described", Robosuite(cameras={}, **simulator), rate, 30, {})
+    assert notes == []
+    return task
+
+
+def parts_of(task: Task) -> list[tuple[str, int]]:
+    return [(part.name, part.width) for part in task.schema.action]
+
+
+CONTROLLERS = {
+    "JOINT_VELOCITY": [("joint_velocity", 7), ("gripper", 1)],
+    "JOINT_POSITION": [("joint_position", 7), ("gripper", 1)],
+    "OSC_POSITION": [("position", 3), ("gripper", 1)],
+    "IK_POSE": [("position", 3), ("rotation", 3), ("gripper", 1)],
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_a_recording_with_another_controller_and_rate_is_replayed_with_it(kind: str, tmp_path: Path) -> None:
+    task = described(10.0, env_name="Lift", controllers=({"right": {"type": kind}},))
+    assert parts_of(task) == CONTROLLERS[kind]
+    assert task.conventions == (RECORDED,)
+    path = record(task, tmp_path / "demos.hdf5")
+    with DemoFile(path) as demos:
+        assert demos.task.name == f"lift_{kind.lower()}"
+        assert demos.task.schema.action == task.schema.action
+        assert demos.task.schema.rate == 10.0
+    result = ok(ddp("convert", path, "--obs", "state", "--out", tmp_path / "s.zarr", "--workers", 1))
+    assert "check passed" in result.stdout
+    store = Store(tmp_path / "s.zarr")
+    assert store.attrs["action"] == {"convention": RECORDED, "dim": task.schema.action_dim}
+    assert "no absolute form" in refused(
+        ddp("convert", path, "--obs", "state", "--actions", "absolute", "--out", tmp_path / "a.zarr", "--workers", 1)
+    )
+
+
+def test_other_gains_are_used_and_checked(tmp_path: Path) -> None:
+    task = described(env_name="Lift", controllers=({"right": {"kp": 400}},))
+    assert task.conventions == ("delta", "absolute")
+    path = record(task, tmp_path / "demos.hdf5")
+    convert = ("convert", path, "--obs", "state", "--out", tmp_path / "s.zarr", "--workers", 1, "--json")
+    assert ok_json(ddp(*convert))["check"]["result"] == "passed"
+    assert Store(tmp_path / "s.zarr").task.robosuite.controllers == ({"right": {"kp": 400}},)
+    with h5py.File(path, "r+") as file:  # as if it had been recorded with the default
+        file["data"].attrs["env_args"] = json.dumps(env_args(get_task("lift")))
+    assert ok_json(ddp(*convert, "--overwrite"))["check"]["result"] == "failed"
+
+
+def test_one_robot_with_two_arms() -> None:
+    task = described(env_name="TwoArmLift", robots=("Baxter",))
+    names = [f"{arm}_{kind}" for arm in ("right", "left") for kind in ("position", "rotation")]
+    assert [name for name, _ in parts_of(task)] == [*names, "right_gripper", "left_gripper"]
+    assert list(task.low_dim)[:2] == ["robot0_right_eef_pos", "robot0_right_eef_quat"]
+    assert [part.name for part in task.action_parts("absolute")] == [part.name for part in task.schema.action]
+    sim = Simulator(task, actions="absolute")
+    sim.reset(0)  # verifies that goals are reached
+    assert sim.n_arms == 2
+    sim.close()
+
+
+def test_arguments_that_this_robosuite_does_not_know_are_named() -> None:
+    simulator = Robosuite(env_name="Lift", cameras={}, env_kwargs={"table_friction": [2.0, 5e-3, 1e-4], "magnet": 3})
+    task, [note] = describe_environment("described", simulator, 20.0, 30, {})
+    assert note.endswith("has no argument magnet, which was 3")
+    assert task.robosuite.env_kwargs == {"table_friction": [2.0, 5e-3, 1e-4]}
+
+
+def test_observables_that_the_state_does_not_determine_are_left_out() -> None:
+    task, notes = describe_environment("wipe", Robosuite(env_name="Wipe", cameras={}), 20.0, 30, {})
+    assert "not determined by the simulator state" in notes[0]
+    assert parts_of(task) == [("position", 3), ("rotation", 3)]
+    assert "robot0_gripper_qpos" not in task.low_dim
+
+
+@pytest.mark.parametrize("actions", ["delta", "absolute"])
+def test_two_arms_from_a_recording_to_an_evaluation_and_an_export(actions: str, tmp_path: Path) -> None:
+    task = TASKS["transport"]
+    path = record(task, tmp_path / "demos.hdf5")
+    with DemoFile(path) as demos:
+        assert demos.task is task
+    convert = ("convert", path, "--actions", actions, "--out", tmp_path / "s.zarr", "--workers", 1, "--json")
+    assert ok_json(ddp(*convert))["check"]["result"] == "passed"
+    store = Store(tmp_path / "s.zarr")
+    assert store.read("action").shape[1] == {"delta": 14, "absolute": 20}[actions]
+    assert store.image_keys == list(task.schema.cameras)
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "encoder": "small"}.items()]
+    train = (
+        "train",
+        "--task",
+        "transport",
+        "--data",
+        tmp_path / "s.zarr",
+        "--steps",
+        1,
+        "--preset",
+        "laptop",
+        *settings,
+    )
+    ok(ddp(*train, "--runs", tmp_path, "--name", "r"))
+    run = tmp_path / "transport" / "r"
+    ok(ddp("rollout", run, "--video", tmp_path / "a.mp4", "--max-steps", 9))
+    ok(ddp("export", run, "--out", tmp_path / "exported"))
