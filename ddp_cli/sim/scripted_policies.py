@@ -1,4 +1,4 @@
-"""Scripted policies that collect demonstrations for lift, can and square.
+"""Scripted policies that collect demonstrations for lift, can and square; that of two arms is in two_arm_lift.py.
 
 A scripted policy is a function of the current scene: its action follows from the poses of end effector, gripper and
 object, without a plan, clock or internal state. Heights and speeds depend smoothly on distances (the end effector
@@ -35,6 +35,7 @@ from ddp_cli.sim.motion import (
     yaw_of,
 )
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.sim.two_arm_lift import observe_two_arm_scene, two_arm_lift_policy
 from ddp_cli.tasks import TASKS, Task
 
 SCRIPT_VERSION = 3  # a recording can be resumed by the same version only
@@ -157,7 +158,9 @@ def _is_reachable(yaw: float) -> bool:
 SCRIPTED_POLICIES: dict[str, Callable[[SceneState], MotionTarget]] = {
     "Lift": _lift_policy, "PickPlaceCan": _can_policy, "NutAssemblySquare": _square_policy,
 }  # fmt: skip
-"""By environment; for any arm that reaches the objects."""
+"""By environment with one arm; for any arm that reaches the objects."""
+
+TWO_ARM_LIFT = "TwoArmLift"
 
 
 # -- actions --------------------------------------------------------------------------------------
@@ -165,29 +168,45 @@ SCRIPTED_POLICIES: dict[str, Callable[[SceneState], MotionTarget]] = {
 
 def has_scripted_policy(task: Task) -> bool:
     """Whether there is a scripted policy for the environment of `task`."""
-    return task.simulator is not None and task.simulator.env_name in SCRIPTED_POLICIES
+    return task.simulator is not None and task.simulator.env_name in {*SCRIPTED_POLICIES, TWO_ARM_LIFT}
 
 
 def check_scripted_policy(task: Task) -> None:
     """ConfigError unless there is a scripted policy for `task`."""
     if not has_scripted_policy(task):
+        names = [name for name, built_in in TASKS.items() if has_scripted_policy(built_in)]
         raise ConfigError(
-            f"there is no scripted policy for '{task.name}', only for {', '.join(TASKS)}.",
+            f"there is no scripted policy for '{task.name}', only for {', '.join(names)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
         )
-    if task.robosuite.robot not in GRIPPERS:
+    robots = ["Panda"] if task.robosuite.env_name == TWO_ARM_LIFT else list(GRIPPERS)
+    if task.robosuite.robot not in robots:
         raise ConfigError(
-            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(GRIPPERS)}.",
+            f"there is no scripted policy for the robot {task.robosuite.robot}, only for {', '.join(robots)}.",
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`.",
         )
 
 
+def motion_targets(sim: Simulator) -> list[tuple[SceneState, MotionTarget]]:
+    """The current scene of each arm, and where its policy moves it."""
+    env_name = sim.task.robosuite.env_name
+    if env_name == TWO_ARM_LIFT:
+        scenes = observe_two_arm_scene(sim)
+        return list(zip(scenes, two_arm_lift_policy(scenes), strict=True))
+    scene = observe_scene(sim)
+    return [(scene, SCRIPTED_POLICIES[env_name](scene))]
+
+
 def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """Endless pairs of intended and executed delta actions (7,), starting at the current state of `sim`."""
-    disturbances = Disturbances(rng)
-    policy = SCRIPTED_POLICIES[sim.task.robosuite.env_name]
+    """Endless pairs of intended and executed delta actions, starting at the current state of `sim`: (7,) for each arm,
+    which is disturbed independently of the other.
+    """
+    disturbances = [Disturbances(rng) for _ in motion_targets(sim)]
     while True:
-        scene = observe_scene(sim)
-        target = policy(scene)
-        intended = target_to_action(scene, target)
-        yield intended, disturbances.apply(intended, target.near_contact)
+        targets = motion_targets(sim)
+        intended = [target_to_action(scene, target) for scene, target in targets]
+        executed = [
+            disturbance.apply(action, target.near_contact)
+            for disturbance, action, (_, target) in zip(disturbances, intended, targets, strict=True)
+        ]
+        yield np.concatenate(intended), np.concatenate(executed)

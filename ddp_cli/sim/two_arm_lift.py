@@ -11,7 +11,7 @@ of 2 cm, is horizontal along the x axis of the pot; the fingers close across it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,12 @@ MAX_TILT = 0.25  # of a pot that both arms can grasp
 LIFT_HEIGHT = 0.16  # the pot rises by this much; success is 0.10
 
 
-@dataclass(frozen=True)
-class TwoArmScene:
-    """Each arm's scene in its own frame. The object is the bar of its handle, with the orientation of the pot; the
-    target is where the bar is when the pot has been lifted above the middle of the table.
+def observe_two_arm_scene(sim: Any) -> tuple[SceneState, SceneState]:
+    """The current scene of each arm of TwoArmLift in its own frame.
+
+    The object is the bar of its handle, with the orientation of the pot; the target is where the bar is once the pot
+    has been lifted above the middle of the table.
     """
-
-    arms: tuple[SceneState, SceneState]
-
-
-def observe_two_arm_scene(sim: Any) -> TwoArmScene:
-    """The current scene of a simulator of TwoArmLift."""
     env = sim.env
     sites = np.array([env._handle0_xpos, env._handle1_xpos])
     outward = (sites[0] - sites[1]) / np.linalg.norm(sites[0] - sites[1])
@@ -49,27 +44,28 @@ def observe_two_arm_scene(sim: Any) -> TwoArmScene:
     def arm_scene(arm: int) -> SceneState:
         to_arm = sim.base_orientation(arm).T
         position, rotation = sim.eef_pose(arm)
+        opening, velocity = sim.gripper_opening(arm)
         target = bars[arm] - pot_offset
         target[2] = REST_HEIGHT + LIFT_HEIGHT
         return SceneState(
-            to_arm @ position, to_arm @ rotation, eef_yaw(to_arm @ rotation), *sim.gripper_opening(arm),
+            to_arm @ position, to_arm @ rotation, eef_yaw(to_arm @ rotation), opening, velocity,
             to_arm @ bars[arm], to_arm @ pot_rotation, to_arm @ target, FINGERS,
         )  # fmt: skip
 
-    return TwoArmScene((arm_scene(0), arm_scene(1)))
+    return arm_scene(0), arm_scene(1)
 
 
-def two_arm_lift_policy(scene: TwoArmScene) -> tuple[MotionTarget, MotionTarget]:
+def two_arm_lift_policy(scenes: tuple[SceneState, SceneState]) -> tuple[MotionTarget, MotionTarget]:
     """The motion targets of arm 0 and arm 1."""
-    first, second = scene.arms
+    first, second = scenes
     if _is_held(first) and _is_held(second):
         return _raise(first, second), _raise(second, first)
-    grasps = [_reach(s) for s in scene.arms]
+    grasps = [_reach(s) for s in scenes]
     if first.object_rotation[2, 2] < np.cos(MAX_TILT):  # it was dropped by one arm: the other presses its handle down
         upper = int(second.object_pos[2] > first.object_pos[2])
-        grasps[1 - upper] = _wait_above(scene.arms[1 - upper])
+        grasps[1 - upper] = _wait_above(scenes[1 - upper])
     elif any(grasp.gripper == OPEN for grasp in grasps):
-        grasps = [_wait_to_close(s, grasp) for s, grasp in zip(scene.arms, grasps, strict=True)]
+        grasps = [_wait_to_close(s, grasp) for s, grasp in zip(scenes, grasps, strict=True)]
     return grasps[0], grasps[1]
 
 
@@ -123,10 +119,11 @@ def _wait_above(s: SceneState) -> MotionTarget:
 def grasp_yaw(s: SceneState) -> float:
     """Yaw at which the fingers close across the bar of the handle, within [0, pi].
 
-    The pot is placed with 30 to 150 degrees, so this choice between two yaws half a turn apart is the same in all
-    episodes, independent of the end effector, and continuous.
+    The pot is placed with 30 to 150 degrees, so this choice between two yaws half a turn apart does not depend on the
+    current yaw, and is continuous. A pot that was turned further may need up to 0.2 more.
     """
-    return np.pi / 2 + wrap_angle(yaw_of(s.object_rotation) - np.pi / 2, np.pi)
+    middle = float(np.clip(s.eef_yaw, np.pi / 2 - 0.2, np.pi / 2 + 0.2))
+    return middle + wrap_angle(yaw_of(s.object_rotation) - middle, np.pi)
 
 
 def _raise(s: SceneState, other: SceneState) -> MotionTarget:
