@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ddp_cli.base_config import BaseConfig
 from ddp_cli.choices import Fit
-from ddp_cli.resize import resize
+from ddp_cli.resize import ffmpeg_filter, resize
 
 Representation = Literal["delta", "absolute", "plain"]
 """delta: a motion, zero where nothing moves. absolute: a goal. plain: unknown, taken as it was recorded."""
@@ -99,6 +99,11 @@ class Camera(_SchemaEntry):
         return (
             resize(images, (self.height, self.width), self.fit) if images.shape[-3:] == self.recorded_shape else images
         )
+
+    @property
+    def ffmpeg_filter(self) -> str:
+        """An ffmpeg filter that does the same to the frames of a video."""
+        return ffmpeg_filter(self.recorded, (self.height, self.width), self.fit) if self.recorded else "null"
 
     def takes(self, stored: Camera) -> bool:
         """Whether images of `stored` become those of this camera: they have its size, or that of its recording."""

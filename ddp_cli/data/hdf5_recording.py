@@ -22,6 +22,7 @@ from ddp_cli.data.hdf5 import check_complete, open_hdf5, report_read_errors
 from ddp_cli.data.recording import StepArray
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
+from ddp_cli.schema import Camera
 from ddp_cli.video.images import decode_image, image_size
 
 ALOHA_FILE = re.compile(r"episode_(\d+)\.hdf5")
@@ -142,7 +143,13 @@ class Hdf5Recording:
             check_complete(file_path, dataset, location)
             return np.asarray(dataset[: self.lengths[episode]])
 
-    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:  # noqa: ARG002
+    def iter_images(
+        self,
+        array: str,
+        episode: int,
+        exact: bool = True,  # noqa: ARG002
+        camera: Camera | None = None,  # noqa: ARG002
+    ) -> Iterator[NDArray[Any]]:
         """The images of an episode one by one."""
         values = self._read(array, episode)
         if array not in self._encoded:

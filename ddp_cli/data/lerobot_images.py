@@ -37,11 +37,12 @@ def check_video(path: Path, frames: int, episode: int, camera: Camera, rate: flo
 
 
 def _check_header(path: Path, camera: Camera, rate: float) -> VideoInfo:
-    """The header of a video; DataError unless it has the size of `camera` and `rate` [Hz]."""
+    """The header of a video; DataError unless it has the recorded size of `camera` and `rate` [Hz]."""
     info = read_video_info(path)
-    if (info.height, info.width) != (camera.height, camera.width):
+    height, width, _ = camera.recorded_shape
+    if (info.height, info.width) != (height, width):
         raise DataError(
-            f"'{path}' has images of {info.height}x{info.width} pixels, expected {camera.height}x{camera.width}.",
+            f"'{path}' has images of {info.height}x{info.width} pixels, expected {height}x{width}.",
             "Resize the images.",
         )
     if abs(info.rate / rate - 1) > RATE_TOLERANCE:
@@ -54,7 +55,7 @@ def _check_header(path: Path, camera: Camera, rate: float) -> VideoInfo:
 
 class VideoReader:
     """Reads episodes from videos of `camera` that hold many, at `rate` [Hz]. In the order of the video, each frame is
-    decoded once.
+    decoded once. If `camera` is resized, so are its images, by ffmpeg: passing them in full size takes longer.
 
     Frames are counted from the first one. With `seek`, those far ahead are searched by their time instead, which is
     fast, and may be a frame off where the video does not have exactly this rate.
@@ -88,7 +89,8 @@ class VideoReader:
     def _open(self, path: Path, first: int) -> None:
         # Half a frame earlier: the time of the first one is rounded.
         begin = max(0.0, (first - 0.5) / self._rate)
-        self._frames = iter_frames(path, (self._camera.height, self._camera.width), begin)
+        size = (self._camera.height, self._camera.width)
+        self._frames = iter_frames(path, size, begin, self._camera.ffmpeg_filter)
         self._path, self._position = path, first
 
 

@@ -73,10 +73,7 @@ class LeRobotRecording:
         self.observations = self._find_observations()
         self._table = functools.lru_cache(maxsize=1)(self._read_table)
         self._rows = functools.lru_cache(maxsize=1)(self._read_rows)  # an episode is read array by array
-        self._videos = {name: VideoReader(camera, self._fps) for name, camera in self._cameras.items()}
-        self._searched_videos = {
-            name: VideoReader(camera, self._fps, seek=True) for name, camera in self._cameras.items()
-        }
+        self._videos: dict[tuple[str, Camera, bool], VideoReader] = {}
         self.in_videos = [name for name in self._cameras if self._features[name].dtype == "video"]
         self._images = {name: TableImages(path, name, camera) for name, camera in self._cameras.items()}
 
@@ -146,15 +143,18 @@ class LeRobotRecording:
             return self._rows(episode)[0][array]
         return np.stack(list(self.iter_images(array, episode)))
 
-    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[np.uint8]]:
+    def iter_images(
+        self, array: str, episode: int, exact: bool = True, camera: Camera | None = None
+    ) -> Iterator[NDArray[np.uint8]]:
         """The images of an episode one by one; see recording.Recording."""
         _, positions = self._rows(episode)
         row = self._episodes[episode]
         if self._features[array].dtype == "video":
             path, begin = self._video(array, row)
-            return (self._videos if exact else self._searched_videos)[array].read(
-                path, begin, self.lengths[episode], row["episode_index"]
-            )
+            key = array, camera or self._cameras[array], exact
+            if key not in self._videos:
+                self._videos[key] = VideoReader(key[1], self._fps, seek=not exact)
+            return self._videos[key].read(path, begin, self.lengths[episode], row["episode_index"])
         return iter(self._images[array].read(self._table_of(row), positions, self._where(row)))
 
     def _where(self, row: dict[str, Any]) -> str:

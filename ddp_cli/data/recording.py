@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import DataError
+from ddp_cli.schema import Camera
 
 Episode = dict[str, NDArray[Any]]
 
@@ -68,10 +69,12 @@ class Recording(Protocol):
     def read(self, array: str, episode: int) -> NDArray[Any]:
         """The values of `array` in an episode, (n, ...), as recorded."""
 
-    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:
+    def iter_images(
+        self, array: str, episode: int, exact: bool = True, camera: Camera | None = None
+    ) -> Iterator[NDArray[Any]]:
         """The images of an array in an episode, one by one as recorded. Those of videos and encoded ones are decoded on
         the way. Without `exact`, images of a video may be those of the step before or after: finding an episode in a
-        long video is faster then.
+        long video is faster then. With `camera`, images of a video may come resized to it: that takes less time.
         """
 
     def faults(self, arrays: Collection[str]) -> dict[int, str]:

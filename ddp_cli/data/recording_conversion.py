@@ -19,7 +19,7 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.trimming import describe_trims, find_spans
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
-from ddp_cli.schema import ACTION, Schema
+from ddp_cli.schema import ACTION, Camera, Schema
 from ddp_cli.selection import parse_selection
 from ddp_cli.tasks import RECORDED, Task
 
@@ -167,33 +167,31 @@ class _EpisodeReader:
 
     def _read_cameras(self, i: int, steps: NDArray[np.int64], where: str) -> Episode:
         """The images of all cameras in `steps`."""
-        keys: dict[str, list[str]] = {}  # by source: one array may be read as several cameras
+        keys: dict[Camera, list[str]] = {}  # one array may be read under several keys, and in several sizes
         for key, camera in self._schema.cameras.items():
-            keys.setdefault(camera.source, []).append(key)
-        videos = [source for source in keys if source in self._recording.in_videos]
+            keys.setdefault(camera, []).append(key)
+        videos = [camera for camera in keys if camera.source in self._recording.in_videos]
         images: Episode = {}
         # Videos at once: each has a decoder, a process of its own that would wait for the others.
         with ThreadPoolExecutor() as pool:
-            reads = [pool.submit(self._read_images, source, keys[source], i, steps, where) for source in videos]
-            for source in [source for source in keys if source not in videos]:
-                images |= self._read_images(source, keys[source], i, steps, where)
+            reads = [pool.submit(self._read_images, camera, keys[camera], i, steps, where) for camera in videos]
+            for camera in [camera for camera in keys if camera not in videos]:
+                images |= self._read_images(camera, keys[camera], i, steps, where)
             for read in reads:
                 images |= read.result()
         return images
 
-    def _read_images(self, source: str, keys: list[str], i: int, steps: NDArray[np.int64], where: str) -> Episode:
-        """The images of the cameras `keys`, all read from `source`. They are resized one by one: those of a video are
-        larger than what is kept.
+    def _read_images(self, camera: Camera, keys: list[str], i: int, steps: NDArray[np.int64], where: str) -> Episode:
+        """The images of `camera`, under each of `keys`. They are resized one by one: encoded ones are larger than what
+        is kept.
         """
-        cameras = {key: self._schema.cameras[key] for key in keys}
-        images = {key: np.empty((len(steps), *camera.shape), np.uint8) for key, camera in cameras.items()}
+        images = np.empty((len(steps), *camera.shape), np.uint8)
         rows = {step: row for row, step in enumerate(steps.tolist())}
-        for step, image in enumerate(self._recording.iter_images(source, i)):
+        for step, image in enumerate(self._recording.iter_images(camera.source, i, camera=camera)):
             if step in rows:
-                for key, camera in cameras.items():
-                    values = to_images(image[None], self._is_fraction[key], f"{where}, {key}")
-                    images[key][rows[step]] = camera.take(values[0])
-        return images
+                values = to_images(image[None], self._is_fraction[keys[0]], f"{where}, {keys[0]}")
+                images[rows[step]] = camera.take(values[0])
+        return dict.fromkeys(keys, images)
 
     def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:
         selection = parse_selection(source)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.recording import StepArray
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
+from ddp_cli.schema import Camera
 
 ENDS = "meta/episode_ends"
 COPY_HINT = "Download or copy it again."
@@ -123,7 +124,13 @@ class ReplayBuffer:
             hint = CODECS_HINT if _lacks_codec(reason) else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
 
-    def iter_images(self, array: str, episode: int, exact: bool = True) -> Iterator[NDArray[Any]]:  # noqa: ARG002
+    def iter_images(
+        self,
+        array: str,
+        episode: int,
+        exact: bool = True,  # noqa: ARG002
+        camera: Camera | None = None,  # noqa: ARG002
+    ) -> Iterator[NDArray[Any]]:
         """The images of an episode one by one."""
         return iter(self.read(array, episode))
 

@@ -20,13 +20,16 @@ CODECS_WITHOUT_ZEROS = ("h264", "hevc", "av1")
 """Codecs whose frames hold no long runs of zeros. Decoders skip such a run silently."""
 
 
-def iter_frames(path: Path, shape: tuple[int, int], begin: float = 0.0) -> Iterator[NDArray[np.uint8]]:
-    """Yields the frames (H, W, 3) of a video from `begin` [s] on; `shape` (H, W) is that of `read_video_info`.
+def iter_frames(
+    path: Path, shape: tuple[int, int], begin: float = 0.0, filters: str = "null"
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the frames (H, W, 3) of a video from `begin` [s] on, after ffmpeg's `filters`; `shape` (H, W) is that of
+    `read_video_info`, unless they change it.
 
     DataError at the first frame that cannot be decoded.
     """
     seek = ["-ss", f"{begin:.6f}"] if begin else []
-    command = _ffmpeg(path, seek, ["-pix_fmt", "rgb24", "-f", "rawvideo", "-"])
+    command = _ffmpeg(path, seek, ["-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"])
     # Frames are read straight into their arrays: a buffer in between would copy them once more.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdout is not None

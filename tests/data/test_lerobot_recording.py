@@ -203,15 +203,19 @@ def test_one_of_several_instructions_is_chosen(tmp_path: Path, version: str) -> 
 
 
 @pytest.mark.parametrize("version", WRITERS)
-def test_a_video_may_be_read_as_two_cameras(tmp_path: Path, version: str) -> None:
-    """They share a decoder."""
+def test_a_video_may_be_read_as_several_cameras(tmp_path: Path, version: str) -> None:
+    """Those of one size share a decoder."""
     path = WRITERS[version](tmp_path / "peg")
     schema = ok_json("inspect", path)["schema"]
     schema["cameras"]["small"] = schema["cameras"]["top"] | {"height": 16, "width": 24}
+    schema["cameras"] |= {"same": schema["cameras"]["top"], "small_too": schema["cameras"]["small"]}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     for _ in range(3):  # a race
         ok(ddp("convert", path, "--schema", tmp_path / "schema.json", "--out", tmp_path / "s.zarr", "--overwrite"))
         store = Store(tmp_path / "s.zarr")
         expected = np.concatenate([make_values(i)[1]["top"] for i in range(3)])
-        np.testing.assert_array_equal(store.read("top"), expected)
-        np.testing.assert_array_equal(store.read("small"), resize(expected, (16, 24)))
+        for key in ("top", "same"):
+            np.testing.assert_array_equal(store.read(key), expected)
+        for key in ("small", "small_too"):
+            inner = np.s_[:, 1:-1, 1:-1]  # ffmpeg weights the edges otherwise
+            np.testing.assert_allclose(store.read(key)[inner], resize(expected, (16, 24))[inner], rtol=0, atol=1.01)
