@@ -20,6 +20,7 @@ from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published import import_published, load_published
 from ddp_cli.core.published_config import feature_order, published_config
 from ddp_cli.errors import CheckpointError
+from ddp_cli.tasks import get_task
 
 CONFIG = PolicyConfig(task="square", n_layer=2, n_emb=32, num_inference_steps=5, timestep_spacing="leading")
 ORDER = ("robot0_gripper_qpos", CAMERAS[1], "robot0_eef_quat", CAMERAS[0], "robot0_eef_pos")
@@ -109,7 +110,7 @@ def test_names_of_published_tasks_are_known(name: str, task: str) -> None:
     assert config.task.name == task
 
 
-@pytest.mark.parametrize("name", ["square_d2", "canvas_cleanup", "tool_hang_image", "lift2", "can_image_d0", "Square"])
+@pytest.mark.parametrize("name", ["square_d2", "canvas_cleanup", "threading_image", "lift2", "can_image_d0", "Square"])
 def test_other_tasks_are_refused(name: str) -> None:
     for cfg in (published_cfg() | {"task_name": name}, published_cfg() | {"task": {"task_name": name}}):
         with pytest.raises(CheckpointError, match=f"unknown task '{name}'. Valid tasks: lift, can, square"):
@@ -275,3 +276,40 @@ def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     path = save_ckpt(tmp_path / "m.ckpt", published_cfg() | {"task_name": "square_d2"}, {}, monkeypatch)
     assert "unknown task 'square_d2'" in refused(ddp("import", path, "--out", tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["m.ckpt"]
+
+
+ARM = ("eef_pos", "eef_quat", "gripper_qpos")
+TRANSPORT = [
+    key
+    for i in (0, 1)
+    for key in (f"shouldercamera{i}_image", f"robot{i}_eye_in_hand_image", *(f"robot{i}_{key}" for key in ARM))
+]
+TOOL_HANG = ["sideview_image", "robot0_eye_in_hand_image", *(f"robot0_{key}" for key in ARM)]
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "crop", "actions"),
+    [("transport", TRANSPORT, 76, "absolute"), ("transport", TRANSPORT, 76, "delta"), ("tool_hang", TOOL_HANG, 216, "absolute")],
+)  # fmt: skip
+def test_checkpoints_of_two_arms_and_of_larger_images_are_imported(
+    name: str, order: list[str], crop: int, actions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the published task files, where the keys of both arms alternate."""
+    task = get_task(name)
+    config = PolicyConfig(task=name, actions=actions, crop_shape=(crop, crop), n_layer=1, n_emb=16, n_head=2)
+    cameras = {key: {"shape": [3, *camera.shape[:2]], "type": "rgb"} for key, camera in task.schema.cameras.items()}
+    shapes = cameras | {key: {"shape": [width]} for key, width in task.low_dim.items()}
+    assert sorted(order) == sorted(shapes)
+    width = sum(part.width for part in task.action_parts(actions))
+    meta = {"obs": {key: shapes[key] for key in order}, "action": {"shape": [width]}}
+    policy_cfg = {"shape_meta": meta, "crop_shape": [crop, crop], "n_layer": 1, "n_emb": 16, "n_head": 2}
+    suffix = "_image_abs" if actions == "absolute" else "_image"
+    cfg = published_cfg(**policy_cfg) | {"task_name": name, "task": {"name": f"{name}{suffix}"}}
+    policy, saved = load_published(save_ckpt(tmp_path / "m.ckpt", cfg, state_dict(config), monkeypatch))
+    assert (policy.config.task, policy.config.crop_shape) == (task, (crop, crop))
+    assert saved["action"] == task.describe_action(actions)
+    obs = {
+        key: torch.zeros(1, 2, 3, *camera.shape[:2], dtype=torch.uint8) for key, camera in task.schema.cameras.items()
+    }
+    obs |= {key: torch.zeros(1, 2, width) for key, width in task.low_dim.items()}
+    assert policy.predict_action(obs, torch.Generator().manual_seed(0))["action"].shape == (1, 8, width)
