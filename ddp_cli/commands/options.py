@@ -28,9 +28,7 @@ def examples(*lines: str) -> str:
 
 Task = Annotated[
     str,
-    typer.Option(
-        "--task", "-t", help="lift, can, square, or a JSON file that describes another task.", rich_help_panel=SOURCE
-    ),
+    typer.Option("--task", "-t", help="Built-in task, or a JSON file that describes another.", rich_help_panel=SOURCE),
 ]
 SourceTask = Annotated[
     str | None,

@@ -28,7 +28,16 @@ DATA, LENGTH, SETTINGS, RUN, MONITORING = "Data", "Length", "Settings", "Run", "
 
 
 def train(
-    task: options.Task = "square",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="Built-in task, or a JSON file that describes another. By default that of --data, or square.",
+            show_default=False,
+            rich_help_panel=options.SOURCE,
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -163,6 +172,7 @@ def train(
     first.
     """
     from ddp_cli.core.checkpoint_selection import newest_run
+    from ddp_cli.data.store import Store
     from ddp_cli.inference.device import choose_device
     from ddp_cli.task_file import check_same_task, task_name
     from ddp_cli.training.distributed import init_processes
@@ -172,6 +182,7 @@ def train(
     started = time.perf_counter()
     if wandb:
         check_wandb()
+    task = task or (Store(data).task.name if data else "square")
     overrides = {
         "steps": steps, "epochs": epochs, "minutes": minutes, "seed": seed, "eval_every": eval_every, "keep": keep,
     }  # fmt: skip

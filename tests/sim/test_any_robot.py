@@ -129,18 +129,7 @@ def test_two_arms_from_a_recording_to_an_evaluation_and_an_export(actions: str, 
     assert store.read("action").shape[1] == {"delta": 14, "absolute": 20}[actions]
     assert store.image_keys == list(task.schema.cameras)
     settings = [f"--set={key}={value}" for key, value in {**TINY, "encoder": "small"}.items()]
-    train = (
-        "train",
-        "--task",
-        "transport",
-        "--data",
-        tmp_path / "s.zarr",
-        "--steps",
-        1,
-        "--preset",
-        "laptop",
-        *settings,
-    )
+    train = ("train", "--data", tmp_path / "s.zarr", "--steps", 1, "--preset", "laptop", *settings)
     ok(ddp(*train, "--runs", tmp_path, "--name", "r"))
     run = tmp_path / "transport" / "r"
     ok(ddp("rollout", run, "--video", tmp_path / "a.mp4", "--max-steps", 9))
