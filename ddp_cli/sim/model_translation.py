@@ -13,18 +13,17 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element
 
 from ddp_cli.sim.environment import import_robosuite
 
 RENAMED_PREFIXES = (
     # 1.5 names grippers after their arm, also that of a single arm. Robots with two arms have always had these names.
-    (re.compile(r"gripper(\d+)_(?=.)"), r"gripper\1_right_"),
+    (re.compile(r"^gripper(\d+)_"), r"gripper\1_right_"),
     # 1.5 has mounts that move, too.
-    (re.compile(r"mount(\d+)_(?=.)"), r"fixed_mount\1_"),
+    (re.compile(r"^mount(\d+)_"), r"fixed_mount\1_"),
 )
-MOVED_FOLDERS = {"/assets/mounts/": "/assets/bases/"}
 COLLISION_FLAGS = {"nativeccd": "disable", "multiccd": "disable"}
 """MuJoCo up to 3.2, for which robosuite 1.4 was made, found the contacts of meshes in another way, and fewer of them.
 Fingers that touch each other rest elsewhere with today's: those of the UR5e 9 mm wider.
@@ -36,14 +35,14 @@ INERT_GEOM = {"type": "sphere", "size": "0.001", "contype": "0", "conaffinity": 
 def local_model(env: Any, xml: str) -> str:
     """The recorded model `xml` as the robosuite environment `env` can load it: names, and paths of assets.
 
-    ValueError, KeyError, AttributeError or ElementTree.ParseError if it cannot be loaded.
+    ValueError, KeyError, AttributeError or SyntaxError (of the XML) if it cannot be loaded.
     """
-    root = ElementTree.fromstring(xml)
+    root = ET.fromstring(xml)  # noqa: S314 - expat limits entities, and reads no external ones
     if _is_before_1_5(root):
         _translate(root, env.model.root)
-        xml = ElementTree.tostring(root, encoding="unicode")
+        xml = ET.tostring(root, encoding="unicode")
     xml = env.edit_model_xml(xml)
-    _check_files(ElementTree.fromstring(xml))
+    _check_files(ET.fromstring(xml))  # noqa: S314
     return xml
 
 
@@ -56,20 +55,23 @@ def _translate(root: Element, current: Element) -> None:
     """Changes the model `root` in place; `current` is the one that the environment made itself."""
     for element in root.iter():
         for key, value in element.attrib.items():
-            if key.startswith("file"):
-                for old, new in MOVED_FOLDERS.items():
-                    value = value.replace(old, new)
-            else:  # names and references to them: joints of actuators, sites of sensors, meshes of geoms
-                for prefix, replacement in RENAMED_PREFIXES:
-                    value = prefix.sub(replacement, value) if prefix.match(value) else value
-            element.set(key, value)
+            element.set(key, _translate_value(key, value))
     _add_missing(root, current)
     _allow_thin_meshes(root)
     option = root.find("option")
-    option = ElementTree.SubElement(root, "option") if option is None else option
+    option = ET.SubElement(root, "option") if option is None else option
     flag = option.find("flag")
-    flag = ElementTree.SubElement(option, "flag") if flag is None else flag
+    flag = ET.SubElement(option, "flag") if flag is None else flag
     flag.attrib.update(COLLISION_FLAGS)
+
+
+def _translate_value(attribute: str, value: str) -> str:
+    """The value of an attribute: a path, a name, or a reference to one, such as the joint of an actuator."""
+    if attribute.startswith("file"):
+        return value.replace("/assets/mounts/", "/assets/bases/")
+    for prefix, replacement in RENAMED_PREFIXES:
+        value = prefix.sub(replacement, value)
+    return value
 
 
 def _add_missing(root: Element, current: Element) -> None:
@@ -86,7 +88,7 @@ def _add_missing(root: Element, current: Element) -> None:
         if element.tag == "site" and re.fullmatch(r"robot\d+_\w+_center", name):
             _find_body(parents[element], parents, bodies).append(copy.copy(element))
         elif element.tag == "geom" and re.match(r"robot\d+_", name):
-            geom = ElementTree.SubElement(_find_body(parents[element], parents, bodies), "geom", INERT_GEOM)
+            geom = ET.SubElement(_find_body(parents[element], parents, bodies), "geom", INERT_GEOM)
             geom.attrib.update(name=name, group=element.get("group", "0"))
 
 

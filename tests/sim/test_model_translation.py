@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def model_xml(sim: Simulator) -> str:
 
 def as_of_1_4(xml: str) -> str:
     """`xml`, a model of robosuite 1.5, as robosuite 1.4 wrote it on somebody's computer."""
-    root = ElementTree.fromstring(xml)
+    root = ET.fromstring(xml)
     world = root.find("worldbody")
     assert world is not None
     for target in [body for body in world.findall("body") if body.get("name", "").endswith("_eef_target")]:
@@ -47,10 +47,9 @@ def as_of_1_4(xml: str) -> str:
         parents[base].extend(list(base))
     for element in root.iter():
         for key, value in element.attrib.items():
-            value = re.sub("^gripper0_right_", "gripper0_", value)
-            value = re.sub("^fixed_mount0_", "mount0_", value)
-            element.set(key, value.replace("robosuite/models/assets/bases/", "/home/me/robosuite/models/assets/mounts/"))
-    return ElementTree.tostring(root, encoding="unicode")
+            name = re.sub("^fixed_mount0_", "mount0_", re.sub("^gripper0_right_", "gripper0_", value))
+            element.set(key, name.replace("robosuite/models/assets/bases/", "/home/me/robosuite/models/assets/mounts/"))
+    return ET.tostring(root, encoding="unicode")
 
 
 def final_state(sim: Simulator, xml: str) -> np.ndarray:
