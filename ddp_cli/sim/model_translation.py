@@ -3,7 +3,7 @@
 Only what the environment looks up is changed, and where meshes and textures are. Masses, geoms, joints, friction and
 actuators stay as they were recorded: the collectors of robosuite load the very XML that they write.
 
-Models of robosuite 1.0 and of some robots up to 1.3 use meshes that 1.5 no longer has; they are refused.
+Models that use meshes which 1.5 no longer has (of 1.0, and of some robots up to 1.3) are refused.
 """
 
 from __future__ import annotations
