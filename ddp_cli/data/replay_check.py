@@ -32,6 +32,7 @@ SAMPLE_INTERVAL = 3  # chunks, of demos that are not replayed as a whole
 MAX_POSITION_ERROR = 5.0  # [mm], of the end effector after a chunk
 MAX_ROTATION_ERROR = 3.0  # [deg]
 MAX_GAP_ERROR = 5.0  # [mm], of the gap between the fingers
+GAP_STEPS = 2  # by which the fingers may be early or late: those of robosuite 1.5 take 10 steps, up to 1.4 they took 8
 MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of the demos that are replayed as a whole
 MAX_STARTUP_STEPS = 8  # after which a start-up effect must be gone
 MAX_STARTUP_ERRORS = (30.0, 10.0, MAX_GAP_ERROR)  # [mm], [deg], [mm]: robosuite varies the initial joints by 0.02 rad
@@ -118,7 +119,10 @@ class _Replay:
         self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start, -1])
         for action in actions:
             self._replay_sim.step(action)
-        return _pose_error(_pose(self._replay_sim), self._recorded_poses[end])
+        pose = _pose(self._replay_sim)
+        mm, deg, _ = _pose_error(pose, self._recorded_poses[end])
+        gaps = [gap for _, _, gap in self._recorded_poses[max(0, end - GAP_STEPS) : end + GAP_STEPS + 1]]
+        return mm, deg, max(min(gaps) - pose[2], pose[2] - max(gaps), 0.0) * 1e3
 
     def whole(self) -> WholeReplay:
         """Executes all actions from the first state."""
