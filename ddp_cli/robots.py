@@ -106,7 +106,7 @@ def frame_of(part: ActionPart) -> str | None:
 def has_poses(parts: Sequence[ActionPart]) -> bool:
     """Whether every part is an offset of a pose, or a gripper: only these have an absolute form."""
     kinds = [split_name(part.name)[1] for part in parts]
-    return "position" in kinds and all(
+    return kinds.count("position") == kinds.count("rotation") > 0 and all(
         frame_of(part) is not None or (kind == GRIPPER.name and part.gripper)
         for part, kind in zip(parts, kinds, strict=True)
     )

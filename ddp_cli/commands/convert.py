@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,7 +176,8 @@ def convert(
         _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
         as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
         return
-    _reject_options(ctx, source, "not a recording that is converted as it is", RECORDING_OPTIONS)
+    irrelevant = [name for name in RECORDING_OPTIONS if source.is_dir() or name != "trim_pauses"]
+    _reject_options(ctx, source, "not a recording that is converted as it is", irrelevant)
     if source.is_dir():
         _convert_folder(ctx, copy)
         return
@@ -183,7 +185,9 @@ def convert(
     with DemoFile(source, read_task(task) if task else None, filter_key) as demos:
         source_task = demos.task
     out = out or options.default_store(source_task.name, obs)
-    convert_options = ConvertOptions(obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format)
+    convert_options = ConvertOptions(
+        obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format, trim_pauses
+    )
     started = time.perf_counter()
     with options.reserve_output(out, overwrite, STORE_MARKERS):
         result = run_conversion(source, out, convert_options, workers, source_task)
@@ -204,7 +208,7 @@ def _find_recording(
     return open_recording(source, recording_options.are_given)
 
 
-def _reject_options(ctx: typer.Context, source: Path, kind: str, names: tuple[str, ...]) -> None:
+def _reject_options(ctx: typer.Context, source: Path, kind: str, names: Collection[str]) -> None:
     """DdpError if one of the options `names` was given: they do not apply to such a source."""
     for option in ctx.command.params:
         origin = ctx.get_parameter_source(str(option.name))

@@ -79,7 +79,7 @@ TrimPauses = Annotated[
     typer.Option(
         "--trim-pauses",
         help="Leave out the pauses that `ddp inspect` finds at the start and the end of episodes.",
-        rich_help_panel=PANEL,
+        rich_help_panel=options.SOURCE,
     ),
 ]
 OnlyTask = Annotated[

@@ -94,7 +94,8 @@ def convert(
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:
-            remaining = (_read_demo(demos, name, plan.recorded_keys) for name in plan.demo_names[writer.episodes :])
+            stored = list(zip(plan.demo_names, plan.spans, strict=True))
+            remaining = (_read_steps(demos, *demo, plan.recorded_keys) for demo in stored[writer.episodes :])
             episodes = _build_episodes(demos.task, plan.render_spec, remaining, workers)
             writer.extend(episodes, functools.partial(progress, "convert"))
         writer.finish({"check": check})
@@ -105,8 +106,16 @@ def convert(
     )  # fmt: skip
 
 
-def _read_demo(demos: DemoFile, name: str, keys: tuple[str, ...]) -> Demo:
-    return dataclasses.replace(demos.read(name), obs=read_observations(demos, name, keys))
+def _read_steps(demos: DemoFile, name: str, steps: slice, keys: tuple[str, ...]) -> Demo:
+    """The `steps` of the demo `name`, with the recorded observations `keys`."""
+    demo = demos.read(name)
+    return dataclasses.replace(
+        demo,
+        states=demo.states[steps],
+        actions=demo.actions[steps],
+        intended=None if demo.intended is None else demo.intended[steps],
+        obs={key: values[steps] for key, values in read_observations(demos, name, keys).items()},
+    )
 
 
 def _check_recording(

@@ -14,8 +14,10 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.invariants import looks_absolute, share_of_clipped_steps
+from ddp_cli.data.lint_source import demo_source
 from ddp_cli.data.observations import RenderSpec
 from ddp_cli.data.recorded_observations import check_observations, read_observations, reason_unusable
+from ddp_cli.data.trimming import describe_trims, find_spans, whole_spans
 from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import RECORDED
@@ -41,6 +43,7 @@ class ConvertOptions:
     only         a slice of these demos, for example ":50"
     check        number of demos to replay in the simulator; 0 for none, nor a comparison of actions and motion
     skip_bad     skip invalid demos instead of failing
+    trim_pauses  leave out the pauses at the start and at the end of demos; whole demos are replayed
     """
 
     obs: str = "image"
@@ -52,6 +55,7 @@ class ConvertOptions:
     check: int = 3
     skip_bad: bool = False
     zarr_format: int = 3
+    trim_pauses: bool = False
 
 
 DEFAULT_OPTIONS = ConvertOptions()
@@ -63,8 +67,8 @@ class ConversionPlan:
 
     render_spec: RenderSpec
     demo_names: list[str]
-    lengths: list[int]
-    """Steps of each demo."""
+    spans: list[slice]
+    """The steps of each demo that are stored."""
     skipped: dict[str, str]
     """Names of the invalid demos -> fault."""
     recorded_keys: tuple[str, ...]
@@ -74,6 +78,11 @@ class ConversionPlan:
     notes: list[str]
     """What was assumed or found."""
 
+    @property
+    def lengths(self) -> list[int]:
+        """Stored steps of each demo."""
+        return [span.stop - span.start for span in self.spans]
+
     def with_computed(self, keys: Collection[str], reason: str) -> ConversionPlan:
         """The plan with the observations `keys` computed in the simulator instead of copied."""
         recorded_keys = tuple(key for key in self.recorded_keys if key not in keys)
@@ -82,11 +91,11 @@ class ConversionPlan:
 
     def without_demos(self, faults: dict[str, str]) -> ConversionPlan:
         """The plan without the demos in `faults`, name -> fault."""
-        remaining = [(n, length) for n, length in zip(self.demo_names, self.lengths, strict=True) if n not in faults]
+        remaining = [(n, span) for n, span in zip(self.demo_names, self.spans, strict=True) if n not in faults]
         return dataclasses.replace(
             self,
             demo_names=[name for name, _ in remaining],
-            lengths=[length for _, length in remaining],
+            spans=[span for _, span in remaining],
             skipped=self.skipped | faults,
         )
 
@@ -123,10 +132,13 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     render_spec = RenderSpec(options.obs, options.actions or source_actions, source_actions, render)
     recorded_shapes = demos.observation_shapes(next(iter(valid.lengths)))
     computed = {key: reason for key, reason in unusable.items() if reason and key in recorded_shapes}
-    return ConversionPlan(
-        render_spec, list(valid.lengths), list(valid.lengths.values()), valid.skipped, recorded_keys, computed,
-        [*demos.notes, *valid.notes],
-    )  # fmt: skip
+    notes = [*demos.notes, *valid.notes]
+    names, lengths = list(valid.lengths), list(valid.lengths.values())
+    spans = whole_spans(lengths)
+    if options.trim_pauses:
+        spans = find_spans(demo_source(demos, names))
+        notes.append(describe_trims(lengths, spans))
+    return ConversionPlan(render_spec, names, spans, valid.skipped, recorded_keys, computed, notes)
 
 
 def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:

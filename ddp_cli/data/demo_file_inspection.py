@@ -8,6 +8,7 @@ import numpy as np
 
 from ddp_cli.data.conversion_plan import ConversionPlan, ConvertOptions, plan_conversion
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.lint import describe_lint, lint_demos
 from ddp_cli.errors import DataError
 
 MAX_LISTED_NAMES = 5
@@ -50,6 +51,7 @@ def inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
         "obstacles": info.incompatibilities(),
         "notes": notes,
         "plan": plan,
+        **lint_demos(demos, [name for name in demos.names if name not in faults]),
     }
 
 
@@ -114,7 +116,7 @@ def describe_demo_file(contents: dict[str, Any]) -> list[tuple[str, ...]]:
     rows += [("invalid", line) for line in _group_faults(contents["bad"])]
     rows += [("incompatible", reason) for reason in contents["obstacles"]]
     rows += [("note", note) for note in contents["notes"]]
-    return [*rows, ("ddp convert", contents["plan"])]
+    return [*rows, ("ddp convert", contents["plan"]), *describe_lint(contents)]
 
 
 def _group_faults(faults: dict[str, str]) -> list[str]:

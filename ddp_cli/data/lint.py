@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.lint_episodes import lint_episodes
 from ddp_cli.data.lint_images import image_episodes, lint_images
-from ddp_cli.data.lint_source import Finding, LintSource, read_series, recording_source, store_source
+from ddp_cli.data.lint_source import Finding, LintSource, demo_source, read_series, recording_source, store_source
 from ddp_cli.data.lint_vectors import lint_vectors
 from ddp_cli.data.recording import Recording
 from ddp_cli.data.store import Store
@@ -45,6 +46,19 @@ def lint_recording(recording: Recording, schema: dict[str, Any]) -> dict[str, An
     return _contents(recording_source(recording, full_schema, schema["rate"]))
 
 
+def lint_demos(demos: DemoFile, names: list[str]) -> dict[str, Any]:
+    """What `ddp inspect` adds to the contents of a file of robosuite: findings on the lengths, pauses and duplicates of
+    the demonstrations `names`. Values of simulator states are not observed, so nothing is said of them.
+    """
+    if not names:
+        return {}
+    source = demo_source(demos, names)
+    series, kept, findings = read_series(source)
+    if kept:
+        findings += lint_episodes(source, series, [names[i] for i in kept])
+    return _describe(findings, [0, 0])
+
+
 def lint_store(store: Store) -> dict[str, Any]:
     """What `ddp inspect` adds to the contents of a store."""
     return _contents(store_source(store))
@@ -52,9 +66,14 @@ def lint_store(store: Store) -> dict[str, Any]:
 
 def _contents(source: LintSource) -> dict[str, Any]:
     findings, looked_at = _lint(source)
+    return _describe(findings, [looked_at, len(source.lengths) if source.cameras else 0])
+
+
+def _describe(findings: list[Finding], images: list[int]) -> dict[str, Any]:
+    """`images`: of how many episodes the images were looked at, and how many have some."""
     return {
         "lint": [{"kind": f.kind, "message": f.message, "episodes": f.episodes} for f in findings],
-        "lint_images": [looked_at, len(source.lengths) if source.cameras else 0],
+        "lint_images": images,
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.recorded_observations import read_observations
 from ddp_cli.data.recording import Recording, are_fractions
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
@@ -137,6 +139,32 @@ def store_source(store: Store) -> LintSource:
         _pixels(schema, store.image_keys),
         read,
         lambda key, episode: iter(read(key, episode)),
+    )
+
+
+def demo_source(demos: DemoFile, names: list[str]) -> LintSource:
+    """The actions of the demonstrations `names`, with the simulator states, or the recorded observations without any.
+    Images are left out.
+    """
+    schema = demos.task.schema
+    width = demos.array(names[0], "actions").shape[1]
+    dimensions = {ACTION: _name(ACTION, width, ())}
+    if demos.has_states:
+        dimensions = {"states": _name("states", demos.array(names[0], "states").shape[1], ())[1:]} | dimensions
+    else:
+        keys = [key for key in schema.vectors if key in demos.observation_shapes(names[0])]
+        dimensions = {
+            key: _name(key, schema.vectors[key].width, schema.vectors[key].names) for key in keys
+        } | dimensions
+
+    def read(key: str, episode: int) -> NDArray[Any]:
+        name = names[episode]
+        if key == "states":
+            return demos.read(name).states[:, 1:]  # without the time
+        return demos.read(name).actions if key == ACTION else read_observations(demos, name, (key,))[key]
+
+    return LintSource(
+        names, [demos.n_steps(name) for name in names], schema.rate, dimensions, {}, read, lambda *_: iter(())
     )
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
+from ddp_cli.data.lint_source import recording_source
 from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
 from ddp_cli.data.resampling import Resampling
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.data.trimming import describe_trims, find_spans
+from ddp_cli.data.trimming import describe_trims, find_spans, whole_spans
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.schema import ACTION, Camera, Schema
@@ -66,9 +67,10 @@ def convert_recording(
     if recording.rate not in (None, schema.rate):
         recording.notes.append(resampling.describe(schema.action))
         schema = schema.model_copy(update={"action": resampling.parts(schema.action)})
-    spans = find_spans(recording, schema, trim_pauses)
+    spans = whole_spans(recording.lengths)
     if trim_pauses:
-        recording.notes.append(describe_trims(recording, spans, indices))
+        spans = find_spans(recording_source(recording, schema, recording.rate or schema.rate))
+        recording.notes.append(describe_trims([recording.lengths[i] for i in indices], [spans[i] for i in indices]))
     lengths = [len(resampling.kept(spans[i].stop - spans[i].start)) for i in indices]
     task = Task(name, schema, None, len(resampling.kept(max(recording.lengths))))
     attributes: dict[str, Any] = {

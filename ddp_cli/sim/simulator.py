@@ -28,6 +28,7 @@ from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.arms import find_arms
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
 from ddp_cli.sim.exactness import is_culling_exact, is_stepping_exact
+from ddp_cli.sim.model_translation import local_model
 from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
 from ddp_cli.tasks import Task
@@ -206,18 +207,22 @@ class Simulator:
         return xml.replace(str(root), "robosuite")
 
     def load_xml(self, xml: str) -> None:
-        """Load a recorded model; its assets are taken from the installed robosuite. SimulatorError if it fails."""
+        """Load a recorded model, also of robosuite 1.2 to 1.4; its assets are taken from the installed robosuite.
+
+        SimulatorError if it fails.
+        """
         import mujoco
 
         try:
-            local_xml = self._env.edit_model_xml(xml)
+            local_xml = local_model(self._env, xml)
             mujoco.MjModel.from_xml_string(
                 local_xml
             )  # robosuite discards its current model before it loads the new one
             self._step_fn = None
             self._env.reset_from_xml_string(local_xml)
         except (ValueError, KeyError, AttributeError, SyntaxError) as e:  # ElementTree's errors are SyntaxErrors
-            raise SimulatorError(f"the recorded model cannot be loaded: {str(e).splitlines()[0]}.") from e
+            reason = str(e).splitlines()[0].split(" Available ")[0]  # robosuite lists all names that exist
+            raise SimulatorError(f"the recorded model cannot be loaded: {reason.rstrip('.')}.") from e
 
     def refresh_kinematics(self) -> None:
         """Recompute body, site and camera poses from the current joint positions."""

@@ -289,8 +289,12 @@ TOOL_HANG = ["sideview_image", "robot0_eye_in_hand_image", *(f"robot0_{key}" for
 
 @pytest.mark.parametrize(
     ("name", "order", "crop", "actions"),
-    [("transport", TRANSPORT, 76, "absolute"), ("transport", TRANSPORT, 76, "delta"), ("tool_hang", TOOL_HANG, 216, "absolute")],
-)  # fmt: skip
+    [
+        ("transport", TRANSPORT, 76, "absolute"),
+        ("transport", TRANSPORT, 76, "delta"),
+        ("tool_hang", TOOL_HANG, 216, "absolute"),
+    ],
+)
 def test_checkpoints_of_two_arms_and_of_larger_images_are_imported(
     name: str, order: list[str], crop: int, actions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,14 +26,14 @@ def test_demo_file(demos: Path, lift_store: Store) -> None:
     contents = inspect_source(demos)
     lengths = np.diff(lift_store.episode_ends, prepend=0)
     assert sorted(contents) == [
-        "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "models", "notes",
-        "observations", "obstacles", "plan", "ranges", "robosuite", "steps", "task",
+        "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "lint",
+        "lint_images", "models", "notes", "observations", "obstacles", "plan", "ranges", "robosuite", "steps", "task",
     ]  # fmt: skip
     assert (contents["environment"], contents["task"], contents["demos"]) == ("Lift", "lift", 2)
     assert (contents["steps"], contents["lengths"][::2]) == (lengths.sum(), [lengths.min(), lengths.max()])
     assert (contents["actions"], contents["controller"], contents["models"]) == ("delta", "OSC_POSE", 2)
     assert contents["ranges"]["actions"][0] >= -1
-    assert (contents["bad"], contents["obstacles"]) == ({}, [])
+    assert (contents["bad"], contents["obstacles"], contents["lint"]) == ({}, [], [])
     assert contents["plan"] == "renders all observations in the simulator."
     json.dumps(contents)
     rows = dict(describe_source(contents))

@@ -106,6 +106,27 @@ def test_startup_effect_does_not_excuse_the_rest(sim: Simulator, demo: Demo, cha
     assert summarize_checks([result])["result"] == "failed"
 
 
+def test_fingers_may_close_as_fast_as_in_older_versions(
+    sim: Simulator, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to robosuite 1.4 they took 8 steps, not 10."""
+    sim.load_xml(demo.xml)
+    gripper = sim.env.robots[0].gripper["right"]
+
+    def record(speed: float) -> Demo:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(gripper), "speed", speed)
+            sim.set_state(demo.states[0])
+            states = []
+            for action in demo.actions:
+                states.append(sim.state())
+                sim.step(action)
+        return dataclasses.replace(demo, states=np.stack(states))
+
+    assert summarize_checks([check_demo(sim, RenderSpec(), sim, record(0.25))])["result"] == "passed"
+    assert summarize_checks([check_demo(sim, RenderSpec(), sim, record(0.05))])["result"] == "failed"
+
+
 def test_chunks_may_start_while_the_gripper_moves(sim: Simulator, demo: Demo) -> None:
     """The gripper integrates its actions, which is not part of the state: it is restored from the actions before."""
     actions = np.tile(demo.actions[:1] * 0, (60, 1))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import zarr
-from conftest import ok_json
+from conftest import ddp, ok_json, refused
 
 from ddp_cli.data.store import Store
 
@@ -38,3 +40,63 @@ def test_pauses_at_both_ends_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.read("img", rows=slice(0, 60)), img[12:72])
     ok_json(*command, "--overwrite")
     assert Store(tmp_path / "s.zarr").episode_ends[-1] == ends[-1]
+
+
+def with_pauses(source: Path, target: Path, before: int, after: int) -> None:
+    """Copies demonstrations; before the first one, the robot rests in its first state, and after it in its last one."""
+    shutil.copy(source, target)
+    with h5py.File(target, "r+") as file:
+        demo = next(iter(file["data"].values()))
+        for key in ("states", "actions", "intended"):
+            values = demo[key][:]
+            values = np.concatenate([np.repeat(values[:1], before, 0), values, np.repeat(values[-1:], after, 0)])
+            if key == "states":
+                values[:, 0] = values[0, 0] + 0.05 * np.arange(len(values))
+            else:
+                values[:before, :6] = values[len(values) - after :, :6] = 0
+            del demo[key]
+            demo[key] = values
+        demo.attrs["num_samples"] = len(values)
+
+
+def test_pauses_of_demonstrations_in_a_simulator_are_left_out(lift_demos: Path, tmp_path: Path) -> None:
+    with_pauses(lift_demos, tmp_path / "pauses.hdf5", 15, 12)
+    contents = ok_json("inspect", tmp_path / "pauses.hdf5")
+    assert {finding["kind"] for finding in contents["lint"]} == {"pause at start", "pause at end"}
+    command = ("convert", tmp_path / "pauses.hdf5", "--obs", "state", "--check", 0, "--workers", 1)
+    ok_json(*command, "--out", tmp_path / "whole.zarr")
+    result = ok_json(*command, "--out", tmp_path / "trimmed.zarr", "--trim-pauses")
+    whole, trimmed = Store(tmp_path / "whole.zarr"), Store(tmp_path / "trimmed.zarr")
+    dropped = whole.episode_ends - trimmed.episode_ends
+    assert (dropped == dropped[0]).all()  # only of the first demonstration
+    assert 25 <= dropped[0] <= 33  # the demonstrations may begin and end slowly
+    assert f"pauses: {dropped[0]} steps at the start or the end of 1 of 2 episodes left out" in result["notes"]
+    keys, n = ("action", "object", "robot0_eef_pos"), int(trimmed.episode_ends[0])
+    offsets = [
+        k
+        for k in range(dropped[0] + 1)
+        if all(np.array_equal(trimmed.read(key, rows=slice(n)), whole.read(key, rows=slice(k, k + n))) for key in keys)
+    ]
+    assert len(offsets) == 1
+    assert 14 <= offsets[0] <= 17
+    for key in keys:
+        others = [store.read(key, rows=slice(store.episode_ends[0], None)) for store in (trimmed, whole)]
+        np.testing.assert_array_equal(*others)
+
+
+def test_a_trimmed_demonstration_is_replayed_as_a_whole(lift_demos: Path, tmp_path: Path) -> None:
+    """Its first actions are those of the pause, and the gripper follows all actions from the first state on."""
+    with_pauses(lift_demos, tmp_path / "pauses.hdf5", 15, 12)
+    with h5py.File(tmp_path / "pauses.hdf5") as file:
+        steps = sum(len(demo["actions"]) - 1 for demo in file["data"].values())
+    result = ok_json(
+        "convert", tmp_path / "pauses.hdf5", "--obs", "state", "--check", 2, "--workers", 1, "--trim-pauses",
+        "--out", tmp_path / "s.zarr",
+    )  # fmt: skip
+    assert steps / 8 <= result["check"]["chunks"] < steps / 8 + 2
+
+
+def test_stores_have_no_pauses_to_leave_out(lift_zarr: Path, tmp_path: Path) -> None:
+    assert "--trim-pauses does not apply" in refused(
+        ddp("convert", lift_zarr, "--trim-pauses", "--out", tmp_path / "s")
+    )
