@@ -78,7 +78,7 @@ TrimPauses = Annotated[
     bool,
     typer.Option(
         "--trim-pauses",
-        help="Leave out the pauses that `ddp inspect` finds at the start and the end of episodes.",
+        help="Leave out the pauses that `ddp inspect` finds.",
         rich_help_panel=options.SOURCE,
     ),
 ]

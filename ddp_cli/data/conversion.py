@@ -22,6 +22,7 @@ from ddp_cli.data.observations import Episode, RenderSpec, build_episode
 from ddp_cli.data.recorded_observations import read_observations, read_step
 from ddp_cli.data.replay_check import ReplayResult, check_demo
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.data.trimming import Steps
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map, run_in_thread
@@ -94,7 +95,7 @@ def convert(
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:
-            stored = list(zip(plan.demo_names, plan.spans, strict=True))
+            stored = list(zip(plan.demo_names, plan.steps, strict=True))
             remaining = (_read_steps(demos, *demo, plan.recorded_keys) for demo in stored[writer.episodes :])
             episodes = _build_episodes(demos.task, plan.render_spec, remaining, workers)
             writer.extend(episodes, functools.partial(progress, "convert"))
@@ -106,7 +107,7 @@ def convert(
     )  # fmt: skip
 
 
-def _read_steps(demos: DemoFile, name: str, steps: slice, keys: tuple[str, ...]) -> Demo:
+def _read_steps(demos: DemoFile, name: str, steps: Steps, keys: tuple[str, ...]) -> Demo:
     """The `steps` of the demo `name`, with the recorded observations `keys`."""
     demo = demos.read(name)
     return dataclasses.replace(

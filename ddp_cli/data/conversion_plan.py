@@ -17,7 +17,7 @@ from ddp_cli.data.invariants import looks_absolute, share_of_clipped_steps
 from ddp_cli.data.lint_source import demo_source
 from ddp_cli.data.observations import RenderSpec
 from ddp_cli.data.recorded_observations import check_observations, read_observations, reason_unusable
-from ddp_cli.data.trimming import describe_trims, find_spans, whole_spans
+from ddp_cli.data.trimming import Steps, all_steps, describe_trims, steps_in_motion
 from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
 from ddp_cli.tasks import RECORDED
@@ -43,7 +43,7 @@ class ConvertOptions:
     only         a slice of these demos, for example ":50"
     check        number of demos to replay in the simulator; 0 for none, nor a comparison of actions and motion
     skip_bad     skip invalid demos instead of failing
-    trim_pauses  leave out the pauses at the start and at the end of demos; whole demos are replayed
+    trim_pauses  leave out the pauses of demos; whole demos are replayed
     """
 
     obs: str = "image"
@@ -67,7 +67,7 @@ class ConversionPlan:
 
     render_spec: RenderSpec
     demo_names: list[str]
-    spans: list[slice]
+    steps: list[Steps]
     """The steps of each demo that are stored."""
     skipped: dict[str, str]
     """Names of the invalid demos -> fault."""
@@ -81,7 +81,7 @@ class ConversionPlan:
     @property
     def lengths(self) -> list[int]:
         """Stored steps of each demo."""
-        return [span.stop - span.start for span in self.spans]
+        return [len(steps) for steps in self.steps]
 
     def with_computed(self, keys: Collection[str], reason: str) -> ConversionPlan:
         """The plan with the observations `keys` computed in the simulator instead of copied."""
@@ -91,11 +91,11 @@ class ConversionPlan:
 
     def without_demos(self, faults: dict[str, str]) -> ConversionPlan:
         """The plan without the demos in `faults`, name -> fault."""
-        remaining = [(n, span) for n, span in zip(self.demo_names, self.spans, strict=True) if n not in faults]
+        remaining = [(n, steps) for n, steps in zip(self.demo_names, self.steps, strict=True) if n not in faults]
         return dataclasses.replace(
             self,
             demo_names=[name for name, _ in remaining],
-            spans=[span for _, span in remaining],
+            steps=[steps for _, steps in remaining],
             skipped=self.skipped | faults,
         )
 
@@ -134,11 +134,11 @@ def plan_conversion(demos: DemoFile, options: ConvertOptions) -> ConversionPlan:
     computed = {key: reason for key, reason in unusable.items() if reason and key in recorded_shapes}
     notes = [*demos.notes, *valid.notes]
     names, lengths = list(valid.lengths), list(valid.lengths.values())
-    spans = whole_spans(lengths)
+    steps = all_steps(lengths)
     if options.trim_pauses:
-        spans = find_spans(demo_source(demos, names))
-        notes.append(describe_trims(lengths, spans))
-    return ConversionPlan(render_spec, names, spans, valid.skipped, recorded_keys, computed, notes)
+        steps = steps_in_motion(demo_source(demos, names))
+        notes.append(describe_trims(lengths, steps))
+    return ConversionPlan(render_spec, names, steps, valid.skipped, recorded_keys, computed, notes)
 
 
 def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from ddp_cli.data.lint_source import recording_source
 from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
 from ddp_cli.data.resampling import Resampling
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.data.trimming import describe_trims, find_spans, whole_spans
+from ddp_cli.data.trimming import Steps, all_steps, describe_trims, steps_in_motion
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.schema import ACTION, Camera, Schema
@@ -67,11 +67,11 @@ def convert_recording(
     if recording.rate not in (None, schema.rate):
         recording.notes.append(resampling.describe(schema.action))
         schema = schema.model_copy(update={"action": resampling.parts(schema.action)})
-    spans = whole_spans(recording.lengths)
+    steps = all_steps(recording.lengths)
     if trim_pauses:
-        spans = find_spans(recording_source(recording, schema, recording.rate or schema.rate))
-        recording.notes.append(describe_trims([recording.lengths[i] for i in indices], [spans[i] for i in indices]))
-    lengths = [len(resampling.kept(spans[i].stop - spans[i].start)) for i in indices]
+        steps = steps_in_motion(recording_source(recording, schema, recording.rate or schema.rate))
+        recording.notes.append(describe_trims([recording.lengths[i] for i in indices], [steps[i] for i in indices]))
+    lengths = [len(resampling.kept(len(steps[i]))) for i in indices]
     task = Task(name, schema, None, len(resampling.kept(max(recording.lengths))))
     attributes: dict[str, Any] = {
         "render": "full",
@@ -86,7 +86,7 @@ def convert_recording(
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
-        episodes = _EpisodeReader(recording, schema, resampling, spans, indices[0])
+        episodes = _EpisodeReader(recording, schema, resampling, steps, indices[0])
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
@@ -139,9 +139,9 @@ class _EpisodeReader:
     """Reads episodes in the arrays of a store."""
 
     def __init__(
-        self, recording: Recording, schema: Schema, resampling: Resampling, spans: Sequence[slice], first: int
+        self, recording: Recording, schema: Schema, resampling: Resampling, steps: Sequence[Steps], first: int
     ) -> None:
-        self._recording, self._schema, self._resampling, self._spans = recording, schema, resampling, spans
+        self._recording, self._schema, self._resampling, self._steps = recording, schema, resampling, steps
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {
             key: recording.arrays[camera.source].dtype.kind == "f"
@@ -154,15 +154,15 @@ class _EpisodeReader:
     def read(self, i: int) -> Episode:
         """The arrays of episode `i`."""
         where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
-        span = self._spans[i]
-        kept = self._resampling.kept(span.stop - span.start)
-        episode = self._read_cameras(i, np.arange(span.start, span.stop)[kept], where)
+        steps = self._steps[i]
+        kept = self._resampling.kept(len(steps))
+        episode = self._read_cameras(i, steps[kept], where)
         for key in self._schema.cameras:
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
         for key, source in self._vector_sources.items():
-            values = self._read_vector(source, i, f"{where}, {key}")[span]
+            values = self._read_vector(source, i, f"{where}, {key}")[steps]
             is_action = key == ACTION
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode

@@ -1,4 +1,4 @@
-"""Pauses at the start and the end of episodes are left out, and nothing else."""
+"""Pauses of episodes are left out, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from conftest import ddp, ok_json, refused
 from ddp_cli.data.store import Store
 
 
-def test_pauses_at_both_ends_are_left_out(tmp_path: Path) -> None:
+def test_pauses_at_both_ends_and_in_between_are_left_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     motion = np.cumsum(rng.normal(size=(60, 2)), axis=0)
     still = np.repeat(motion[25:26], 15, axis=0)
     episodes = [
         np.concatenate([np.repeat(motion[:1], 12, axis=0), motion, np.repeat(motion[-1:], 9, axis=0)]),
         motion,
-        np.concatenate([motion[:25], still, motion[25:]]),  # a pause in between stays
+        np.concatenate([motion[:25], still, motion[25:]]),
         np.repeat(motion[:1], 20, axis=0),  # nothing moves
     ]
     ends = np.cumsum([len(episode) for episode in episodes])
@@ -33,11 +33,14 @@ def test_pauses_at_both_ends_are_left_out(tmp_path: Path) -> None:
     command = ("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
     result = ok_json(*command, "--trim-pauses")
     store = Store(tmp_path / "s.zarr")
-    assert np.diff(store.episode_ends, prepend=0).tolist() == [60, 60, 75, 20]
-    assert "pauses: 21 steps at the start or the end of 1 of 4 episodes left out" in result["notes"]
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [60, 60, 61, 20]
+    assert "pauses: 35 of 236 steps left out, in 2 of 4 episodes" in result["notes"]
     np.testing.assert_array_equal(store.read("pose", rows=slice(0, 60)), pose[12:72])
     np.testing.assert_array_equal(store.read("action", rows=slice(0, 60)), pose[12:72] + 1)
     np.testing.assert_array_equal(store.read("img", rows=slice(0, 60)), img[12:72])
+    # Of the pause in between, 16 steps that are equal, the first one and the last one stay.
+    rows = np.array([*range(141, 167), *range(181, 216)])
+    np.testing.assert_array_equal(store.read("img", rows=slice(120, 181)), img[rows])
     ok_json(*command, "--overwrite")
     assert Store(tmp_path / "s.zarr").episode_ends[-1] == ends[-1]
 
@@ -70,7 +73,9 @@ def test_pauses_of_demonstrations_in_a_simulator_are_left_out(lift_demos: Path, 
     dropped = whole.episode_ends - trimmed.episode_ends
     assert (dropped == dropped[0]).all()  # only of the first demonstration
     assert 25 <= dropped[0] <= 33  # the demonstrations may begin and end slowly
-    assert f"pauses: {dropped[0]} steps at the start or the end of 1 of 2 episodes left out" in result["notes"]
+    assert any(
+        note.startswith(f"pauses: {dropped[0]} of ") and note.endswith("in 1 of 2 episodes") for note in result["notes"]
+    )
     keys, n = ("action", "object", "robot0_eef_pos"), int(trimmed.episode_ends[0])
     offsets = [
         k
