@@ -114,4 +114,7 @@ def make_env(task: Task, args: dict[str, Any], lite_physics: bool = True) -> Any
         return robosuite.make(simulator.env_name, **kwargs, hard_reset=simulator.model_varies, seed=0)
     except (AssertionError, AttributeError, TypeError, ValueError) as e:
         versions = ", ".join(f"{name} {version}" for name, version in simulator_versions().items())
-        raise SimulatorError(f"cannot create {simulator.env_name} with {versions}.", "Run `ddp doctor`.") from e
+        raise SimulatorError(
+            f"cannot create {simulator.env_name} with {versions}: {type(e).__name__}, {' '.join(str(e).split())}.",
+            "Run `ddp doctor`. If it finds nothing, this robosuite cannot make the environment.",
+        ) from e

@@ -13,6 +13,7 @@ from conftest import TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
+from ddp_cli.errors import SimulatorError
 from ddp_cli.robots import Robosuite
 from ddp_cli.sim.discovery import describe_environment
 from ddp_cli.sim.environment import env_args
@@ -53,7 +54,7 @@ def parts_of(task: Task) -> list[tuple[str, int]]:
 
 
 CONTROLLERS = {
-    "JOINT_VELOCITY": [("joint_velocity", 7), ("gripper", 1)],
+    "JOINT_TORQUE": [("joint_torque", 7), ("gripper", 1)],
     "JOINT_POSITION": [("joint_position", 7), ("gripper", 1)],
     "OSC_POSITION": [("position", 3), ("gripper", 1)],
     "IK_POSE": [("position", 3), ("rotation", 3), ("gripper", 1)],
@@ -77,6 +78,12 @@ def test_a_recording_with_another_controller_and_rate_is_replayed_with_it(kind: 
     assert "no absolute form" in refused(
         ddp("convert", path, "--obs", "state", "--actions", "absolute", "--out", tmp_path / "a.zarr", "--workers", 1)
     )
+
+
+def test_what_this_robosuite_cannot_make_is_refused_with_its_reason() -> None:
+    """The constructor of the controller of joint velocities fails in robosuite 1.5.2."""
+    with pytest.raises(SimulatorError, match="cannot create Lift with .*AttributeError, .*torque"):
+        described(env_name="Lift", controllers=({"right": {"type": "JOINT_VELOCITY"}},))
 
 
 def test_other_gains_are_used_and_checked(tmp_path: Path) -> None:
