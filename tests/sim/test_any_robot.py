@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ddp_cli.sim.discovery import describe_environment
 from ddp_cli.sim.environment import env_args
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import RECORDED, TASKS, Task, get_task
+from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 
@@ -125,18 +127,22 @@ def test_a_gripper_without_fingers_has_no_part_and_no_observable() -> None:
 
 @pytest.mark.parametrize("actions", ["delta", "absolute"])
 def test_two_arms_from_a_recording_to_an_evaluation_and_an_export(actions: str, tmp_path: Path) -> None:
-    task = TASKS["transport"]
-    path = record(task, tmp_path / "demos.hdf5")
+    """With short episodes, and so as a task from a file: the simulator compares its shortcuts when it starts."""
+    task = dataclasses.replace(TASKS["transport"], name="transport_short", horizon=12)
+    path = record(TASKS["transport"], tmp_path / "demos.hdf5")
     with DemoFile(path) as demos:
-        assert demos.task is task
-    convert = ("convert", path, "--actions", actions, "--out", tmp_path / "s.zarr", "--workers", 1, "--json")
-    assert ok_json(*convert)["check"]["result"] == "passed"
+        assert demos.task is TASKS["transport"]
+    (tmp_path / "task.json").write_text(json.dumps(task.to_json()))
+    convert = ("convert", path, "--task", tmp_path / "task.json", "--actions", actions, "--out", tmp_path / "s.zarr")
+    assert ok_json(*convert, "--workers", 1, "--json")["check"]["result"] == "passed"
     store = Store(tmp_path / "s.zarr")
     assert store.read("action").shape[1] == {"delta": 14, "absolute": 20}[actions]
     assert store.image_keys == list(task.schema.cameras)
     settings = [f"--set={key}={value}" for key, value in {**TINY, "encoder": "small"}.items()]
     train = ("train", "--data", tmp_path / "s.zarr", "--steps", 1, "--preset", "laptop", *settings)
     ok(ddp(*train, "--runs", tmp_path, "--name", "r"))
-    run = tmp_path / "transport" / "r"
-    ok(ddp("rollout", run, "--video", tmp_path / "a.mp4", "--max-steps", 9))
+    run = tmp_path / "transport_short" / "r"
+    assert ok_json("eval", run, "-n", 1, "--workers", 1, "--json")["episodes"] == 1
+    ok(ddp("rollout", run, "--video", tmp_path / "a.mp4", "--attempts", 1))
+    assert read_video(tmp_path / "a.mp4").shape[1:] == (1024, 1536, 3)  # four cameras in rows of three
     ok(ddp("export", run, "--out", tmp_path / "exported"))
