@@ -180,11 +180,12 @@ def check_scripted_policy(task: Task) -> None:
             "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5 --task FILE.json`.",
         )
     robots = ["Panda"] if task.robosuite.env_name == TWO_ARM_LIFT else list(GRIPPERS)
-    if task.robosuite.robots[0] not in robots:
-        raise ConfigError(
-            f"there is no scripted policy for the robot {task.robosuite.robots[0]}, only for {', '.join(robots)}.",
-            "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`.",
-        )
+    hint = "Record demos with robosuite's or robomimic's tools, then `ddp convert DEMOS.hdf5`."
+    for robot in task.robosuite.robots:
+        if robot not in robots:
+            raise ConfigError(f"there is no scripted policy for the robot {robot}, only for {', '.join(robots)}.", hint)
+    if task.robosuite.controllers or task.robosuite.env_kwargs:
+        raise ConfigError(f"'{task.name}' has other controllers or arguments than scripted policies act with.", hint)
 
 
 def motion_targets(sim: Simulator) -> list[tuple[SceneState, MotionTarget]]:

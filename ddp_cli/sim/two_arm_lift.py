@@ -61,7 +61,7 @@ def two_arm_lift_policy(scenes: tuple[SceneState, SceneState]) -> tuple[MotionTa
     if _is_held(first) and _is_held(second):
         return _raise(first, second), _raise(second, first)
     grasps = [_reach(s) for s in scenes]
-    if first.object_rotation[2, 2] < np.cos(MAX_TILT):  # it was dropped by one arm: the other presses its handle down
+    if first.object_rotation[2, 2] < np.cos(MAX_TILT):  # it was dropped by one arm: the other rights it
         upper = int(second.object_pos[2] > first.object_pos[2])
         grasps[1 - upper] = _wait_above(scenes[1 - upper])
     elif any(grasp.gripper == OPEN for grasp in grasps):
@@ -81,11 +81,13 @@ def _is_held(s: SceneState) -> bool:
 
 
 def _reach(s: SceneState) -> MotionTarget:
-    """Move the open gripper around the bar and close it; carry a held bar down to its height on the table."""
+    """Move the open gripper around the bar and close it; a held bar is carried to where the pot stands upright."""
     offset, yaw = s.object_pos - s.eef_pos, grasp_yaw(s)
     if _is_held(s):
-        drop = float(np.clip(REST_HEIGHT - s.object_pos[2], -0.05, 0.05))
-        return MotionTarget(_centring(s) + Z_AXIS * drop, yaw, CLOSED, near_contact=True)
+        upward = s.object_rotation[:, 2]  # axis of the pot: a tilted one is pulled away from the side it leans to
+        drop = float(np.clip(REST_HEIGHT - s.object_pos[2], -0.05, 0.05)) * upward[2] ** 2
+        upright = np.array([*-0.06 * upward[:2], drop])
+        return MotionTarget(_centring(s) + upright, yaw, CLOSED, near_contact=True)
     distance, lateral = float(np.linalg.norm(offset)), float(np.linalg.norm(offset[:2]))
     yaw_error = abs(yaw - s.eef_yaw)
     is_open = s.gripper_opening > s.fingers.ready
