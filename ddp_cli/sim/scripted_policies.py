@@ -222,6 +222,12 @@ def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple
         yield intended, disturbances.apply(intended, target.near_contact)
 
 
+def scripted_action(sim: Simulator) -> Array:
+    """The intended delta action (7,) of the scripted policy in the current state of `sim`."""
+    scene = observe_scene(sim)
+    return target_to_action(scene, SCRIPTED_POLICIES[sim.task.robosuite.env_name](scene))
+
+
 def target_to_action(s: SceneState, target: MotionTarget) -> Array:
     """The delta action (7,) towards `target`: proportional control with limited speed."""
     yaw = s.eef_yaw + float(np.clip(target.yaw - s.eef_yaw, -1.0, 1.0))
