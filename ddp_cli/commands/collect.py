@@ -107,7 +107,12 @@ def collect(
 
     started = time.perf_counter()
     if policy is None:
-        _check_policy_options({"--takeover": takeover, "--sampler": sampler, "--inference-steps": inference_steps})
+        _check_policy_options(
+            {
+                "--takeover": takeover, "--sampler": sampler, "--inference-steps": inference_steps,
+                "--engine": engine != "auto", "--device": device != "auto",
+            }
+        )  # fmt: skip
     first_seed = (FIRST_POLICY_SEED if policy else FIRST_SEED["collect"]) if seed is None else seed
     with options.reserve_output(out, overwrite):
         _warn_of_seeds(range(first_seed, first_seed + episodes))
