@@ -77,6 +77,7 @@ def convert(
     check_obs(options.obs)
     with lock_output(out), DemoFile(source, task, options.filter_key) as demos:
         plan = plan_conversion(demos, options)
+        policy_episodes = demos.policy_episodes()
         sha256 = run_in_thread(demos.sha256)  # in the background: it takes a third as long as copying
         if demos.has_states:
             plan, check = _check_recording(demos, plan, options, workers, progress)
@@ -91,6 +92,7 @@ def convert(
             "source": {
                 "file": source.name, "sha256": sha256.result(), "demos": plan.demo_names, "left_out": plan.skipped,
                 "observations": list(plan.recorded_keys),
+                **({"policy_episodes": policy_episodes} if policy_episodes else {}),
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:

@@ -183,6 +183,12 @@ class DemoFile:
             )
         return demo
 
+    def policy_episodes(self) -> dict[str, bool]:
+        """Name of each demo in which a policy acted -> whether it ended with success."""
+        with report_read_errors(self.path, "data"):
+            attributes = {name: self._data[name].attrs for name in self.names}
+            return {name: bool(a.get("success", False)) for name, a in attributes.items() if "policy_steps" in a}
+
     def _int_attribute(self, name: str, key: str) -> int | None:
         value = self._data[name].attrs.get(key)
         return int(value) if isinstance(value, int | np.integer) else None
