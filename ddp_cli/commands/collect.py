@@ -169,11 +169,14 @@ def _find_task(name: str | None, robot: str, source: PolicySource | None) -> Tas
 def _describe_outcomes(result: CollectionResult) -> str:
     if result.policy_successes is None:
         return f"{result.failures} of {result.attempts} attempts failed"
-    taken_over = f", taken over in {result.takeovers}" if result.takeovers else ""
-    failed = result.demos - result.policy_successes - (result.takeovers or 0)
-    return (
-        f"the policy succeeded in {result.policy_successes}" + (f", failed in {failed}" if failed else "") + taken_over
-    )
+    text = f"the policy succeeded in {result.policy_successes}"
+    if failed := result.demos - result.policy_successes - (result.takeovers or 0):
+        text += f", failed in {failed}"
+    if result.takeovers:
+        text += f", taken over in {result.takeovers}"
+    if result.failures:
+        text += f"; the scripted policy failed, too, in {result.failures} more"
+    return text
 
 
 def _warn_of_seeds(seeds: range) -> None:

@@ -13,6 +13,10 @@ robosuite's collectors restore a state before the first action, but not the cont
 another initial pose: the first actions have another effect than when they are replayed. Up to robosuite 1.4 this lasts
 until the first rotation, since actions without one keep the goal's orientation. Such a start-up effect is told from
 drift by the rest of the demo: see `_find_startup_effect`.
+
+A policy that fails may press the arm against something or far from its first posture, where it moves in another way
+after its state was restored. Episodes of policies are therefore replayed as a whole first; if that stays within the
+limits all the way, no state is restored.
 """
 
 from __future__ import annotations
@@ -90,6 +94,11 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
     if replay_sim is not sim:
         load_demo_model(replay_sim, demo)
     replay = _Replay(sim, spec, replay_sim, demo, recorded_poses)
+    if demo.policy_steps is not None:
+        outcome, errors = replay.whole()
+        if all(is_within(error, LIMITS) for error in errors):
+            chunk_ends = [*range(CHUNK_STEPS, len(errors) - 1, CHUNK_STEPS), len(errors) - 1]
+            return ReplayResult(demo.name, model, succeeds, [errors[i] for i in chunk_ends], whole=outcome)
     if not whole:
         errors = [replay.chunk_error(start) for start in _sample_chunks(recorded_poses)]
         if all(is_within(error, LIMITS) for error in errors):
@@ -99,7 +108,7 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
     startup_mm, error_after_startup = 0.0, _find_startup_effect(replay, errors)
     if error_after_startup is not None:
         startup_mm, errors[0] = errors[0][0], error_after_startup
-    return ReplayResult(demo.name, model, succeeds, errors, startup_mm, replay.whole() if whole else None)
+    return ReplayResult(demo.name, model, succeeds, errors, startup_mm, replay.whole()[0] if whole else None)
 
 
 class _Replay:
@@ -120,16 +129,16 @@ class _Replay:
             self._replay_sim.step(action)
         return _pose_error(_pose(self._replay_sim), self._recorded_poses[end])
 
-    def whole(self) -> WholeReplay:
-        """Executes all actions from the first state."""
+    def whole(self) -> tuple[WholeReplay, list[PoseError]]:
+        """Executes all actions from the first state; also returns the error before each of them."""
         actions = self._executed_actions(0, len(self._demo.actions))
         self._replay_sim.set_state(self._demo.states[0])
-        errors, succeeds = [], False
+        succeeds, errors = False, list[PoseError]()
         for action, pose in zip(actions, self._recorded_poses, strict=True):
             errors.append(_pose_error(_pose(self._replay_sim), pose))
             succeeds = self._replay_sim.step(action) or succeeds
         position_error, rotation_error, _ = np.max(errors, axis=0)
-        return WholeReplay(succeeds, float(position_error), float(rotation_error))
+        return WholeReplay(succeeds, float(position_error), float(rotation_error)), errors
 
     def _executed_actions(self, start: int, end: int) -> Array:
         """The executed actions [start, end), not the intended ones: (n, 7), or (n, 10) if absolute."""

@@ -17,6 +17,7 @@ from data.test_collection import contents, stop_after
 from ddp_cli.data import policy_demonstrations
 from ddp_cli.data.collection import collect
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.demo_file_inspection import describe_demo_file, inspect_demo_file
 from ddp_cli.data.policy_demonstrations import (
     TAKEOVER_STEPS,
     ActingPolicy,
@@ -209,6 +210,8 @@ def test_the_file_says_who_acted_and_whether_the_episode_succeeded(dagger: Path,
     for path, expected in ((dagger, (60, False)), (tmp_path / "t.hdf5", (TAKEOVER_STEPS, True))):
         with DemoFile(path) as demos:
             assert [(demo.policy_steps, demo.success) for demo in demos] == [expected] * 2
+            rows = describe_demo_file(inspect_demo_file(demos))
+        assert ("policy", f"acted in 2, of which {2 * expected[1]} ended with success") in rows
 
 
 @pytest.mark.slow
