@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     "ddp collect --task lift --episodes 20 --out lift.hdf5",
-    "ddp collect --task square -n 100 --seed 5000",
-    "ddp collect --policy sample_data/square-policy -n 40 --out dagger.hdf5",
-    "ddp collect --policy sample_data/square-policy --takeover -n 40 --out takeovers.hdf5",
+    "ddp collect --policy sample_data/square-policy --takeover -n 40 --out corrections.hdf5",
 )
 
 
