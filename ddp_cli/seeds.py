@@ -12,6 +12,9 @@ FIRST_SEED: dict[str, int] = {"collect": 1_000, "eval": 100_000, "training": 200
 """First seed of each purpose. They never overlap by default: a policy is trained, compared and reported on different
 initial states."""
 
+FIRST_POLICY_SEED = 50_000
+"""First seed of episodes that are collected with a policy: other initial states than those of its demonstrations."""
+
 
 def purposes_of_seeds(seeds: range) -> list[str]:
     """The purposes among whose seeds, from the first one of each to that of the next, are some of `seeds`."""

@@ -1,4 +1,4 @@
-"""Collects demonstrations of scripted policies, in several processes."""
+"""Collects demonstrations of scripted policies, in several processes; or episodes of a policy that they label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from ddp_cli.data.collection_folder import CollectionFolder, count_demos
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
+from ddp_cli.data.policy_demonstrations import ActingPolicy
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.locks import lock_output
 from ddp_cli.parallel import ordered_map
@@ -36,6 +37,10 @@ class CollectionResult:
     attempts: int
     failures: int
     steps: int
+    policy_successes: int | None = None
+    """Demos in which a policy succeeded by itself; None without a policy."""
+    takeovers: int | None = None
+    """Demos in which the scripted policy took control from a policy; None without a policy."""
 
 
 def record_demo(sim: Simulator, seed: int) -> Demo | None:
@@ -58,9 +63,16 @@ def record_demo(sim: Simulator, seed: int) -> Demo | None:
 
 
 def collect(
-    task: Task, episodes: int, out: Path, seed: int, workers: int, progress: Callable[[int, int, int], None]
+    task: Task,
+    episodes: int,
+    out: Path,
+    seed: int,
+    workers: int,
+    progress: Callable[[int, int, int], None],
+    policy: ActingPolicy | None = None,
 ) -> CollectionResult:
-    """Writes `episodes` successful demos from the seeds `seed`, `seed` + 1, ... to the file `out`.
+    """Writes `episodes` successful demos from the seeds `seed`, `seed` + 1, ... to the file `out`; or, where `policy`
+    acts, its episodes, successful or not.
 
     The content does not depend on `workers`. Until it is complete, every demo is kept in a folder beside `out`, from
     which the same call, or one for more episodes, continues after any interruption or error. DataError if that folder
@@ -71,6 +83,9 @@ def collect(
     identity = {
         "task": task.name, "seed": seed, "demonstrator": SCRIPT_VERSION, "versions": simulator_versions(),
     }  # fmt: skip
+    if policy:
+        identity["policy"] = policy.identity
+    make_recorder = functools.partial(policy.make_recorder if policy else _make_recorder, task)
     with lock_output(out):
         folder = CollectionFolder(out, identity)
         if (least := folder.n_demos + folder.n_gaps) > episodes:
@@ -79,7 +94,7 @@ def collect(
                 f"Ask for -n {least} or more, choose another --out, or move that folder away.",
             )
         try:
-            _record_missing(folder, task, episodes, seed, workers, progress)
+            _record_missing(folder, make_recorder, episodes, seed, workers, progress)
             result = _write_file(folder, task, out, identity | {"episodes": episodes})
         except BaseException as e:
             if folder.n_demos:
@@ -97,7 +112,7 @@ def collect(
 
 def _record_missing(
     folder: CollectionFolder,
-    task: Task,
+    make_recorder: Callable[[], Callable[[int], Demo | None]],
     episodes: int,
     seed: int,
     workers: int,
@@ -107,17 +122,14 @@ def _record_missing(
     progress(*folder.counts.values())
     if folder.n_demos < episodes:
         numbers, seeds = itertools.tee(folder.missing_attempts())
-        recorder = functools.partial(_make_recorder, task)
         consecutive_failures = 0
-        with closing(ordered_map(recorder, (seed + i for i in seeds), workers)) as demos:
+        with closing(ordered_map(make_recorder, (seed + i for i in seeds), workers)) as demos:
             while folder.n_demos < episodes:
                 demo = next(demos)
                 folder.add(next(numbers), demo)
                 consecutive_failures = 0 if demo else consecutive_failures + 1
                 if consecutive_failures == MAX_CONSECUTIVE_FAILURES:
-                    raise DdpError(
-                        f"{MAX_CONSECUTIVE_FAILURES} attempts at {task.name} failed in a row.", "Run `ddp doctor`."
-                    )
+                    raise DdpError(f"{MAX_CONSECUTIVE_FAILURES} attempts failed in a row.", "Run `ddp doctor`.")
                 progress(*folder.counts.values())
 
 
@@ -125,10 +137,17 @@ def _write_file(folder: CollectionFolder, task: Task, out: Path, identity: dict[
     """Writes the demos of `folder` to the file `out`."""
     counts = folder.counts
     with DemoWriter(out, env_args(task), identity) as writer:
+        policy_successes = takeovers = 0
         for demo in folder:
             writer.append(demo)
+            if demo.policy_steps is not None:
+                takeovers += demo.policy_steps < len(demo.actions)
+                policy_successes += demo.policy_steps == len(demo.actions) and bool(demo.success)
         writer.finish(counts["attempts"])
-    return CollectionResult(**counts, steps=writer.n_steps)
+    result = CollectionResult(**counts, steps=writer.n_steps)
+    if "policy" not in identity:
+        return result
+    return replace(result, policy_successes=policy_successes, takeovers=takeovers)
 
 
 def _make_recorder(task: Task) -> Callable[[int], Demo | None]:

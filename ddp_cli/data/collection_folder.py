@@ -60,17 +60,23 @@ class CollectionFolder:
             return None
         try:
             identity = json.loads((self.path / "collection.json").read_text())
-            return {key: identity[key] for key in ("task", "seed", "demonstrator", "versions")}
+            recorded = {key: identity[key] for key in ("task", "seed", "demonstrator", "versions")}
+            return recorded | ({"policy": dict(identity["policy"])} if "policy" in identity else {})
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"'{self.path}' was not written by `ddp collect`.", ANOTHER_OUTPUT) from None
 
     def _mismatch(self, recorded: dict[str, Any] | None, identity: dict[str, Any]) -> DataError:
         assert recorded is not None  # it has demos
         old, new = (_flatten(values) for values in (recorded, identity))
-        differences = [f"{key} {old.get(key)} instead of {new.get(key)}" for key in new if old.get(key) != new[key]]
+        keys = {**new, **old}
+        differences = [
+            f"{key} {old.get(key)} instead of {new.get(key)}" for key in keys if old.get(key) != new.get(key)
+        ]
         command = ["ddp", "collect", "--task", str(recorded["task"]), "--seed", str(recorded["seed"])]
         command += ["-n", str(self.n_demos), "--out", str(self.out)]
         finish = f"Finish that one with `{shlex.join(command)}`"
+        if "policy" in recorded:
+            finish += " and the policy, --takeover and sampling options that it began with"
         if any(recorded[key] != identity[key] for key in ("demonstrator", "versions")):
             finish += " and the versions that it began with"
         return DataError(
@@ -106,7 +112,9 @@ class CollectionFolder:
         else:
             xml = np.frombuffer(zlib.compress(demo.xml.encode()), np.uint8)
             content = io.BytesIO()  # an archive that fails on a full disk prints a traceback when it is deleted
-            np.savez(content, allow_pickle=False, xml=xml, seed=np.int64(demo.seed), **demo.arrays)
+            recorded = {"policy_steps": demo.policy_steps, "success": demo.success}
+            optional = {key: np.array(value) for key, value in recorded.items() if value is not None}
+            np.savez(content, allow_pickle=False, xml=xml, seed=np.int64(demo.seed), **demo.arrays, **optional)
             with atomic_file(self._demo_path(attempt)) as partial:
                 partial.write_bytes(content.getvalue())
         self._succeeded[attempt] = demo is not None
@@ -121,7 +129,10 @@ class CollectionFolder:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     xml = zlib.decompress(file["xml"].tobytes()).decode()
-                    yield Demo(file["states"], file["actions"], xml, int(file["seed"]), file.get("intended"))
+                    recorded = {key: file[key].item() for key in ("policy_steps", "success") if key in file}
+                    yield Demo(
+                        file["states"], file["actions"], xml, int(file["seed"]), file.get("intended"), **recorded
+                    )
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
                 raise DataError(f"'{path}' is damaged.", "Delete it, and run the same command again.") from e
 
@@ -138,5 +149,6 @@ def count_demos(count: int) -> str:
 def _flatten(identity: dict[str, Any]) -> dict[str, Any]:
     """Names that a user knows -> values."""
     names = {"demonstrator": "scripted policy version"}
-    values = {names.get(key, key): value for key, value in identity.items() if key != "versions"}
-    return values | dict(identity["versions"])
+    values = {names.get(key, key): value for key, value in identity.items() if key not in ("versions", "policy")}
+    policy = {f"policy {key}": value for key, value in identity.get("policy", {}).items()}
+    return values | policy | dict(identity["versions"])

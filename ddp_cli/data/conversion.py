@@ -78,6 +78,7 @@ def convert(
         if options.actions is not None:
             check_action_convention(demos.task, options.actions)
         plan = plan_conversion(demos, options)
+        policy_episodes = demos.policy_episodes()
         sha256 = run_in_thread(demos.sha256)  # in the background: it takes a third as long as copying
         if demos.has_states:
             plan, check = _check_recording(demos, plan, options, workers, progress)
@@ -92,6 +93,7 @@ def convert(
             "source": {
                 "file": source.name, "sha256": sha256.result(), "demos": plan.demo_names, "left_out": plan.skipped,
                 "observations": list(plan.recorded_keys),
+                **({"policy_episodes": policy_episodes} if policy_episodes else {}),
             },
         }  # fmt: skip
         with StoreWriter(out, demos.task, plan.lengths, attributes, options.zarr_format) as writer:

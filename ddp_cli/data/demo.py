@@ -15,7 +15,8 @@ class Demo:
     states were recorded.
 
     `xml`: the recorded model, may be empty. `seed`: of the reset, -1 where it was not recorded.
-    `intended` (n, 7): the demonstrator's actions before disturbances were added, which are the ones to imitate.
+    `intended` (n, 7): the demonstrator's actions before disturbances were added, which are the ones to imitate; where a
+    policy acted, what the demonstrator would have done instead.
     `obs`: the recorded observations that were requested, (n, ...) each.
     """
 
@@ -26,6 +27,10 @@ class Demo:
     intended: NDArray[np.float64] | None = None
     name: str = ""
     obs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    policy_steps: int | None = None
+    """Steps from the start in which a policy acted, the demonstrator in the rest; None in demos without a policy."""
+    success: bool | None = None
+    """Whether the episode ended with success; None where this was not recorded."""
 
     @property
     def arrays(self) -> dict[str, NDArray[np.float64]]:

@@ -3,10 +3,11 @@
 data                    attrs: env_args (JSON), or env, env_info and repository_version; see env_metadata.py
 data/NAME/states        (n, S) float64  simulator state *before* action i: time, qpos, qvel; optional, see `has_states`
 data/NAME/actions       (n, 7) float64  executed actions; replaying them from the first state reproduces the states
-data/NAME/intended      (n, 7) float64  optional: the demonstrator's actions before disturbances were added
+data/NAME/intended      (n, 7) float64  optional: what the demonstrator would have done: actions to imitate
 data/NAME/obs/<key>     (n, ...)        optional: observation before each action; see recorded_observations.py
 data/NAME               attrs: num_samples, seed, and the model: its XML, or the name of a file in the folder `models`
-                        beside this file (both model_file), or the name of an entry of the group `models` (model)
+                        beside this file (both model_file), or the name of an entry of the group `models` (model);
+                        optional: policy_steps and success, see demo.py
 models/<hash>           zlib-compressed XML of a model, shared by all demos that use it
 mask/<key>              a filter key: names of a subset of the demos
 
@@ -160,9 +161,12 @@ class DemoFile:
                 "Record this demo again.",
             )
         with report_read_errors(self.path, name):
-            seed = self._data[name].attrs.get("seed", -1)
-            seed = int(seed) if isinstance(seed, int | np.integer) else -1
-            demo = Demo(states, actions, self._read_xml(name), seed, intended, name)
+            seed, policy_steps = (self._int_attribute(name, key) for key in ("seed", "policy_steps"))
+            success = self._data[name].attrs.get("success")
+            demo = Demo(
+                states, actions, self._read_xml(name), -1 if seed is None else seed, intended, name,
+                policy_steps=policy_steps, success=bool(success) if isinstance(success, bool | np.bool_) else None,
+            )  # fmt: skip
         for key, array in demo.arrays.items():
             non_finite = np.argwhere(~np.isfinite(array))
             if len(non_finite):
@@ -171,8 +175,12 @@ class DemoFile:
                     f"{location}: {key}[{step}, {column}] is {array[step, column]}.",
                     "Remove this demo or record it again.",
                 )
-        if intended is not None:
-            check_intended(intended, actions, location)
+        if policy_steps is not None and not 0 <= policy_steps <= length:
+            raise DataError(
+                f"{location}: policy_steps is {policy_steps}, but there are {length} steps.", "Record this demo again."
+            )
+        if intended is not None:  # while a policy acts, the demonstrator may want something else
+            check_intended(intended[policy_steps or 0 :], actions[policy_steps or 0 :], location)
         if self.has_states:
             check_time(states[:, 0], location, self.task.schema.rate)
         if self.task.robosuite.model_varies and not self.task.is_built_in and not demo.xml:
@@ -181,6 +189,16 @@ class DemoFile:
                 'If episodes differ only in their states, set "model_varies": false in the task file.',
             )
         return demo
+
+    def policy_episodes(self) -> dict[str, bool]:
+        """Name of each demo in which a policy acted -> whether it ended with success."""
+        with report_read_errors(self.path, "data"):
+            attributes = {name: self._data[name].attrs for name in self.names}
+            return {name: bool(a.get("success", False)) for name, a in attributes.items() if "policy_steps" in a}
+
+    def _int_attribute(self, name: str, key: str) -> int | None:
+        value = self._data[name].attrs.get(key)
+        return int(value) if isinstance(value, int | np.integer) else None
 
     def n_steps(self, name: str) -> int:
         """Steps of a demo: num_samples where it is recorded, otherwise the number of actions."""

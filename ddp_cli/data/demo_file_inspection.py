@@ -45,6 +45,7 @@ def inspect_demo_file(demos: DemoFile) -> dict[str, Any]:
         "controller": " and ".join(dict.fromkeys(x.kind for x in info.controllers)) or "unknown",
         "actions": convention,
         "models": models,
+        "policy_episodes": demos.policy_episodes(),
         "ranges": {key: list(pair) for key, pair in ranges.items()},
         "observations": demos.observation_shapes(valid_names[0]) if valid_names else {},
         "bad": faults,
@@ -113,6 +114,8 @@ def describe_demo_file(contents: dict[str, Any]) -> list[tuple[str, ...]]:
         ("ranges", "; ".join(ranges)),
         ("observations", "; ".join(shapes) or "none"),
     ]
+    if outcomes := contents["policy_episodes"]:
+        rows.insert(4, ("policy", f"acted in {len(outcomes)}, of which {sum(outcomes.values())} ended with success"))
     rows += [("invalid", line) for line in _group_faults(contents["bad"])]
     rows += [("incompatible", reason) for reason in contents["obstacles"]]
     rows += [("note", note) for note in contents["notes"]]

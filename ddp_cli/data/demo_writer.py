@@ -47,6 +47,10 @@ class DemoWriter:
         group.attrs["num_samples"] = len(demo.actions)
         group.attrs["seed"] = demo.seed
         group.attrs["model"] = self._write_model(demo.xml)
+        if demo.policy_steps is not None:
+            group.attrs["policy_steps"] = demo.policy_steps
+        if demo.success is not None:
+            group.attrs["success"] = demo.success
         self.n_demos += 1
         self.n_steps += len(demo.actions)
         self._file.flush()

@@ -6,7 +6,7 @@ Shapes: n steps of an episode. Motion is relative to the range of each dimension
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,19 @@ SHORT, LONG = 1 / 3, 3.0  # of the median length
 def lint_episodes(source: LintSource, series: list[Series], names: list[str]) -> Iterator[Finding]:
     """Findings on the episodes `names`, which `series` hold; the action is the last of them."""
     yield from find_lengths(source)
-    yield from find_pauses(series, names, source.rate)
+    yield from find_pauses(series, names, source.rate, source.policy_episodes)
     yield from find_duplicates(series[-1], names)
 
 
 def find_lengths(source: LintSource) -> Iterator[Finding]:
-    """Episodes much shorter or longer than the median."""
-    median = float(np.median(source.lengths))
+    """Episodes much shorter or longer than the median; those of a policy may have any length."""
+    lengths = {i: n for i, n in enumerate(source.lengths) if source.episode_names[i] not in source.policy_episodes}
+    if not lengths:
+        return
+    median = float(np.median(list(lengths.values())))
     odd = {
-        "shorter": [i for i, n in enumerate(source.lengths) if n < SHORT * median],
-        "longer": [i for i, n in enumerate(source.lengths) if n > LONG * median],
+        "shorter": [i for i, n in lengths.items() if n < SHORT * median],
+        "longer": [i for i, n in lengths.items() if n > LONG * median],
     }
     for word, episodes in odd.items():
         if episodes:
@@ -44,10 +47,12 @@ def find_lengths(source: LintSource) -> Iterator[Finding]:
             yield Finding("length", message, [source.episode_names[i] for i in episodes])
 
 
-def find_pauses(series: list[Series], names: list[str], rate: float | None) -> Iterator[Finding]:
-    """Runs of steps in which neither a vector nor the action moves."""
+def find_pauses(
+    series: list[Series], names: list[str], rate: float | None, policy_episodes: Collection[str] = ()
+) -> Iterator[Finding]:
+    """Runs of steps in which neither a vector nor the action moves; not of episodes in which a policy acted."""
     pauses: dict[str, list[tuple[int, int, int]]] = {"start": [], "middle": [], "end": []}
-    for i in range(len(names)):
+    for i in (i for i, name in enumerate(names) if name not in policy_episodes):
         for place, begin, end in pauses_of_episode(series, i, rate):
             pauses[place].append((i, begin, end - begin))
     hertz = rate or DEFAULT_RATE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,6 +60,8 @@ class LintSource:
     """Values (n, width) of a vector in an episode; DataError if they cannot be read."""
     images: Callable[[str, int], Iterator[NDArray[Any]]]
     """The images of a camera in an episode, from 0 to 255, one by one."""
+    policy_episodes: Collection[str] = ()
+    """Names of episodes in which a policy acted: it may wait or take long, since others are imitated."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def store_source(store: Store) -> LintSource:
         _pixels(schema, store.image_keys),
         read,
         lambda key, episode: iter(read(key, episode)),
+        store.policy_episodes,
     )
 
 

@@ -13,6 +13,10 @@ robosuite's collectors restore a state before the first action, but not the cont
 another initial pose: the first actions have another effect than when they are replayed. Up to robosuite 1.4 this lasts
 until the first rotation, since actions without one keep the goal's orientation. Such a start-up effect is told from
 drift by the rest of the demo: see `_find_startup_effect`.
+
+Some controllers remember what happened before a chunk, and an arm that is pressed against something, or far from its
+first posture, moves in another way after its state was restored. Where a chunk is beyond the limits, but the replay of
+the whole episode is within them at its end, the latter counts.
 """
 
 from __future__ import annotations
@@ -136,7 +140,7 @@ class _Replay:
         """Executes all actions from the first state; also returns the error before each action."""
         actions = self._executed_actions(0, len(self._demo.actions))
         self._replay_sim.set_state(self._demo.states[0])
-        errors, succeeds = [], False
+        succeeds, errors = False, list[PoseError]()
         for action, pose in zip(actions, self._recorded_poses, strict=True):
             errors.append(_pose_error(_pose(self._replay_sim), pose))
             succeeds = self._replay_sim.step(action) or succeeds

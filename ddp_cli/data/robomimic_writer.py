@@ -1,7 +1,8 @@
 """Writes a store as an HDF5 file that robomimic trains on.
 
 It holds observations and actions, but no simulator states, which a store does not keep: its demonstrations cannot be
-replayed. Every episode ends with a reward of 1, as in the recordings of `ddp collect` and most published datasets.
+replayed. Every episode ends with a reward of 1, as in the recordings of `ddp collect` and most published datasets;
+failed episodes of a policy have none.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None
         data = file.create_group("data")
         data.attrs["total"] = total
         data.attrs["env_args"] = json.dumps(_env_args(store))
-        for i, (begin, end) in enumerate(store.episode_bounds):
+        policy_episodes = store.policy_episodes
+        for i, ((begin, end), name) in enumerate(zip(store.episode_bounds, store.episode_names, strict=True)):
             progress(begin, total)
             demo = data.create_group(f"demo_{i}")
             demo.attrs["num_samples"] = end - begin
@@ -37,7 +39,7 @@ def write_robomimic(store: Store, out: Path, progress: Callable[[int, int], None
             demo["actions"] = actions
             dones = np.zeros(end - begin, np.int64)
             dones[-1] = 1
-            demo["rewards"], demo["dones"] = dones.astype(np.float64), dones
+            demo["rewards"], demo["dones"] = dones * float(policy_episodes.get(name, True)), dones
             for key in store.image_keys:
                 images = store.read(key, rows=slice(begin, end))
                 # One image per chunk, since windows are read in random order.

@@ -134,6 +134,14 @@ class Store:
         return list(itertools.pairwise([0, *self.episode_ends.tolist()]))
 
     @property
+    def policy_episodes(self) -> dict[str, bool]:
+        """Name of each episode in which a policy acted, and the demonstrator labelled what it did -> whether it ended
+        with success.
+        """
+        episodes = self.attrs["source"].get("policy_episodes")
+        return {str(name): bool(success) for name, success in episodes.items()} if isinstance(episodes, dict) else {}
+
+    @property
     def episode_names(self) -> list[str]:
         """Names of the episodes in their source; their numbers where the store does not say."""
         names, n = self.attrs["source"].get("demos"), len(self.episode_ends)

@@ -42,6 +42,11 @@ def merge_stores(
 
     labels = _labels(stores)
     names = [f"{label}/{name}" for store, label in zip(stores, labels, strict=True) for name in store.episode_names]
+    policy_episodes = {
+        f"{label}/{name}": success
+        for store, label in zip(stores, labels, strict=True)
+        for name, success in store.policy_episodes.items()
+    }
     hashes = [store.content_hash() for store in stores]
     attributes: dict[str, Any] = {
         **{key: first.attrs[key] for key in ("render", "env_args", "versions", "action")},
@@ -49,6 +54,7 @@ def merge_stores(
         "source": {
             "file": ", ".join(labels), "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(), "demos": names,
             "instructions": instructions(stores),
+            **({"policy_episodes": policy_episodes} if policy_episodes else {}),
         },
         "merged_from": [{"file": store.path.name, "sha256": h} for store, h in zip(stores, hashes, strict=True)],
     }  # fmt: skip

@@ -37,6 +37,18 @@ class PolicySource:
     """config.json of the checkpoint, or policy.json of the exported folder."""
     make_agent: Callable[[], Agent]
 
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines the policy's actions, as values that JSON can represent. It reads all weights."""
+        from ddp_cli.core.checkpoint import CONFIG, MODEL
+        from ddp_cli.deploy.runtime import GRAPH_FILE, SPEC_FILE
+        from ddp_cli.disk import files_hash
+
+        files = [self.folder / name for name in (CONFIG, MODEL, SPEC_FILE, GRAPH_FILE)]
+        return {
+            "sha256": files_hash(self.folder, files), "step": self.step, "sampler": self.sampler,
+            "inference_steps": self.inference_steps, "engine": self.engine,
+        }  # fmt: skip
+
 
 def is_exported(folder: Path) -> bool:
     """Whether `folder` was written by `ddp export`, in any format but ddp. Files may be missing."""

@@ -211,3 +211,8 @@ def scripted_actions(sim: Simulator, rng: np.random.Generator) -> Iterator[tuple
             for disturbance, action, (_, target) in zip(disturbances, intended, targets, strict=True)
         ]
         yield np.concatenate(intended), np.concatenate(executed)
+
+
+def scripted_action(sim: Simulator) -> Array:
+    """The intended delta action of the scripted policy in the current state of `sim`, (7,) for each arm."""
+    return np.concatenate([target_to_action(scene, target) for scene, target in motion_targets(sim)])

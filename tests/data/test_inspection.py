@@ -27,7 +27,8 @@ def test_demo_file(demos: Path, lift_store: Store) -> None:
     lengths = np.diff(lift_store.episode_ends, prepend=0)
     assert sorted(contents) == [
         "actions", "bad", "controller", "demos", "environment", "filters", "kind", "lengths", "lint",
-        "lint_images", "models", "notes", "observations", "obstacles", "plan", "ranges", "robosuite", "steps", "task",
+        "lint_images", "models", "notes", "observations", "obstacles", "plan", "policy_episodes", "ranges", "robosuite",
+        "steps", "task",
     ]  # fmt: skip
     assert (contents["environment"], contents["task"], contents["demos"]) == ("Lift", "lift", 2)
     assert (contents["steps"], contents["lengths"][::2]) == (lengths.sum(), [lengths.min(), lengths.max()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -260,6 +261,16 @@ def test_lengths() -> None:
     finding = only(cut, "length")
     assert finding.episodes == ["demo_2"]
     assert finding.message == "1 episodes are much shorter than the median of 110.5 steps: episode demo_2 has 30 steps"
+
+
+def test_episodes_of_a_policy_may_take_long_and_wait() -> None:
+    """Failed ones do, and what is imitated is not what the policy did."""
+    episodes = make_episodes()
+    insert_pause(episodes[2], 50, 400)
+    source = source_of(episodes)
+    assert {finding.kind for finding in lint(source)} == {"length", "pause"}
+    assert lint(dataclasses.replace(source, policy_episodes={"demo_2"})) == []
+    assert lint(dataclasses.replace(source, policy_episodes=source.episode_names)) == []
 
 
 def test_values_that_are_not_finite_and_episodes_that_cannot_be_read() -> None:

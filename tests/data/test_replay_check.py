@@ -15,7 +15,7 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.frame_check import FrameResult
 from ddp_cli.data.observations import MODEL_CURRENT, MODEL_RECORDED, RenderSpec
-from ddp_cli.data.replay_check import ReplayResult, WholeReplay, check_demo
+from ddp_cli.data.replay_check import ReplayResult, WholeReplay, _Replay, check_demo
 from ddp_cli.data.store import Store
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -69,9 +69,24 @@ def test_demos_of_this_simulator_replay_exactly(sim: Simulator, demo: Demo) -> N
 
 @pytest.mark.parametrize("change", [scaled_actions, rotated_actions, shifted_states, inverted_gripper])
 def test_actions_with_another_effect_fail(sim: Simulator, demo: Demo, change: Callable[[Demo], Demo]) -> None:
-    check = summarize_checks([check_demo(sim, RenderSpec(), sim, change(demo))])
-    assert check["result"] == "failed"
-    assert "replayed chunks of 8 actions end within 5 mm" in check["why"]
+    for policy_steps in (None, len(demo.actions)):
+        changed = dataclasses.replace(change(demo), policy_steps=policy_steps)
+        check = summarize_checks([check_demo(sim, RenderSpec(), sim, changed)])
+        assert check["result"] == "failed"
+        assert "replayed chunks of 8 actions end within 5 mm" in check["why"]
+
+
+def test_episodes_of_a_policy_are_replayed_without_restoring_states(
+    sim: Simulator, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed against something, the arm moves in another way after its state was restored."""
+    expected = check_demo(sim, RenderSpec(), sim, demo)
+    monkeypatch.setattr(_Replay, "chunk_error", lambda *_: (99.0, 99.0, 99.0))
+    by_policy = dataclasses.replace(demo, policy_steps=10)
+    result = check_demo(sim, RenderSpec(), sim, by_policy, whole=False)
+    assert result.whole == expected.whole
+    assert len(result.chunks) == len(expected.chunks)
+    assert np.max(result.chunks) < 1e-4
 
 
 def record_with_stale_controller(sim: Simulator, demo: Demo) -> Demo:

@@ -36,6 +36,16 @@ def test_file_holds_everything_in_the_store(lift_store: Store, tmp_path: Path) -
                 np.testing.assert_array_equal(demo[f"obs/{key}"][:], lift_store.read(key, rows=slice(begin, end)))
 
 
+def test_failed_episodes_of_a_policy_end_without_a_reward(
+    lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(lift_store.attrs["source"], "policy_episodes", {"demo_0": False, "demo_1": True})
+    write_robomimic(lift_store, tmp_path / "d.hdf5", no_progress)
+    with h5py.File(tmp_path / "d.hdf5") as file:
+        assert [file[f"data/demo_{i}/rewards"][:].sum() for i in (0, 1)] == [0, 1]
+        assert [file[f"data/demo_{i}/dones"][-1] for i in (0, 1)] == [1, 1]
+
+
 def test_absolute_actions_have_axis_angle_rotations(lift_store: Store, tmp_path: Path) -> None:
     copy_store(lift_store, tmp_path / "abs.zarr", ":1", "absolute", 3, no_progress)
     store = Store(tmp_path / "abs.zarr")

@@ -39,7 +39,8 @@ def test_both_arms_lift_the_pot_level() -> None:
     for seed in (1000, 1001):
         sim.reset(seed)
         steps = steps_to_success(sim, 120)
-        assert steps is not None and steps >= 40
+        assert steps is not None
+        assert steps >= 40
         assert pot_tilt(sim) < 0.1
     sim.close()
 
