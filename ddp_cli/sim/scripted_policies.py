@@ -41,13 +41,33 @@ from ddp_cli.tasks import TASKS, Task
 SCRIPT_VERSION = 3  # a recording can be resumed by the same version only
 
 
+OBJECT_BODIES = {"Lift": "cube_main", "PickPlaceCan": "Can_main", "NutAssemblySquare": "SquareNut_main"}
+"""Environment -> MuJoCo body of its object."""
+
+
+def object_pose(sim: Simulator) -> tuple[Array, Array]:
+    """Position [m] (3,) and orientation (3, 3) of the object of lift, can or square."""
+    body = sim.env.sim.model.body_name2id(OBJECT_BODIES[sim.task.robosuite.env_name])
+    return np.array(sim.data.xpos[body]), np.array(sim.data.xmat[body]).reshape(3, 3)
+
+
+def target_position(sim: Simulator) -> Array:
+    """Target position [m] (3,) of the object: peg, compartment, or 10 cm above the object."""
+    env = sim.env
+    if sim.task.robosuite.env_name == "NutAssemblySquare":
+        return np.array(sim.data.xpos[env.peg1_body_id])
+    if sim.task.robosuite.env_name == "PickPlaceCan":
+        return np.array(env.target_bin_placements[env.object_to_id["can"]])
+    return object_pose(sim)[0] + 0.1 * Z_AXIS
+
+
 def observe_scene(sim: Simulator) -> SceneState:
     """The current scene of a built-in task."""
     position, rotation = sim.eef_pose()
     opening, velocity = sim.gripper_opening()
     fingers = GRIPPERS[sim.task.robosuite.robots[0]]
     return SceneState(
-        position, rotation, eef_yaw(rotation), opening, velocity, *sim.object_pose(), sim.target_position(), fingers
+        position, rotation, eef_yaw(rotation), opening, velocity, *object_pose(sim), target_position(sim), fingers
     )
 
 

@@ -38,9 +38,6 @@ Array = NDArray[np.float64]
 SUCCESS_HOLD_STEPS = 10
 """Consecutive steps of success after which success counts as held, and an episode of robosuite ends."""
 
-OBJECT_BODIES = {"Lift": "cube_main", "PickPlaceCan": "Can_main", "NutAssemblySquare": "SquareNut_main"}
-"""Environment of a built-in task -> MuJoCo body of its object."""
-
 
 class Simulator:
     """An environment of `task`, rendered with the profile `render` and controlled with `actions`, one of the task's
@@ -291,19 +288,6 @@ class Simulator:
     def base_orientation(self, arm: int = 0) -> Array:
         """Orientation (3, 3) of the frame of an arm's delta actions."""
         return self._arms[arm].frame()
-
-    def object_pose(self) -> tuple[Array, Array]:
-        """Position [m] (3,) and orientation (3, 3) of the object of a built-in task."""
-        body = self._env.sim.model.body_name2id(OBJECT_BODIES[self._robosuite.env_name])
-        return np.array(self.data.xpos[body]), np.array(self.data.xmat[body]).reshape(3, 3)
-
-    def target_position(self) -> Array:
-        """Target position [m] (3,) of the object of a built-in task: peg, compartment, or 10 cm above the object."""
-        if self._robosuite.env_name == "NutAssemblySquare":
-            return np.array(self.data.xpos[self._env.peg1_body_id])
-        if self._robosuite.env_name == "PickPlaceCan":
-            return np.array(self._env.target_bin_placements[self._env.object_to_id["can"]])
-        return self.object_pose()[0] + np.array([0.0, 0.0, 0.1])
 
     def close(self) -> None:
         """Release the renderer and the environment."""

@@ -10,6 +10,7 @@ import pytest
 from ddp_cli.sim.scripted_policies import (
     SCRIPTED_POLICIES,
     Disturbances,
+    object_pose,
     observe_scene,
     scripted_actions,
     target_to_action,
@@ -46,7 +47,7 @@ def test_policy_recovers_after_dropping_the_object(task: str) -> None:
     carried_steps = 0
     while carried_steps < 25:
         sim.step(next(actions)[1])
-        carried_steps += sim.object_pose()[0][2] > 0.93
+        carried_steps += object_pose(sim)[0][2] > 0.93
     for _ in range(15):
         sim.step(np.array([0, 0, 0.3, 0, 0, 0, -1.0]))
     assert observe_scene(sim).object_pos[2] < 0.93
@@ -59,7 +60,7 @@ def test_policy_opens_a_gripper_that_closed_on_nothing(task: str) -> None:
     sim = Simulator(get_task(task))
     sim.reset(1002)
     actions = scripted_actions(sim, np.random.default_rng(0))
-    while np.linalg.norm((sim.object_pose()[0] - sim.eef_pose()[0])[:2]) > 0.08:
+    while np.linalg.norm((object_pose(sim)[0] - sim.eef_pose()[0])[:2]) > 0.08:
         sim.step(next(actions)[1])
     for _ in range(15):
         sim.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))

@@ -9,6 +9,7 @@ import pytest
 from conftest import SAMPLE_TASKS
 
 from ddp_cli.errors import SimulatorError, UnknownNameError
+from ddp_cli.sim.scripted_policies import object_pose
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import TASKS
 
@@ -28,7 +29,7 @@ def test_state_and_observation_widths_match_the_task(task: str) -> None:
     obs = sim.observe("state")
     assert {k: len(v) for k, v in obs.items()} == TASKS[task].vectors("state")
     if task in SAMPLE_TASKS:
-        np.testing.assert_allclose(obs["object"][:3], sim.object_pose()[0], atol=1e-6)
+        np.testing.assert_allclose(obs["object"][:3], object_pose(sim)[0], atol=1e-6)
     assert not sim.is_success()
     sim.close()
 
