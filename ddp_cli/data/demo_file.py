@@ -90,8 +90,8 @@ class DemoFile:
         self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
         self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
-        robots = self.task.robosuite.robots if task else self.info.robots
-        if self.info.robots != robots:
+        robots = self.task.robosuite.robots
+        if task and "robots" in self.info.kwargs and self.info.robots != robots:
             raise DataError(
                 f"'{self.path}' was recorded with {' and '.join(self.info.robots)}, "
                 f"but the task '{self.task.name}' has {' and '.join(robots)}.",

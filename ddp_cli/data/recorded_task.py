@@ -45,18 +45,23 @@ def recorded_task(info: RecordingInfo, images: Mapping[str, tuple[int, ...]], lo
     )  # fmt: skip
     horizon = base.horizon if base else max(MIN_HORIZON, round(HORIZON_MARGIN * longest))
     cameras = {key: shape[1:3] for key, shape in images.items() if key.endswith("_image") and len(shape) == 4}
-    return _describe(_name(info, base), simulator.model_dump_json(), info.rate, horizon, tuple(cameras.items()))
+    return _describe(_name(info, base), simulator.model_dump_json(), info.rate, horizon, tuple(cameras.items()), base)
 
 
 @functools.lru_cache(maxsize=8)
 def _describe(
-    name: str, simulator: str, rate: float, horizon: int, cameras: tuple[tuple[str, tuple[int, ...]], ...]
+    name: str,
+    simulator: str,
+    rate: float,
+    horizon: int,
+    cameras: tuple[tuple[str, tuple[int, ...]], ...],
+    base: Task | None,
 ) -> tuple[Task, list[str]]:
     """`describe_environment`, once for files that are opened several times: it makes the environment."""
     from ddp_cli.sim.discovery import describe_environment
 
     images = {key: Camera(height=size[0], width=size[1]) for key, size in cameras}
-    return describe_environment(name, Robosuite(**json.loads(simulator)), rate, horizon, images)
+    return describe_environment(name, Robosuite(**json.loads(simulator)), rate, horizon, images, base)
 
 
 def same_environment(info: RecordingInfo) -> Task | None:

@@ -26,12 +26,12 @@ SEEDS = range(3)  # of resets that are compared
 
 
 def describe_environment(
-    name: str, simulator: Robosuite, rate: float, horizon: int, images: Mapping[str, Camera]
+    name: str, simulator: Robosuite, rate: float, horizon: int, images: Mapping[str, Camera], base: Task | None = None
 ) -> tuple[Task, list[str]]:
     """The task `name` of the environment, robots and arguments of `simulator`, and notes on what was left out.
 
-    `images` are the recorded cameras by key, which the task observes; without any, it observes the scene and the hands.
-    SimulatorError if the environment cannot be made.
+    `images` are the recorded cameras by key, which the task observes. Without any, it observes the cameras of the
+    built-in task `base` of this environment, or the scene and the hands. SimulatorError if it cannot be made.
     """
     simulator, notes = _known_arguments(simulator)
     # Until the environment is made, only its rate and its robots are known.
@@ -39,13 +39,15 @@ def describe_environment(
     task = Task(name, schema, simulator, horizon)
     with closing(make_env(task, env_args(task))) as env:
         observables = {key: np.atleast_1d(x) for key, x in env._get_observations(force_update=True).items()}
-        cameras = _find_cameras(env, images, notes)
+        cameras = _find_cameras(env, images, base, notes)
         proprioception = _find_proprioception(env, observables)
         objects = {
             key: len(observables[key])
             for key, observable in env._observables.items()
             if observable.modality == "object" and key in observables
         }
+        if base and objects.keys() >= base.robosuite.object.keys():
+            objects = base.robosuite.object  # in the order of the published datasets
         parts = action_parts(env)
     task = _with_observations(task, parts, cameras, proprioception, objects)
     with closing(Simulator(task)) as sim:
@@ -107,7 +109,9 @@ def _known_arguments(simulator: Robosuite) -> tuple[Robosuite, list[str]]:
     return simulator.model_copy(update={"env_kwargs": kwargs}), notes
 
 
-def _find_cameras(env: Any, images: Mapping[str, Camera], notes: list[str]) -> dict[str, tuple[str, Camera]]:
+def _find_cameras(
+    env: Any, images: Mapping[str, Camera], base: Task | None, notes: list[str]
+) -> dict[str, tuple[str, Camera]]:
     """Image key -> camera of the simulator, and its images."""
     names = env.sim.model.camera_names
     found = {key: (key.removesuffix("_image"), camera) for key, camera in images.items()}
@@ -116,6 +120,8 @@ def _find_cameras(env: Any, images: Mapping[str, Camera], notes: list[str]) -> d
     found = {key: value for key, value in found.items() if key not in missing}
     if found:
         return found
+    if base and set(base.robosuite.cameras.values()) <= set(names):
+        return {key: (base.robosuite.cameras[key], camera) for key, camera in base.schema.cameras.items()}
     overview = [name for name in OVERVIEW_CAMERAS if name in names][:1]
     hands = [name for name in names if name.endswith("eye_in_hand")]
     return {f"{name}_image": (name, ROBOSUITE_CAMERA) for name in [*overview, *hands]}
