@@ -131,6 +131,16 @@ Text = Annotated[str, Field(min_length=1)]
 Overrides = dict[str, dict[str, Any]]
 
 
+NOT_OF_THE_TASK = {
+    "env_name", "robots", "controller_configs", "control_freq", "lite_physics", "horizon", "ignore_done", "hard_reset",
+    "seed", "has_renderer", "has_offscreen_renderer", "renderer", "renderer_config", "render_camera",
+    "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "use_camera_obs", "use_object_obs",
+    "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "reward_shaping",
+    "reward_scale", "type",
+}  # fmt: skip
+"""Arguments of an environment that have no part in what its states and actions mean, or that are said elsewhere."""
+
+
 def read_robot(values: dict[str, Any]) -> dict[str, Any]:
     """`values` of a description, in which an only robot may be called `robot`, with `robots`."""
     if "robot" not in values or "robots" in values:
@@ -168,6 +178,9 @@ class Robosuite(BaseConfig):
     def _check_robots(self) -> Self:
         if len(self.robots) not in (1, 2):
             raise ValueError(f"robots = {list(self.robots)!r}: expected one or two")
+        reserved = sorted(NOT_OF_THE_TASK & self.env_kwargs.keys())
+        if reserved:
+            raise ValueError(f"env_kwargs has '{reserved[0]}', which is not an argument of a task")
         if len(self.controllers) not in (0, len(self.robots)):
             raise ValueError(f"there are {len(self.controllers)} controllers for {len(self.robots)} robots")
         return self

@@ -19,7 +19,7 @@ from ddp_cli.schema import MAX_WIDTH, OBJECT, Identifier, Schema, Width, check_i
 from ddp_cli.task_difference import describe_difference
 from ddp_cli.tasks import CAMERAS, TASKS, Task, get_task, robosuite_task
 
-TASK_EXAMPLE = '{"name": "door", "env_name": "Door"}'
+TASK_EXAMPLE = '{"name": "my_door", "env_name": "Door"}'
 STORE_KEYS = ("object", "action")  # arrays that a store adds itself
 MAX_HORIZON = 100_000
 WIDTHS_DESCRIPTION = (
@@ -159,7 +159,11 @@ def task_from_file(path: Path) -> Task:
         raise ConfigError(f"'{path}' is not valid JSON: {e}.", f"Write {TASK_EXAMPLE}.") from None
     if not isinstance(description, dict):
         raise ConfigError(f"'{path}' does not contain a JSON object.", f"Write {TASK_EXAMPLE}.")
-    return task_from_json(description, f"'{path}'")
+    task = task_from_json(description, f"'{path}'")
+    same_name = TASKS.get(task.name.lower())
+    if same_name and (task.simulator is None or task.simulator.env_name != same_name.robosuite.env_name):
+        raise ConfigError(f"'{path}': '{task.name}' is the name of a built-in task.", "Choose another name.")
+    return task
 
 
 def task_from_json(description: object, where: str = "the task") -> Task:
@@ -174,10 +178,6 @@ def task_from_json(description: object, where: str = "the task") -> Task:
         task = (TaskDescription if "schema" in description else RobosuiteDescription)(**description).to_task()
     except ConfigError as e:
         raise ConfigError(f"{where}: {e.message}", e.hint) from None
-    same_name = TASKS.get(task.name.lower())
-    env_name = task.simulator.env_name if task.simulator else ""
-    if same_name and env_name != same_name.robosuite.env_name:
-        raise ConfigError(f"{where}: '{task.name}' is the name of a built-in task.", "Choose another name.")
     return task
 
 

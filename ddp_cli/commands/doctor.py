@@ -9,7 +9,7 @@ import typer
 from ddp_cli import console
 from ddp_cli.commands import options
 
-EXAMPLES = options.examples("ddp doctor", "ddp doctor --task two_arm_lift", "ddp doctor --json")
+EXAMPLES = options.examples("ddp doctor", "ddp doctor --task two_arm_lift")
 
 
 def doctor(

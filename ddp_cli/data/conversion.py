@@ -20,7 +20,7 @@ from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.frame_check import Frame, FrameResult, check_frame
 from ddp_cli.data.observations import Episode, RenderSpec, build_episode
 from ddp_cli.data.recorded_observations import read_observations, read_step
-from ddp_cli.data.replay_check import ReplayResult, check_demo
+from ddp_cli.data.replay_check import GAP_STEPS, ReplayResult, check_demo
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.trimming import Steps
 from ddp_cli.errors import DataError
@@ -69,7 +69,7 @@ def convert(
 ) -> ConversionResult:
     """Converts the demos in the file `source` to the store `out`, replacing an existing one.
 
-    `task` defaults to the built-in one of the recorded environment. Memory use does not depend on the number of demos.
+    `task` defaults to that of the recorded environment. Memory use does not depend on the number of demos.
     The same call resumes an interrupted conversion; any error removes the partial store.
     """
     check_render_profile(options.render)
@@ -208,7 +208,13 @@ def _replay_demos(
     sample = ((demos.read(name), i in whole) for i, name in enumerate(plan.demo_names))
     results: list[ReplayResult] = []
     progress("check", 0, total)
-    make_check = functools.partial(_make_demo_check, demos.task, plan.render_spec, demos.info.lite_physics)
+    make_check = functools.partial(
+        _make_demo_check,
+        demos.task,
+        plan.render_spec,
+        demos.info.lite_physics,
+        GAP_STEPS if demos.info.is_before_1_5 else 0,
+    )
     with closing(ordered_map(make_check, sample, min(workers, count + total // DEMOS_PER_WORKER))) as checks:
         for result in checks:
             results.append(result)
@@ -216,11 +222,13 @@ def _replay_demos(
     return results
 
 
-def _make_demo_check(task: Task, spec: RenderSpec, lite_physics: bool) -> Callable[[tuple[Demo, bool]], ReplayResult]:
+def _make_demo_check(
+    task: Task, spec: RenderSpec, lite_physics: bool, gap_steps: int
+) -> Callable[[tuple[Demo, bool]], ReplayResult]:
     sim = replay_sim = Simulator(task, spec.render, lite_physics=lite_physics)
     if spec.actions == "absolute":
         replay_sim = Simulator(task, spec.render, "absolute", lite_physics)
-    return lambda item: check_demo(sim, spec, replay_sim, item[0], whole=item[1])
+    return lambda item: check_demo(sim, spec, replay_sim, item[0], item[1], gap_steps)
 
 
 def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:

@@ -147,9 +147,10 @@ def _check_all_recorded(demos: DemoFile, unusable: dict[str, str]) -> None:
     if missing:
         raise DataError(
             f"'{demos.path}' holds no simulator states, so what is not recorded cannot be computed: {missing[0]}.",
-            "Record the missing observations, or train without images: --obs state."
+            "Train without images: --obs state. Or convert what was recorded, without a simulator: --keys KEY,..."
             if all(key in demos.task.schema.cameras for key, reason in unusable.items() if reason)
-            else "Record with states (`ddp collect`), or name a task that observes less (--task FILE.json).",
+            else "Name a task that observes less (--task FILE.json), or convert what was recorded, without a "
+            "simulator: --keys KEY,...",
         )
 
 

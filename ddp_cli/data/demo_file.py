@@ -31,7 +31,7 @@ from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, selec
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
 from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
 from ddp_cli.data.invariants import check_intended, check_time
-from ddp_cli.data.recorded_task import recorded_task, same_environment
+from ddp_cli.data.recorded_task import describe_differences, recorded_task, same_environment
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError, DdpError
 from ddp_cli.tasks import Task, robosuite_task
@@ -96,6 +96,11 @@ class DemoFile:
                 f"'{self.path}' was recorded with {' and '.join(self.info.robots)}, "
                 f"but the task '{self.task.name}' has {' and '.join(robots)}.",
                 "Leave out --task, or name a task file with these robots.",
+            )
+        if task and not self.info.incompatibilities() and (differences := describe_differences(self.info, task)):
+            raise DataError(
+                f"'{self.path}' was recorded with {differences[0]}.",
+                "Leave out --task, or name a task file with the same.",
             )
         if self.task.robosuite.env_name != self.info.env_name:
             raise DataError(
@@ -183,7 +188,7 @@ class DemoFile:
             check_intended(intended[policy_steps or 0 :], actions[policy_steps or 0 :], location)
         if self.has_states:
             check_time(states[:, 0], location, self.task.schema.rate)
-        if self.task.robosuite.model_varies and not self.task.is_built_in and not demo.xml:
+        if self.has_states and self.task.robosuite.model_varies and not self.task.is_built_in and not demo.xml:
             raise DataError(
                 f"{location} has no recorded model (model_file), but the model of '{self.task.name}' varies.",
                 'If episodes differ only in their states, set "model_varies": false in the task file.',

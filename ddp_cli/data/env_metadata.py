@@ -17,21 +17,15 @@ from typing import Any
 
 from ddp_cli.data.recorded_controllers import Controller, read_controllers
 from ddp_cli.errors import DataError
+from ddp_cli.robots import NOT_OF_THE_TASK
 from ddp_cli.tasks import ROBOSUITE_RATE
 
 ROBOSUITE_TYPE = 1  # robomimic's EnvType; 2 is gym, 3 iGibson
+MIN_RATE, MAX_RATE = 1.0, 1000.0  # [Hz], of control; a step of physics takes 2 ms
 ENV_HINT = 'Expected JSON with "env_name".'
 
-NOT_OF_THE_TASK = {
-    "env_name", "robots", "controller_configs", "control_freq", "lite_physics", "horizon", "ignore_done", "hard_reset",
-    "seed", "has_renderer", "has_offscreen_renderer", "renderer", "renderer_config", "render_camera",
-    "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "use_camera_obs", "use_object_obs",
-    "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "reward_shaping",
-    "reward_scale", "type",
-}  # fmt: skip
-"""Arguments of an environment that have no part in what its states and actions mean, or that are read on their own."""
-DEFAULTS = (None, "default", "opposed", "single-arm-opposed")
-"""Values of arguments that change nothing; two arms are opposed by default."""
+DEFAULTS = (None, "default", "opposed", "single-arm-opposed", {"magnitude": 0.02, "type": "gaussian"})
+"""Values of arguments that change nothing: two arms are opposed by default, and this is the noise of initial joints."""
 RENAMED = {"mount_types": "base_types"}
 """Arguments of robosuite up to 1.4 -> since 1.5."""
 
@@ -65,7 +59,13 @@ class RecordingInfo:
     def rate(self) -> float:
         """The control rate [Hz]."""
         rate = self.kwargs.get("control_freq", ROBOSUITE_RATE)
-        return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 else 0.0
+        is_rate = isinstance(rate, int | float) and not isinstance(rate, bool) and MIN_RATE <= rate <= MAX_RATE
+        return float(rate) if is_rate else 0.0
+
+    @property
+    def is_before_1_5(self) -> bool:
+        """Whether the recording robosuite is known to be older than 1.5."""
+        return bool(self.version) and version_tuple(self.version) < (1, 5)
 
     @property
     def lite_physics(self) -> bool:
@@ -90,7 +90,7 @@ class RecordingInfo:
         if len(self.robots) not in (1, 2):
             reasons.append(f"robots are {self.kwargs['robots']!r}, expected one or two names")
         if not self.rate:
-            reasons.append(f"control rate is {self.kwargs['control_freq']!r}, expected a number of Hz")
+            reasons.append(f"control rate is {self.kwargs['control_freq']!r}, expected {MIN_RATE:g} to {MAX_RATE:g} Hz")
         if self.controllers and len(self.controllers) != len(self.robots):
             reasons.append(f"there are {len(self.controllers)} controllers for {len(self.robots)} robots")
         kinds = {controller.is_absolute for controller in self.controllers}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.lint_source import DEFAULT_RATE, Finding, Floats, LintSource, Series, describe_place, find_runs
 
 STILL = 0.01  # of the range of each dimension, within a window: more than the noise of servos, less than a slow motion
+MAX_DRIFT = 0.03  # of the range, in a whole pause
 WINDOW = 0.5  # [s]; a person who moves slowly needs it for 1% of the range
 MIN_PAUSE = 1.0  # [s]; shorter ones belong to grasping and reversing
 MIN_EDGE_PAUSE = 0.5  # [s] at the start and at the end, where nothing has to be waited for
@@ -77,6 +78,8 @@ def pauses_of_episode(series: list[Series], episode: int, rate: float | None) ->
         return
     still = np.logical_and.reduce([_is_still(one.episodes[episode] / one.scale, window) for one in moving])
     for begin, end in find_runs(still):
+        if any((np.ptp(one.episodes[episode][begin:end] / one.scale, axis=0) > MAX_DRIFT).any() for one in moving):
+            continue  # a slow motion
         place = "start" if begin == 0 else "end" if end == len(still) else "middle"
         if end - begin >= least.get(place, max(2, round(MIN_EDGE_PAUSE * hertz))):
             yield place, begin, end

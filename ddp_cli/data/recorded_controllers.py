@@ -31,6 +31,7 @@ UNUSED = ("input_type", "control_delta", "kp_limits", "damping_ratio_limits", "r
 """Settings that change nothing where the others are the default, or that are evaluated here."""
 SCALE = ("input_max", "input_min", "output_max", "output_min", "input_ref_frame")
 """Settings that absolute actions do not use."""
+NUMERIC = ("input_max", "input_min", "output_max", "output_min", "kp", "damping_ratio")
 RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
 
 
@@ -73,16 +74,18 @@ def _read(config: Any, robot: str, count: int, is_old: bool, source: str) -> Con
     arms = [name for name in ARMS if isinstance(parts.get(name), dict)]
     if not arms:
         raise DataError(f"{source}: controller_configs has no configuration of an arm.", f"Expected {OSC_POSE}.")
+    obstacles: list[str] = []
     if robot in ROBOTS:  # robosuite leaves out the parts that a robot lacks
         parts, arms = {ARM: parts[arms[0]]}, [ARM]
-    obstacles: list[str] = []
+        if not _is_flat(config) and config.get("type", "BASIC") != "BASIC":
+            obstacles.append(f"the composite controller is {config['type']!r}, expected 'BASIC'")
     settings = {
         name: _arm_settings(part, robot, count, is_old, obstacles) if name in arms else part
         for name, part in parts.items()
     }
     arm = parts[arms[0]]
     return Controller(
-        arm.get("type", OSC_POSE),
+        str(arm.get("type", OSC_POSE)),
         {name: values for name, values in settings.items() if values},
         _is_absolute(arm),
         tuple(obstacles),
@@ -113,13 +116,17 @@ def _arm_settings(arm: dict[str, Any], robot: str, count: int, is_old: bool, obs
     """The settings of an arm that differ from the default. Adds to `obstacles`."""
     settings = {RENAMED.get(key, key): value for key, value in arm.items()}
     kind = settings.setdefault("type", OSC_POSE)
+    for key in NUMERIC:
+        if not _is_numeric(settings.get(key)) or (key == "input_max" and not np.all(settings.get(key, 1))):
+            obstacles.append(f"{key} is {settings[key]!r}, expected a number or a list of numbers")
+            return {}
     if kind not in TYPES:
         obstacles.append(f"controller is {kind!r}, expected one of {', '.join(TYPES)}")
         return {}
     if kind not in (OSC_POSE, OSC_POSITION):
         return {key: value for key, value in settings.items() if key != "control_delta"}
     if _is_absolute(settings):
-        if settings.get("input_ref_frame", "world") != "world":
+        if settings.setdefault("input_ref_frame", "world" if is_old else "base") != "world":
             obstacles.append(f"absolute actions are in the frame {settings['input_ref_frame']!r}, expected 'world'")
         settings = {key: value for key, value in settings.items() if key not in SCALE}
     else:
@@ -129,7 +136,7 @@ def _arm_settings(arm: dict[str, Any], robot: str, count: int, is_old: bool, obs
         # With one arm the base is not turned: both frames have the same directions, unless the base moves.
         is_same = count == 1 and robot in ROBOTS and robot not in MOVING_FRAMES
         settings["input_ref_frame"] = "base" if is_same else frame
-    if settings.get("position_limits") is not None or np.any(settings.get("orientation_limits") or 0):
+    if settings.get("position_limits") is not None or settings.get("orientation_limits") is not None:
         obstacles.append("position_limits and orientation_limits are not implemented in robosuite 1.5")
     unused = UNUSED if settings.get("impedance_mode", "fixed") == "fixed" and not settings.get("interpolation") else ()
     kept = {key: value for key, value in settings.items() if key not in (*unused, "control_delta", "input_type")}
@@ -137,6 +144,12 @@ def _arm_settings(arm: dict[str, Any], robot: str, count: int, is_old: bool, obs
         goals = {"input_type": "absolute", "input_ref_frame": "world"} if _has_goals(settings) else {}
         return {key: value for key, value in kept.items() if key != "gripper"} | goals
     return {key: value for key, value in kept.items() if key not in DEFAULT_OSC or not _equal(value, DEFAULT_OSC[key])}
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a setting is a finite number, a list of such, or missing."""
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in numbers)
 
 
 def _equal(value: Any, default: Any) -> bool:

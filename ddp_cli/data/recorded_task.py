@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
 from collections.abc import Mapping
 
 from ddp_cli.data.env_metadata import RecordingInfo
-from ddp_cli.robots import ROBOTS, Robosuite
+from ddp_cli.robots import NOT_OF_THE_TASK, ROBOTS, Robosuite
 from ddp_cli.schema import Camera
 from ddp_cli.tasks import ROBOSUITE_RATE, TASKS, Task, with_robot
 
@@ -29,15 +30,36 @@ def built_in_task(info: RecordingInfo) -> Task | None:
     return task if (info.robots, _controllers(info), info.other_kwargs) == expected else None
 
 
+def describe_differences(info: RecordingInfo, task: Task) -> list[str]:
+    """What makes actions of a recording mean something else in `task`, as far as the recording says; empty if nothing
+    does.
+    """
+    simulator, differences = task.robosuite, []
+    if info.rate != task.schema.rate:
+        differences.append(f"{info.rate:g} Hz, but the task '{task.name}' has {task.schema.rate:g} Hz")
+    if info.controllers and _controllers(info) != simulator.controllers:
+        recorded, expected = (
+            json.dumps(x) if x else "the default" for x in (_controllers(info), simulator.controllers)
+        )
+        differences.append(f"the controllers {recorded}, but the task '{task.name}' has {expected}")
+    return differences
+
+
 def recorded_task(info: RecordingInfo, images: Mapping[str, tuple[int, ...]], longest: int) -> tuple[Task, list[str]]:
     """The task of a recording, and notes on what of its environment was left out.
 
     `images` are the shapes of the recorded images, by key; `longest` the steps of the longest demonstration.
     SimulatorError or ConfigError if today's robosuite cannot make the environment.
     """
-    task = built_in_task(info)
+    task, notes = built_in_task(info), list[str]()
+    if task is None and info.other_kwargs:
+        from ddp_cli.sim.discovery import known_arguments
+
+        kwargs, notes = known_arguments(info.env_name, info.other_kwargs)
+        info = dataclasses.replace(info, kwargs={k: x for k, x in info.kwargs.items() if k in NOT_OF_THE_TASK} | kwargs)
+        task = built_in_task(info)
     if task is not None:
-        return task, []
+        return task, notes
     base = same_environment(info)
     simulator = Robosuite(
         env_name=info.env_name, cameras={}, robots=info.robots, controllers=_controllers(info),
@@ -45,7 +67,10 @@ def recorded_task(info: RecordingInfo, images: Mapping[str, tuple[int, ...]], lo
     )  # fmt: skip
     horizon = base.horizon if base else max(MIN_HORIZON, round(HORIZON_MARGIN * longest))
     cameras = {key: shape[1:3] for key, shape in images.items() if key.endswith("_image") and len(shape) == 4}
-    return _describe(_name(info, base), simulator.model_dump_json(), info.rate, horizon, tuple(cameras.items()), base)
+    task, more_notes = _describe(
+        _name(info, base), simulator.model_dump_json(), info.rate, horizon, tuple(cameras.items()), base
+    )
+    return task, [*notes, *more_notes]
 
 
 @functools.lru_cache(maxsize=8)

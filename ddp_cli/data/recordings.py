@@ -10,7 +10,6 @@ from ddp_cli.data.lerobot_layout import STORE_ATTRIBUTES_PATH, is_lerobot
 from ddp_cli.data.lerobot_recording import LeRobotRecording
 from ddp_cli.data.recording import Recording
 from ddp_cli.data.replay_buffer import ReplayBuffer, is_replay_buffer
-from ddp_cli.sim.scripted_policies import OBJECT_BODIES
 
 
 def open_recording(path: Path, as_recorded: bool) -> Recording | None:
@@ -30,11 +29,6 @@ def open_recording(path: Path, as_recorded: bool) -> Recording | None:
 
 
 def _has_unknown_environment(path: Path) -> bool:
-    """Whether demonstrations with observations are of an environment that robosuite does not have, or of one other than
-    lift, can and square whose states, from which missing observations would be computed, were not recorded.
-    """
+    """Whether demonstrations with observations are of an environment that robosuite does not have."""
     with DemoFile(path, allow_unknown_env=True) as demos:
-        observed = demos.observation_shapes(demos.names[0])
-        keys = {*demos.task.schema.cameras, *demos.task.vectors("state")}
-        is_incomplete = demos.info.env_name not in OBJECT_BODIES and not demos.has_states and not keys <= {*observed}
-        return bool(observed) and (demos.task.name == "none" or is_incomplete)
+        return demos.task.name == "none" and bool(demos.observation_shapes(demos.names[0]))

@@ -36,7 +36,7 @@ SAMPLE_INTERVAL = 3  # chunks, of demos that are not replayed as a whole
 MAX_POSITION_ERROR = 5.0  # [mm], of the end effector after a chunk
 MAX_ROTATION_ERROR = 3.0  # [deg]
 MAX_GAP_ERROR = 5.0  # [mm], of the gap between the fingers
-GAP_STEPS = 2  # by which the fingers may be early or late: those of robosuite 1.5 take 10 steps, up to 1.4 they took 8
+GAP_STEPS = 2  # by which fingers recorded before robosuite 1.5 may be early or late: they took 8 steps instead of 10
 MIN_SHARE_WITHIN_LIMITS = 0.9  # of the chunks of the demos that are replayed as a whole
 MAX_STARTUP_STEPS = 8  # after which a start-up effect must be gone
 MAX_STARTUP_ERRORS = (30.0, 10.0, MAX_GAP_ERROR)  # [mm], [deg], [mm]: robosuite varies the initial joints by 0.02 rad
@@ -81,10 +81,13 @@ def is_within(error: PoseError, limits: PoseError) -> bool:
     return all(value <= limit for value, limit in zip(error, limits, strict=True))
 
 
-def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, whole: bool = True) -> ReplayResult:
+def check_demo(
+    sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, whole: bool = True, gap_steps: int = 0
+) -> ReplayResult:
     """Replays `demo` in `replay_sim`, which takes actions in the convention of the store, and compares the end-effector
-    poses with those of the recorded states, set in `sim`. Both may be the same simulator. Without `whole`, only the
-    a sample of chunks is replayed if these are within the limits.
+    poses with those of the recorded states, set in `sim`. Both may be the same simulator. Without `whole`, only
+    a sample of chunks is replayed if these are within the limits. `gap_steps`: by how many steps the fingers may be
+    early or late.
     """
     model = load_demo_model(sim, demo)
     recorded_poses, succeeds = [], False
@@ -94,7 +97,7 @@ def check_demo(sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: De
         succeeds = succeeds or sim.is_success()
     if replay_sim is not sim:
         load_demo_model(replay_sim, demo)
-    replay = _Replay(sim, spec, replay_sim, demo, recorded_poses)
+    replay = _Replay(sim, spec, replay_sim, demo, recorded_poses, gap_steps)
     if not whole:
         errors = [replay.chunk_error(start) for start in _sample_chunks(recorded_poses)]
         if all(is_within(error, LIMITS) for error in errors):
@@ -120,9 +123,15 @@ class _Replay:
     """Executes actions of a demo from its recorded states, in the convention of the store."""
 
     def __init__(
-        self, sim: Simulator, spec: RenderSpec, replay_sim: Simulator, demo: Demo, recorded_poses: list[Pose]
+        self,
+        sim: Simulator,
+        spec: RenderSpec,
+        replay_sim: Simulator,
+        demo: Demo,
+        recorded_poses: list[Pose],
+        gap_steps: int,
     ) -> None:
-        self._sim, self._spec, self._replay_sim = sim, spec, replay_sim
+        self._sim, self._spec, self._replay_sim, self._gap_steps = sim, spec, replay_sim, gap_steps
         self._demo, self._recorded_poses = demo, recorded_poses
 
     def chunk_error(self, start: int) -> PoseError:
@@ -132,7 +141,10 @@ class _Replay:
         self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start])
         for action in actions:
             self._replay_sim.step(action)
-        pose, around = _pose(self._replay_sim), self._recorded_poses[max(0, end - GAP_STEPS) : end + GAP_STEPS + 1]
+        pose, around = (
+            _pose(self._replay_sim),
+            self._recorded_poses[max(0, end - self._gap_steps) : end + self._gap_steps + 1],
+        )
         mm, deg, _ = _pose_error(pose, self._recorded_poses[end])
         return mm, deg, max(_gap_error(gap, [x[arm][2] for x in around]) for arm, (*_, gap) in enumerate(pose))
 
@@ -148,7 +160,7 @@ class _Replay:
         return WholeReplay(succeeds, float(position_error), float(rotation_error)), errors
 
     def _executed_actions(self, start: int, end: int) -> Array:
-        """The executed actions [start, end), not the intended ones: (n, 7), or (n, 10) if absolute."""
+        """The executed actions [start, end), not the intended ones, in the convention of the store (n, Da)."""
         states, actions = self._demo.states[start:end], self._demo.actions[start:end]
         if self._spec.source_actions == "absolute":
             return axis_angle_to_rotation_6d(actions, self._sim.task.schema.action)

@@ -32,7 +32,7 @@ from ddp_cli.parallel import default_workers
 from ddp_cli.schema import Camera
 from ddp_cli.task_difference import describe_difference
 from ddp_cli.task_file import read_task, task_file_path, task_from_json
-from ddp_cli.tasks import TASKS, Task
+from ddp_cli.tasks import Task
 
 STORE_FORMAT = 2
 READABLE_FORMATS = (1, 2)
@@ -233,7 +233,7 @@ class Store:
 
 def resolve_task(text: str, store: Path) -> Task:
     """The task that `--task` names: built in, described by a file, or else the one of that name in `store`."""
-    if text not in TASKS and not task_file_path(text) and store.exists():
+    if not task_file_path(text) and store.exists():
         stored_task = Store(store).task
         if stored_task.name == text:
             return stored_task

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.lint_episodes import pauses_of_episode
-from ddp_cli.data.lint_source import LintSource, read_series
+from ddp_cli.data.lint_source import DEFAULT_RATE, LintSource, read_series
+
+KEPT_PAUSE = 0.5  # [s]: a gripper may close in it that is not observed
 
 Steps = NDArray[np.int64]
 """Steps of an episode that are kept, increasing."""
@@ -20,16 +22,24 @@ def all_steps(lengths: Sequence[int]) -> list[Steps]:
 
 
 def steps_in_motion(source: LintSource) -> list[Steps]:
-    """The steps of every episode that are kept. The last step of a pause at the start stays, the first one of a pause
-    at the end, and both of a pause in between. Episodes that nothing moves in, or that cannot be read, stay whole.
+    """The steps of every episode that are kept. The last step of a pause at the start stays, and the first one of a
+    pause at the end; a pause in between is shortened to `KEPT_PAUSE`. Episodes that nothing moves in, in which a policy
+    acted, or that cannot be read, stay whole.
     """
     kept_steps = all_steps(source.lengths)
+    lead = max(1, round(KEPT_PAUSE * (source.rate or DEFAULT_RATE)))
     series, kept, _ = read_series(source)
     for k, i in enumerate(kept):
+        if source.episode_names[i] in source.policy_episodes:
+            continue
         is_kept = np.ones(source.lengths[i], np.bool_)
         for place, begin, end in pauses_of_episode(series, k, source.rate):
-            if end - begin < source.lengths[i]:
-                is_kept[begin if place == "start" else begin + 1 : end if place == "end" else end - 1] = False
+            if end - begin == source.lengths[i]:
+                continue
+            cut = {
+                "start": slice(begin, end - 1), "middle": slice(begin + lead, end), "end": slice(begin + 1, end),
+            }  # fmt: skip
+            is_kept[cut[place]] = False
         kept_steps[i] = np.flatnonzero(is_kept)
     return kept_steps
 

@@ -22,6 +22,7 @@ from ddp_cli.data.motion_check import check_episode, check_gripper_direction, ch
 from ddp_cli.errors import DataError
 from ddp_cli.robots import DELTA_METRES, DELTA_RADIANS
 from ddp_cli.rotation import matrix_from_6d, matrix_to_rotvec, quaternion_to_matrix, rotation_angle
+from ddp_cli.schema import action_slices
 from ddp_cli.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -51,12 +52,13 @@ class ValueChecks:
     """Checks of the values of all episodes of a dataset of `task` with actions in `convention`.
 
     `with_motion` compares the actions with the motion as well, for recordings that no replay has checked. It applies to
-    built-in tasks: of others, the frame of the base is not known.
+    built-in tasks of one arm: of others, the frame of the base is not known.
     """
 
     def __init__(self, task: Task, convention: str, with_motion: bool, advice: Advice) -> None:
         self._task, self._convention, self._advice = task, convention, advice
-        self._with_motion = with_motion and task.is_built_in
+        self._has_one_arm = task.n_robots == 1
+        self._with_motion = with_motion and task.is_built_in and self._has_one_arm
         # Per kind of motion: offsets that actions command, and the motion of the step, (n, 3) each per episode.
         self._motions: dict[str, list[tuple[Floats, Floats]]] = {}
         # Gripper commands, and by how much the gripper closes after them [m], (n - 1,) each per episode.
@@ -66,12 +68,15 @@ class ValueChecks:
     def add(self, vectors: dict[str, Floats], store_action: Floats, location: str) -> None:
         """Checks an episode: `vectors` as recorded, `store_action` its actions as a store holds them."""
         check_observations(self._task, vectors, location, self._advice)
-        check_gripper(vectors["action"], location)
-        position = vectors["robot0_eef_pos"] if self._task.low_dim.get("robot0_eef_pos") == 3 else None
+        for part, values in zip(self._task.schema.action, action_slices(self._task.schema.action), strict=True):
+            if part.gripper:
+                check_gripper(vectors["action"][:, values], location)
+        has_position = self._has_one_arm and self._task.low_dim.get("robot0_eef_pos") == 3
+        position = vectors["robot0_eef_pos"] if has_position else None
         self._steps += len(store_action)
         if self._convention == "delta":
             self._clipped += check_delta_actions(vectors["action"], position, location, self._advice)
-        else:
+        elif self._has_one_arm:
             check_absolute_actions(store_action, self._task, vectors, location, self._advice)
         if self._with_motion:
             self._add_motion(vectors, store_action, location)

@@ -33,7 +33,8 @@ def describe_environment(
     `images` are the recorded cameras by key, which the task observes. Without any, it observes the cameras of the
     built-in task `base` of this environment, or the scene and the hands. SimulatorError if it cannot be made.
     """
-    simulator, notes = _known_arguments(simulator)
+    kwargs, notes = known_arguments(simulator.env_name, simulator.env_kwargs)
+    simulator = simulator.model_copy(update={"env_kwargs": kwargs})
     # Until the environment is made, only its rate and its robots are known.
     schema = Schema(rate=rate, vectors={"unknown": observable_vector("unknown", 1)}, action=simulator.action)
     task = Task(name, schema, simulator, horizon)
@@ -93,20 +94,25 @@ def _with_model(task: Task, varies: bool) -> Task:
     return dataclasses.replace(task, simulator=task.robosuite.model_copy(update={"model_varies": varies}))
 
 
-def _known_arguments(simulator: Robosuite) -> tuple[Robosuite, list[str]]:
-    """`simulator` without arguments that the installed robosuite does not know, and a note on each of them."""
+def known_arguments(env_name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`kwargs` without what the environment has by default, and what the installed robosuite does not know, with a note
+    on each of the latter. UnknownNameError if robosuite has no such environment.
+    """
     robosuite = import_robosuite()
-    check_env_name(simulator.env_name, robosuite.ALL_ENVIRONMENTS)
-    environment = robosuite.environments.REGISTERED_ENVS[simulator.env_name]
-    known = inspect.signature(environment.__init__).parameters
+    check_env_name(env_name, robosuite.ALL_ENVIRONMENTS)
+    parameters = inspect.signature(robosuite.environments.REGISTERED_ENVS[env_name].__init__).parameters
     version = simulator_versions()["robosuite"]
     notes = [
-        f"{simulator.env_name} of robosuite {version} has no argument {key}, which was {value!r}"
-        for key, value in simulator.env_kwargs.items()
-        if key not in known
+        f"{env_name} of robosuite {version} has no argument {key}, which was {value!r}"
+        for key, value in kwargs.items()
+        if key not in parameters
     ]
-    kwargs = {key: value for key, value in simulator.env_kwargs.items() if key in known}
-    return simulator.model_copy(update={"env_kwargs": kwargs}), notes
+    known = {key: value for key, value in kwargs.items() if key in parameters}
+    return {key: value for key, value in known.items() if not _is_default(value, parameters[key].default)}, notes
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return bool(value == default) or (isinstance(default, tuple) and value == list(default))
 
 
 def _find_cameras(

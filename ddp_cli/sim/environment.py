@@ -16,6 +16,9 @@ from ddp_cli.sim.gl_backend import choose_gl_backend, import_error
 from ddp_cli.sim.task_checks import check_env_name
 from ddp_cli.tasks import Task
 
+ROBOSUITE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What robosuite raises for arguments that it cannot use."""
+
 
 def import_robosuite() -> Any:
     """The robosuite module; SimulatorError if it cannot be imported."""
@@ -57,7 +60,10 @@ def check_action_convention(task: Task, name: str) -> None:
 def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     """Environment arguments in robomimic's format (`env_name`, `env_version`, `type`, `env_kwargs`)."""
     rate = task.schema.rate
-    controllers = _controller_configs(task.robosuite, actions)
+    try:
+        controllers = _controller_configs(task.robosuite, actions)
+    except ROBOSUITE_ERRORS as e:
+        raise _creation_error(task.robosuite.env_name, e) from e
     return {
         "env_name": task.robosuite.env_name,
         "env_version": simulator_versions()["robosuite"],
@@ -112,9 +118,13 @@ def make_env(task: Task, args: dict[str, Any], lite_physics: bool = True) -> Any
     try:
         # If episodes differ in the state alone, a soft reset is exact and 100x faster.
         return robosuite.make(simulator.env_name, **kwargs, hard_reset=simulator.model_varies, seed=0)
-    except (AssertionError, AttributeError, TypeError, ValueError) as e:
-        versions = ", ".join(f"{name} {version}" for name, version in simulator_versions().items())
-        raise SimulatorError(
-            f"cannot create {simulator.env_name} with {versions}: {type(e).__name__}, {' '.join(str(e).split())}.",
-            "Run `ddp doctor`. If it finds nothing, this robosuite cannot make the environment.",
-        ) from e
+    except ROBOSUITE_ERRORS as e:
+        raise _creation_error(simulator.env_name, e) from e
+
+
+def _creation_error(env_name: str, error: Exception) -> SimulatorError:
+    versions = ", ".join(f"{name} {version}" for name, version in simulator_versions().items())
+    return SimulatorError(
+        f"cannot create {env_name} with {versions}: {type(error).__name__}, {' '.join(str(error).split())}.",
+        "Run `ddp doctor`. If it finds nothing, this robosuite cannot make the environment.",
+    )

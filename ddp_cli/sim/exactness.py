@@ -5,19 +5,16 @@ For the built-in tasks, tests prove it. For others it is compared when they star
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ddp_cli.sim.simulator import Simulator
 
 N_STEPS = 6
 
 
-def is_stepping_exact(sim: Simulator, compare: bool) -> bool:
-    """Whether `FastStepper` can be used. With `compare`, whether it gives the states of robosuite's own steps, bit for
-    bit: start a new episode afterwards.
+def is_stepping_exact(sim: Any, compare: bool) -> bool:
+    """Whether `FastStepper` can be used in a `Simulator`. With `compare`, whether it gives the states of robosuite's own
+    steps, bit for bit: start a new episode afterwards.
     """
     from ddp_cli.sim.stepping import FastStepper, supports_fast_stepping
 
@@ -33,6 +30,6 @@ def is_stepping_exact(sim: Simulator, compare: bool) -> bool:
     return np.array_equal(ends[0], ends[1])
 
 
-def is_culling_exact(sim: Simulator, key: str) -> bool:
-    """Whether the image of the camera `key` has the same pixels with all geoms, in the current state."""
+def is_culling_exact(sim: Any, key: str) -> bool:
+    """Whether the image of a camera of a `Simulator` has the same pixels with all geoms, in the current state."""
     return np.array_equal(sim.image(key), sim.image(key, cull=False))

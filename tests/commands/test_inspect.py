@@ -31,8 +31,8 @@ def test_inspect_describes_every_kind_of_source(
         assert "lift" in text
 
 
-def test_inspect_of_an_unknown_environment_says_how_to_describe_it(door: Recorded) -> None:
-    assert "--task" in ok(ddp("inspect", door.demos)).stdout
+def test_inspect_takes_a_task_file(door: Recorded) -> None:
+    assert "Door (task door)" in ok(ddp("inspect", door.demos)).stdout
     assert ok_json("inspect", door.demos, "--task", door.file)["task"] == "door"
 
 

@@ -70,15 +70,22 @@ def test_invalid_demos_are_listed(demos: Path) -> None:
 def test_incompatible_controller_is_listed(demos: Path) -> None:
     with h5py.File(demos, "r+") as file:
         text = file["data"].attrs["env_args"]
-        file["data"].attrs["env_args"] = text.replace("OSC_POSE", "JOINT_VELOCITY")
+        file["data"].attrs["env_args"] = text.replace("OSC_POSE", "MPC")
     contents = inspect_source(demos)
-    assert "JOINT_VELOCITY" in contents["obstacles"][0]
+    assert "MPC" in contents["obstacles"][0]
     plan = dict(describe_source(contents))["ddp convert"]
-    assert plan == "rejects this file: controller is 'JOINT_VELOCITY', expected OSC_POSE."
+    assert plan.startswith("rejects this file: controller is 'MPC', expected one of OSC_POSE, ")
 
 
-def test_unknown_environment_needs_a_task(door: Recorded) -> None:
-    assert inspect_source(door.demos)["plan"] == "needs a file that describes a task for Door (--task FILE.json)"
+def test_environment_that_robosuite_does_not_have(demos: Path) -> None:
+    with h5py.File(demos, "r+") as file:
+        file["data"].attrs["env_args"] = file["data"].attrs["env_args"].replace('"Lift"', '"Juggle"')
+    contents = inspect_source(demos)
+    assert contents["task"] == "none"
+    assert contents["plan"].startswith("rejects this file: unknown robosuite environment 'Juggle'")
+
+
+def test_a_task_from_a_file_describes_what_is_observed(door: Recorded) -> None:
     contents = inspect_source(door.demos, door.task)
     assert contents["task"] == "door"
     assert contents["plan"] == "renders all observations in the simulator."

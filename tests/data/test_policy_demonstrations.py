@@ -119,7 +119,7 @@ def test_a_policy_that_succeeds_is_left_alone(sim: Simulator) -> None:
     assert demo is not None
     assert demo.success
     assert demo.policy_steps == len(demo.actions) < 150
-    sim.set_state(demo.states[-1], demo.actions[:-1, -1])
+    sim.set_state(demo.states[-1], demo.actions[:-1])
     assert sim.is_success()  # success has held, and the episode ends with it
 
 

@@ -152,8 +152,8 @@ def test_other_controllers_are_refused(lift_demos: Path, tmp_path: Path) -> None
     shutil.copy(lift_demos, path)
     with h5py.File(path, "r+") as f:
         text = f["data"].attrs["env_args"]
-        f["data"].attrs["env_args"] = text.replace("OSC_POSE", "JOINT_VELOCITY")
-    with pytest.raises(DataError, match="controller is 'JOINT_VELOCITY'"):
+        f["data"].attrs["env_args"] = text.replace("OSC_POSE", "MPC")
+    with pytest.raises(DataError, match="controller is 'MPC'"):
         convert(path, tmp_path / "s.zarr", 1, no_progress, CHECK_ONE)
     with h5py.File(path, "r+") as f:
         f["data"].attrs["env_args"] = text.replace('"input_type": "delta"', '"input_type": "absolute"').replace(

@@ -15,7 +15,7 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.frame_check import FrameResult
 from ddp_cli.data.observations import MODEL_CURRENT, MODEL_RECORDED, RenderSpec
-from ddp_cli.data.replay_check import ReplayResult, WholeReplay, _Replay, check_demo
+from ddp_cli.data.replay_check import GAP_STEPS, MAX_GAP_ERROR, ReplayResult, WholeReplay, _Replay, check_demo
 from ddp_cli.data.store import Store
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -76,17 +76,27 @@ def test_actions_with_another_effect_fail(sim: Simulator, demo: Demo, change: Ca
         assert "replayed chunks of 8 actions end within 5 mm" in check["why"]
 
 
-def test_episodes_of_a_policy_are_replayed_without_restoring_states(
+def test_chunks_count_where_the_replay_of_the_whole_episode_follows_the_recording(
     sim: Simulator, demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pressed against something, the arm moves in another way after its state was restored."""
-    expected = check_demo(sim, RenderSpec(), sim, demo)
     monkeypatch.setattr(_Replay, "chunk_error", lambda *_: (99.0, 99.0, 99.0))
-    by_policy = dataclasses.replace(demo, policy_steps=10)
-    result = check_demo(sim, RenderSpec(), sim, by_policy, whole=False)
-    assert result.whole == expected.whole
-    assert len(result.chunks) == len(expected.chunks)
+    result = check_demo(sim, RenderSpec(), sim, demo, whole=False)
     assert np.max(result.chunks) < 1e-4
+    wrong = dataclasses.replace(demo, actions=demo.actions * 0.8)
+    assert np.max(check_demo(sim, RenderSpec(), sim, wrong, whole=False).chunks) == 99.0
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_fingers_may_be_late_only_in_recordings_of_older_versions(sim: Simulator, demo: Demo, lag: int) -> None:
+    actions = demo.actions.copy()
+    actions[lag:, -1] = demo.actions[:-lag, -1]
+    late = dataclasses.replace(demo, actions=actions)
+
+    def worst_gap(gap_steps: int) -> float:
+        return max(gap for *_, gap in check_demo(sim, RenderSpec(), sim, late, gap_steps=gap_steps).chunks)
+
+    assert worst_gap(0) > MAX_GAP_ERROR >= worst_gap(GAP_STEPS)
 
 
 def record_with_stale_controller(sim: Simulator, demo: Demo) -> Demo:

@@ -33,16 +33,27 @@ def test_pauses_at_both_ends_and_in_between_are_left_out(tmp_path: Path) -> None
     command = ("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
     result = ok_json(*command, "--trim-pauses")
     store = Store(tmp_path / "s.zarr")
-    assert np.diff(store.episode_ends, prepend=0).tolist() == [60, 60, 61, 20]
-    assert "pauses: 35 of 236 steps left out, in 2 of 4 episodes" in result["notes"]
+    # Of the pause in between, 16 steps that are equal, half a second stays.
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [60, 60, 64, 20]
+    assert "pauses: 32 of 236 steps left out, in 2 of 4 episodes" in result["notes"]
     np.testing.assert_array_equal(store.read("pose", rows=slice(0, 60)), pose[12:72])
     np.testing.assert_array_equal(store.read("action", rows=slice(0, 60)), pose[12:72] + 1)
     np.testing.assert_array_equal(store.read("img", rows=slice(0, 60)), img[12:72])
-    # Of the pause in between, 16 steps that are equal, the first one and the last one stay.
-    rows = np.array([*range(141, 167), *range(181, 216)])
-    np.testing.assert_array_equal(store.read("img", rows=slice(120, 181)), img[rows])
+    rows = np.array([*range(141, 171), *range(182, 216)])
+    np.testing.assert_array_equal(store.read("img", rows=slice(120, 184)), img[rows])
     ok_json(*command, "--overwrite")
     assert Store(tmp_path / "s.zarr").episode_ends[-1] == ends[-1]
+
+
+def test_a_slow_motion_is_no_pause(tmp_path: Path) -> None:
+    fast, slow = np.linspace(0, 0.2, 40), np.linspace(0.2, 0.24, 100)
+    pose = np.concatenate([fast, slow, 0.24 + fast])[:, None].astype(np.float32)
+    root = zarr.open_group(tmp_path / "r.zarr", mode="w", zarr_format=2)
+    for key, value in {"pose": pose, "action": pose}.items():
+        root.create_array(f"data/{key}", data=value)
+    root.create_array("meta/episode_ends", data=np.array([len(pose)]))
+    ok_json("convert", tmp_path / "r.zarr", "--rate", 20, "--out", tmp_path / "s.zarr", "--trim-pauses")
+    assert Store(tmp_path / "s.zarr").episode_ends.tolist() == [len(pose)]
 
 
 def with_pauses(source: Path, target: Path, before: int, after: int) -> None:

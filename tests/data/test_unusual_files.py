@@ -217,7 +217,7 @@ def test_what_is_missing_in_a_file_without_states_is_named(without_states: Path)
 def test_recordings_of_other_simulators_are_refused(path: Path) -> None:
     with h5py.File(path, "r+") as f:
         f["data"].attrs["env_args"] = json.dumps({"env_name": "Isaac-Stack-Cube-v0", "type": 2})
-    with pytest.raises(DataError, match="'Isaac-Stack-Cube-v0', which is not an environment of robosuite"):
+    with pytest.raises(DataError, match="Isaac-Stack-Cube-v0 is not an environment of robosuite"):
         to_store(path)
     assert inspect_source(path)["plan"] == ("rejects this file: Isaac-Stack-Cube-v0 is not an environment of robosuite")
 

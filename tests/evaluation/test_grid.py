@@ -49,10 +49,10 @@ class FakeSimulator:
     def camera(self, _key: str) -> PinholeCamera:
         return PinholeCamera(np.array([0.0, 0.0, -5.0]), np.eye(3), 1.0)  # the path is behind it
 
-    def eef_pose(self) -> tuple[np.ndarray, np.ndarray]:
+    def eef_pose(self, _arm: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(3), np.eye(3)
 
-    def base_orientation(self) -> np.ndarray:
+    def base_orientation(self, _arm: int) -> np.ndarray:
         return np.eye(3)
 
 

@@ -23,7 +23,8 @@ def test_end_effector_follows_the_predicted_path(actions: str) -> None:
         else:
             goals = position + np.linspace(0.1, 1, 8)[:, None] * direction * 0.12
             chunk = np.hstack([goals, np.tile(rotation[:2].ravel(), (8, 1)), -np.ones((8, 1))])
-        predicted = predict_path(position, velocity, chunk, sim.base_orientation(), 1 / sim.task.schema.rate)
+        frame = sim.base_orientation() if actions == "delta" else None
+        predicted = predict_path(position, velocity, chunk[:, :3], frame, 1 / sim.task.schema.rate)
         simulated = [position]
         for action in chunk:
             previous = sim.eef_pose()[0]
@@ -36,7 +37,7 @@ def test_end_effector_follows_the_predicted_path(actions: str) -> None:
 
 
 def test_delta_actions_are_in_the_frame_of_the_base() -> None:
-    chunk, base = np.array([[1.0, 0, 0, 0, 0, 0, 0]]), np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    chunk, base = np.array([[1.0, 0, 0]]), np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     final = predict_path(np.zeros(3), np.zeros(3), chunk, base, 1 / 20)[-1]
     assert final[1] > 0.005
     assert final[[0, 2]].tolist() == [0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import TINY, ddp, ok, ok_json, refused
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
-from ddp_cli.errors import SimulatorError
+from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.robots import Robosuite
 from ddp_cli.sim.discovery import describe_environment
 from ddp_cli.sim.environment import env_args
@@ -100,6 +101,56 @@ def test_other_gains_are_used_and_checked(tmp_path: Path) -> None:
     assert ok_json(*convert, "--overwrite")["check"]["result"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control_freq": 10}, "recorded with 10 Hz, but the task 'lift' has 20 Hz"),
+        (
+            {"controller_configs": {"type": "OSC_POSE", "kp": 50}},
+            "controllers .*50.*, but the task 'lift' has the default",
+        ),
+    ],
+)
+def test_a_task_that_is_named_must_have_the_recorded_rate_and_controllers(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = record(get_task("lift"), tmp_path / "demos.hdf5", 1, 3, **changes)
+    with pytest.raises(DataError, match=message):
+        DemoFile(path, get_task("lift"))
+
+
+def test_arguments_that_change_nothing_do_not_make_another_task(tmp_path: Path) -> None:
+    """One that is the default, one that this robosuite does not know."""
+    path = record(get_task("lift"), tmp_path / "demos.hdf5", 1, 3, table_full_size=[0.8, 0.8, 0.05], magnet=3)
+    with DemoFile(path) as demos:
+        assert demos.task is get_task("lift")
+        assert "no argument magnet" in demos.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"robots": ["NotARobot"]}, "cannot create Lift .*NotARobot"),
+        ({"table_full_size": []}, "cannot create Lift .*IndexError"),
+        ({"control_freq": 1e-300}, "control rate is 1e-300, expected 1 to 1000 Hz"),
+        ({"controller_configs": {"type": "OSC_POSE", "output_max": {"a": 1}}}, "output_max is .*expected a number"),
+        ({"controller_configs": {"type": []}}, "controller is .*expected one of OSC_POSE"),
+        ({"controller_configs": {"type": "WHOLE_BODY_IK", "body_parts": {"right": {}}}}, "the composite controller is"),
+    ],
+)
+def test_malformed_descriptions_are_refused_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = record(get_task("lift"), tmp_path / "demos.hdf5", 1, 3, **changes)
+    for command in ("inspect", "convert"):
+        result = ddp(command, path)
+        assert re.search(message, " ".join((result.stdout + result.stderr).split())), result.stderr
+        assert result.exit_code == (1 if command == "convert" else 0)
+
+
+def test_arguments_of_the_simulator_itself_are_no_arguments_of_a_task() -> None:
+    with pytest.raises(ConfigError, match="env_kwargs has 'control_freq', which is not an argument of a task"):
+        Robosuite(env_name="Lift", cameras={}, env_kwargs={"control_freq": 10})
+
+
 def test_one_robot_with_two_arms() -> None:
     task = described(env_name="TwoArmLift", robots=("Baxter",))
     names = [f"{arm}_{kind}" for arm in ("right", "left") for kind in ("position", "rotation")]
@@ -142,7 +193,19 @@ def test_two_arms_from_a_recording_to_an_evaluation_and_an_export(actions: str, 
     train = ("train", "--data", tmp_path / "s.zarr", "--steps", 1, "--preset", "laptop", *settings)
     ok(ddp(*train, "--runs", tmp_path, "--name", "r"))
     run = tmp_path / "transport_short" / "r"
-    assert ok_json("eval", run, "-n", 1, "--workers", 1, "--json")["episodes"] == 1
+    assert ok_json("eval", run, "-n", 1, "--workers", 1)["episodes"][0]["steps"] == 12
     ok(ddp("rollout", run, "--video", tmp_path / "a.mp4", "--attempts", 1))
     assert read_video(tmp_path / "a.mp4").shape[1:] == (1024, 1536, 3)  # four cameras in rows of three
     ok(ddp("export", run, "--out", tmp_path / "exported"))
+
+
+def test_values_of_two_arms_without_states_are_accepted(tmp_path: Path) -> None:
+    """Their bases are turned, and each has a gripper: the checks of one arm do not apply."""
+    path = record(TASKS["two_arm_lift"], tmp_path / "demos.hdf5", 2, 60)
+    ok(ddp("convert", path, "--obs", "state", "--out", tmp_path / "s.zarr", "--workers", 1))
+    ok(ddp("convert", tmp_path / "s.zarr", "--to", "robomimic", "--out", tmp_path / "copy.hdf5"))
+    copy = ("convert", tmp_path / "copy.hdf5", "--obs", "state", "--out", tmp_path / "copy.zarr", "--json")
+    assert ok_json(*copy)["check"]["result"] == "not verified"
+    np.testing.assert_allclose(
+        Store(tmp_path / "copy.zarr").read("action"), Store(tmp_path / "s.zarr").read("action"), atol=1e-6
+    )
