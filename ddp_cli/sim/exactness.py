@@ -13,8 +13,8 @@ N_STEPS = 6
 
 
 def is_stepping_exact(sim: Any, compare: bool) -> bool:
-    """Whether `FastStepper` can be used in a `Simulator`. With `compare`, whether it gives the states of robosuite's own
-    steps, bit for bit: start a new episode afterwards.
+    """Whether `FastStepper` can be used in a `Simulator`. With `compare`, whether it gives the states of robosuite's
+    own steps, bit for bit: start a new episode afterwards.
     """
     from ddp_cli.sim.stepping import FastStepper, supports_fast_stepping
 

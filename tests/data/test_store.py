@@ -171,7 +171,8 @@ def test_task_is_resolved_from_the_store_without_its_file(tmp_path: Path) -> Non
     assert resolve_task("door", path) == task_from_json(DOOR)
     assert resolve_task("lift", path) is TASK
     assert resolve_task("lift", tmp_path / "none.zarr") is TASK
-    for text, store in (("dor", path), ("door", tmp_path / "none.zarr")):
+    assert resolve_task("door", tmp_path / "none.zarr") is get_task("door")
+    for text, store in (("dor", path), ("none", tmp_path / "none.zarr")):
         with pytest.raises(ConfigError, match=f"unknown task '{text}'"):
             resolve_task(text, store)
 
