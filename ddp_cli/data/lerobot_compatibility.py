@@ -20,7 +20,7 @@ from ddp_cli.data.lerobot_names import shorten
 from ddp_cli.data.parquet import COPY_AGAIN
 from ddp_cli.errors import DataError
 from ddp_cli.robots import ARM_WIDTHS
-from ddp_cli.tasks import ROBOSUITE_CAMERA, ROBOSUITE_RATE, TASKS, Task, robosuite_task
+from ddp_cli.tasks import RECORDED, ROBOSUITE_CAMERA, ROBOSUITE_RATE, TASKS, Task, robosuite_task
 
 REQUIREMENTS = (
     f"Datasets of format {VERSION}, of one Panda arm at {ROBOSUITE_RATE:g} Hz with images of "
@@ -54,7 +54,7 @@ def find_reasons(
     """
     reasons = [
         *_check_format(folder, files, task.schema.rate if task else ROBOSUITE_RATE),
-        *_check_action(files, convention),
+        *_check_action(files, convention, task),
         *_check_observations(files, task, obs),
         *_check_files(files),
     ]
@@ -72,10 +72,13 @@ def refusal(path: Path, reasons: list[Reason]) -> DataError:
     return DataError(message, hints[0] if len(hints) == 1 else REQUIREMENTS)
 
 
-def action_widths(convention: str | None) -> tuple[int, ...]:
+def action_widths(convention: str | None, task: Task | None) -> tuple[int, ...]:
     """Valid widths of actions; absolute goals are also recorded with an axis-angle rotation."""
-    absolute = (ARM_WIDTHS["absolute"], ARM_WIDTHS["delta"])
-    return {"delta": (ARM_WIDTHS["delta"],), "absolute": absolute}.get(convention or "", absolute[::-1])
+    if task and convention == RECORDED:
+        return (task.schema.action_dim,)
+    count = task.n_robots if task else 1
+    delta, absolute = (count * ARM_WIDTHS[name] for name in ("delta", "absolute"))
+    return {"delta": (delta,), "absolute": (absolute, delta)}.get(convention or "", (delta, absolute))
 
 
 def _check_format(folder: LeRobotFolder, files: DatasetFiles, rate: float) -> list[Reason]:
@@ -95,8 +98,8 @@ def _check_format(folder: LeRobotFolder, files: DatasetFiles, rate: float) -> li
     return reasons
 
 
-def _check_action(files: DatasetFiles, convention: str | None) -> list[Reason]:
-    widths = action_widths(convention)
+def _check_action(files: DatasetFiles, convention: str | None, task: Task | None) -> list[Reason]:
+    widths = action_widths(convention, task)
     expected = f"{' or '.join(map(str, widths))}" + (f" for {convention} actions" if convention else "")
     if not files.features:
         return [Reason("meta/info.json does not describe its features", COPY_AGAIN)]
@@ -108,7 +111,7 @@ def _check_action(files: DatasetFiles, convention: str | None) -> list[Reason]:
     if shape in [(width,) for width in widths]:
         return []
     text = f"its actions have shape {list(shape)}{_names(files, ACTION_FEATURE)}, expected a width of {expected}"
-    return [Reason(text, "Only actions of a single arm are supported: position, rotation, gripper.")]
+    return [Reason(text, "Actions of each arm are position, rotation, gripper.")]
 
 
 def _check_observations(files: DatasetFiles, task: Task | None, obs: str) -> list[Reason]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.actions import axis_angle_to_rotation_6d
+from ddp_cli.data.actions import axis_angle_to_rotation_6d, clip_to_limits
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_checks import check_finite, check_indices
@@ -52,7 +52,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 from ddp_cli.robots import ARM_WIDTHS
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import Task
+from ddp_cli.tasks import RECORDED, Task
 
 INDEX_COLUMNS = ("frame_index", "index", "timestamp")
 ADVICE = Advice(
@@ -124,19 +124,22 @@ class LeRobotDataset:
                 f"'{self.path}' has {convention} actions, not {option} ones.",
                 f"Omit --actions, then convert the resulting store with `ddp convert STORE --actions {option}`.",
             )
-        return convention if isinstance(convention, str) and convention in ARM_WIDTHS else None
+        return convention if isinstance(convention, str) and convention in (*ARM_WIDTHS, RECORDED) else None
 
     def _find_orders(self) -> dict[str, list[int] | None]:
         """Feature -> positions of its values in the order of the task; None where they are in this order."""
         where = f"'{self.path}': {{}}"
-        orders = {
+        # Only the action of one arm may be in another order.
+        orders: dict[str, list[int] | None] = {
             STATE_FEATURE: order_of_observables(
                 self._features[STATE_FEATURE].names, self.task.low_dim, where.format(STATE_FEATURE)
             ),
-            ACTION_FEATURE: order_of_action(
-                self._features[ACTION_FEATURE].names, self.convention, self._action_dim, where.format(ACTION_FEATURE)
-            ),
+            ACTION_FEATURE: None,
         }
+        if self.convention != RECORDED and self.task.n_robots == 1:
+            orders[ACTION_FEATURE] = order_of_action(
+                self._features[ACTION_FEATURE].names, self.convention, self._action_dim, where.format(ACTION_FEATURE)
+            )
         if parts := self.task.robosuite.object:
             orders[OBJECT_FEATURE] = order_of_observables(
                 self._features[OBJECT_FEATURE].names, parts, where.format(OBJECT_FEATURE)
@@ -254,9 +257,11 @@ class LeRobotDataset:
         return vectors | {"action": values[ACTION_FEATURE]}
 
     def _to_store_actions(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.convention == "delta":
-            return actions.clip(-1, 1)
-        return axis_angle_to_rotation_6d(actions) if self._action_dim == ARM_WIDTHS["delta"] else actions
+        parts = self.task.schema.action
+        if self.convention != "absolute":
+            return clip_to_limits(actions, parts)
+        is_axis_angle = self._action_dim == self.task.schema.action_dim
+        return axis_angle_to_rotation_6d(actions, parts) if is_axis_angle else actions
 
     def _video(self, key: str, i: int) -> tuple[Path, int]:
         """The video of an episode, and its first frame there."""

@@ -137,7 +137,7 @@ def _info(store: Store, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     episodes = len(store.episode_ends)
     return {
         "codebase_version": VERSION,
-        "robot_type": "panda",
+        "robot_type": "_".join(store.task.robosuite.robots).lower(),
         "total_episodes": episodes,
         "total_frames": int(store.episode_ends[-1]),
         "total_tasks": 1,

@@ -209,3 +209,14 @@ def test_values_of_two_arms_without_states_are_accepted(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         Store(tmp_path / "copy.zarr").read("action"), Store(tmp_path / "s.zarr").read("action"), atol=1e-6
     )
+
+
+def test_two_arms_survive_a_lerobot_dataset(tmp_path: Path) -> None:
+    path = record(TASKS["two_arm_lift"], tmp_path / "demos.hdf5", 2, 12)
+    ok(ddp("convert", path, "--obs", "state", "--out", tmp_path / "s.zarr", "--workers", 1))
+    ok(ddp("convert", tmp_path / "s.zarr", "--to", "lerobot", "--out", tmp_path / "dataset"))
+    ok(ddp("convert", tmp_path / "dataset", "--out", tmp_path / "copy.zarr"))
+    store, copy = Store(tmp_path / "s.zarr"), Store(tmp_path / "copy.zarr")
+    assert copy.task is store.task
+    for key in (*store.task.vectors("state"), "action"):
+        np.testing.assert_array_equal(copy.read(key), store.read(key))
