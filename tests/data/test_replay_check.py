@@ -148,8 +148,11 @@ def test_fingers_may_close_as_fast_as_in_older_versions(
                 sim.step(action)
         return dataclasses.replace(demo, states=np.stack(states))
 
-    assert summarize_checks([check_demo(sim, RenderSpec(), sim, record(0.25))])["result"] == "passed"
-    assert summarize_checks([check_demo(sim, RenderSpec(), sim, record(0.05))])["result"] == "failed"
+    def verdict(speed: float, gap_steps: int) -> str:
+        return str(summarize_checks([check_demo(sim, RenderSpec(), sim, record(speed), gap_steps=gap_steps)])["result"])
+
+    assert verdict(0.25, GAP_STEPS) == "passed"
+    assert verdict(0.25, 0) == verdict(0.05, GAP_STEPS) == "failed"
 
 
 def test_chunks_may_start_while_the_gripper_moves(sim: Simulator, demo: Demo) -> None:

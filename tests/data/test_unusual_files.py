@@ -219,7 +219,9 @@ def test_recordings_of_other_simulators_are_refused(path: Path) -> None:
         f["data"].attrs["env_args"] = json.dumps({"env_name": "Isaac-Stack-Cube-v0", "type": 2})
     with pytest.raises(DataError, match="Isaac-Stack-Cube-v0 is not an environment of robosuite"):
         to_store(path)
-    assert inspect_source(path)["plan"] == ("rejects this file: Isaac-Stack-Cube-v0 is not an environment of robosuite")
+    assert inspect_source(path)["plan"] == (
+        "rejects this file: Isaac-Stack-Cube-v0 is not an environment of robosuite."
+    )
 
 
 def test_rerender_does_not_read_recorded_observations(path: Path) -> None:
