@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import DOOR, Recorded
 
+from ddp_cli.data.check_summary import check_summary
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.observations import MODEL_CURRENT
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
 from ddp_cli.sim.simulator import Simulator
@@ -166,3 +168,14 @@ def test_states_of_the_wrong_width_are_refused(door: Recorded, tmp_path: Path) -
             demo["states"] = states
     with pytest.raises(SimulatorError, match=r"22 values does not fit Door \(23 values\)"):
         convert(path, tmp_path / "s.zarr", 1, no_progress, IMAGE_OPTIONS, door.task)
+
+
+def test_a_model_that_does_not_load_is_replaced_by_todays(door: Recorded, tmp_path: Path) -> None:
+    path = tmp_path / "d.hdf5"
+    path.write_bytes(door.demos.read_bytes())
+    with h5py.File(path, "r+") as f:
+        for demo in f["data"].values():
+            del demo.attrs["model"]
+            demo.attrs["model_file"] = "<mujoco/>"
+    result = convert(path, tmp_path / "s.zarr", 1, no_progress, ConvertOptions(obs="state"), door.task)
+    assert MODEL_CURRENT in check_summary(result.check)
