@@ -179,7 +179,7 @@ def test_examples_in_the_documentation_are_tasks() -> None:
         task_from_json(json.loads(block))
         for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ]
-    assert [(task.name, task.simulator is None) for task in tasks] == [("door", False), ("arm", True)]
+    assert [(task.name, task.simulator is None) for task in tasks] == [("my_door", False), ("arm", True)]
 
 
 def test_parts_are_compared_in_their_order() -> None:

@@ -59,6 +59,7 @@ def check_action_convention(task: Task, name: str) -> None:
 
 def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
     """Environment arguments in robomimic's format (`env_name`, `env_version`, `type`, `env_kwargs`)."""
+    import_robosuite()
     rate = task.schema.rate
     try:
         controllers = _controller_configs(task.robosuite, actions)
@@ -86,7 +87,6 @@ def env_args(task: Task, actions: str = "delta") -> dict[str, Any]:
 
 def _controller_configs(simulator: Robosuite, actions: str) -> list[dict[str, Any]]:
     """The controller configuration of each robot: robosuite's default, with what differs."""
-    import_robosuite()
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
     configs = []
