@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from ddp_cli.base_config import BaseConfig
-from ddp_cli.schema import ActionPart
+from ddp_cli.schema import ActionPart, action_slices
 
 ROBOTS = {"Panda": 2, "Sawyer": 2, "IIWA": 6, "Jaco": 6, "Kinova3": 6, "UR5e": 6, "XArm7": 6}
 """Robots with one arm on a fixed base -> number of finger joints of their grippers. robosuite has others; what they
@@ -74,7 +74,9 @@ ABSOLUTE_PARTS = (
 )  # fmt: skip
 """The action of an arm as the goal pose of the controller."""
 
-ARM_WIDTHS = {"delta": 7, "absolute": 10}
+ARM_WIDTHS = {
+    name: sum(part.width for part in parts) for name, parts in (("delta", delta_parts()), ("absolute", ABSOLUTE_PARTS))
+}
 """Width of an action of one arm with a gripper, by convention."""
 
 _ABSOLUTE = {part.name: part for part in ABSOLUTE_PARTS}
@@ -119,6 +121,15 @@ def absolute_parts(parts: Sequence[ActionPart]) -> tuple[ActionPart, ...]:
         prefix, kind = split_name(part.name)
         absolute += with_prefix([part if part.gripper else _ABSOLUTE[kind]], "" if part.gripper else prefix)
     return tuple(absolute)
+
+
+def position_slices(parts: Sequence[ActionPart]) -> list[slice]:
+    """The position of each arm in an action of robosuite, in the order of the arms."""
+    return [
+        values
+        for part, values in zip(parts, action_slices(parts), strict=True)
+        if part.rotation == "none" and not part.gripper
+    ]
 
 
 def split_name(name: str) -> tuple[str, str]:

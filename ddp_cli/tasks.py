@@ -36,7 +36,7 @@ ROBOSUITE_CAMERA = Camera(height=84, width=84)
 ROBOSUITE_RATE = 20.0  # [Hz]
 
 RECORDED = "recorded"
-"""The convention of tasks without a simulator: the parts of the schema, as they were recorded."""
+"""The convention of tasks without a simulator, and of controllers of other values than poses: as they were recorded."""
 
 STATE_DIMS = {
     "lift": 32, "can": 71, "square": 45, "transport": 115, "tool_hang": 58, "two_arm_lift": 50, "stack": 45, "door": 23,
@@ -70,6 +70,7 @@ class Task:
 
     @property
     def n_robots(self) -> int:
+        """Robots of the simulator."""
         return len(self.robosuite.robots)
 
     @property

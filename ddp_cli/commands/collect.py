@@ -31,7 +31,7 @@ def collect(
         typer.Option(
             "--task",
             "-t",
-            help="lift, can or square.",
+            help="lift, can, square or two_arm_lift.",
             show_default="square, or the task of --policy",
             rich_help_panel=options.SOURCE,
         ),

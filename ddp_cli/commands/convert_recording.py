@@ -78,7 +78,7 @@ TrimPauses = Annotated[
     bool,
     typer.Option(
         "--trim-pauses",
-        help="Leave out the pauses that `ddp inspect` finds.",
+        help="Leave out the pauses that `ddp inspect` finds; those in between are shortened to 0.5 s.",
         rich_help_panel=options.SOURCE,
     ),
 ]

@@ -83,9 +83,8 @@ def _print(report: dict[str, Any]) -> None:
             method = part[key]
             low, high = method["interval_95"] or (None, None)
             better = f"{part['better_than'][key]} of {count}" if key in BASELINES else ""
-            interval = (
-                "one episode" if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
-            )  # of few episodes it may be below 0
+            # That of few episodes may reach below 0.
+            interval = "one episode" if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
             first, last = ("-" if x is None else f"{x:.3g}" for x in (method["by_step"][0], method["by_step"][-1]))
             rows.append((f"  {label}", f"{method['error']:.3g}", interval, first, last, better))
     console.table(

@@ -23,7 +23,7 @@ def diagnose_task(task: Task) -> list[CheckResult]:
         with closing(Simulator(task)) as sim:
             sim.reset(0)
             cameras = list(task.schema.cameras)
-            culled = [key for key in cameras if is_culling_exact(sim, key)]
+            culled = [key for key in cameras if is_culling_exact(sim, key) and sim.culls(key)]
             steps_fast = is_stepping_exact(sim, compare=True)
         soft_reset = not task.robosuite.model_varies and is_model_constant(task)
     except DdpError as e:

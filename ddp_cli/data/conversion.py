@@ -237,9 +237,8 @@ def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers
         return
     demos = itertools.chain([first], demos)
     if not spec.needs_simulator(task, first):
-        yield from (
-            build_episode(task, None, spec, demo) for demo in demos
-        )  # copies only: worker processes do not pay off
+        # Copies only: worker processes do not pay off.
+        yield from (build_episode(task, None, spec, demo) for demo in demos)
         return
     with closing(ordered_map(functools.partial(_make_episode_builder, task, spec), demos, workers)) as episodes:
         yield from episodes

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Demo:
-    """Simulator `states` (n, S) before each action and executed `actions` (n, 7), float64, n steps; S is 0 where no
+    """Simulator `states` (n, S) before each action and executed `actions` (n, Da), float64, n steps; S is 0 where no
     states were recorded.
 
     `xml`: the recorded model, may be empty. `seed`: of the reset, -1 where it was not recorded.
-    `intended` (n, 7): the demonstrator's actions before disturbances were added, which are the ones to imitate; where a
-    policy acted, what the demonstrator would have done instead.
+    `intended` (n, Da): the demonstrator's actions before disturbances were added, which are the ones to imitate; where
+    a policy acted, what the demonstrator would have done instead.
     `obs`: the recorded observations that were requested, (n, ...) each.
     """
 
@@ -40,5 +40,5 @@ class Demo:
 
     @property
     def target_actions(self) -> NDArray[np.float64]:
-        """The actions (n, 7) to imitate: `intended` where it was recorded, otherwise the executed ones."""
+        """The actions (n, Da) to imitate: `intended` where it was recorded, otherwise the executed ones."""
         return self.actions if self.intended is None else self.intended

@@ -2,8 +2,8 @@
 
 data                    attrs: env_args (JSON), or env, env_info and repository_version; see env_metadata.py
 data/NAME/states        (n, S) float64  simulator state *before* action i: time, qpos, qvel; optional, see `has_states`
-data/NAME/actions       (n, 7) float64  executed actions; replaying them from the first state reproduces the states
-data/NAME/intended      (n, 7) float64  optional: what the demonstrator would have done: actions to imitate
+data/NAME/actions       (n, Da) float64 executed actions; replaying them from the first state reproduces the states
+data/NAME/intended      (n, Da) float64 optional: what the demonstrator would have done: actions to imitate
 data/NAME/obs/<key>     (n, ...)        optional: observation before each action; see recorded_observations.py
 data/NAME               attrs: num_samples, seed, and the model: its XML, or the name of a file in the folder `models`
                         beside this file (both model_file), or the name of an entry of the group `models` (model);
@@ -40,7 +40,7 @@ from ddp_cli.tasks import Task, robosuite_task
 class DemoFile:
     """A file of raw demonstrations, validated as it is read. Every fault is a DataError that names its location.
 
-    `task` defaults to the built-in one of the recorded environment; another must use the same environment, and is
+    `task` defaults to that of the recorded environment; another must use the same environment, and is
     enough where the file does not describe its environment. `filter_key` selects the demos listed in
     mask/<filter_key>. `allow_unknown_env` accepts environments without a task: `task_error` says why there is
     none. `notes` says what was assumed.

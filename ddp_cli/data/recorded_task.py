@@ -101,7 +101,7 @@ def _controllers(info: RecordingInfo) -> tuple[dict[str, dict[str, object]], ...
 
 
 def _name(info: RecordingInfo, base: Task | None) -> str:
-    """A name such as `two_arm_handover`, `lift_ur5e_joint_velocity` or `door_custom`."""
+    """A name such as `two_arm_handover`, `lift_ur5e_joint_position` or `door_custom`."""
     words = [base.name if base else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", info.env_name).lower()]
     if any(robot != "Panda" for robot in info.robots):
         words += [robot.lower() for robot in dict.fromkeys(info.robots)]

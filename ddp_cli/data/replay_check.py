@@ -141,10 +141,8 @@ class _Replay:
         self._replay_sim.set_state(self._demo.states[start], self._demo.actions[:start])
         for action in actions:
             self._replay_sim.step(action)
-        pose, around = (
-            _pose(self._replay_sim),
-            self._recorded_poses[max(0, end - self._gap_steps) : end + self._gap_steps + 1],
-        )
+        pose = _pose(self._replay_sim)
+        around = self._recorded_poses[max(0, end - self._gap_steps) : end + self._gap_steps + 1]
         mm, deg, _ = _pose_error(pose, self._recorded_poses[end])
         return mm, deg, max(_gap_error(gap, [x[arm][2] for x in around]) for arm, (*_, gap) in enumerate(pose))
 

@@ -1,4 +1,4 @@
-"""The steps of each episode of a dataset without its pauses, as the lint finds them."""
+"""The steps of each episode of a dataset without its pauses, as the lint finds them; short ones stay in between."""
 
 from __future__ import annotations
 

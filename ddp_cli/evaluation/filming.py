@@ -9,8 +9,9 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.evaluation.path_prediction import position_slices, predict_path
+from ddp_cli.evaluation.path_prediction import predict_path
 from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, StepInfo, run_episode
+from ddp_cli.robots import position_slices
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import RECORDED

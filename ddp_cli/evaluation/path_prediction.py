@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.robots import DELTA_METRES
-from ddp_cli.schema import ActionPart, action_slices
 
 Array = NDArray[np.float64]
 
 STIFFNESS = 150.0
 """Position gain of robosuite's operational-space controller [1/s^2]: acceleration per metre of position error. The
 controller is critically damped."""
-
-
-def position_slices(parts: Sequence[ActionPart]) -> list[slice]:
-    """The position of each arm in an action of robosuite, in the order of the arms."""
-    return [
-        values
-        for part, values in zip(parts, action_slices(parts), strict=True)
-        if part.rotation == "none" and not part.gripper
-    ]
 
 
 def predict_path(position: Array, velocity: Array, commands: Array, frame: Array | None, period: float) -> Array:

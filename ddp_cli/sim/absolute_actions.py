@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import SimulatorError
+from ddp_cli.robots import position_slices
 from ddp_cli.rotation import matrix_from_6d, rotation_angle
 from ddp_cli.schema import ActionPart, action_slices
 
@@ -28,7 +29,7 @@ def verify_absolute_actions(
     A silent change of conventions between versions of robosuite would give 0% success without an error.
     """
     slices = list(zip(parts, action_slices(parts), strict=True))
-    positions = [values for part, values in slices if part.rotation == "none" and not part.gripper]
+    positions = position_slices(parts)
     rotations = [values for part, values in slices if part.rotation == "rotation-6d"]
     goal = idle_action()
     for values in positions:

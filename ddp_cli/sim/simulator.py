@@ -134,13 +134,12 @@ class Simulator:
 
     def idle_action(self) -> Array:
         """The action (Da,) that keeps the robots in place: zeros, or the current end-effector poses as goals."""
-        idle = np.zeros(sum(part.width for part in self._parts))
+        idle = np.zeros(self.task.schema.action_dim)
         return self._with_poses(idle, [arm.eef_pose() for arm in self._arms]) if self.actions == "absolute" else idle
 
     def absolute_goal(self, action: Array) -> Array:
         """The absolute action (Da,) that equals the delta `action` in the current state."""
-        parts = self.task.action_parts("delta")
-        values = {part.name: action[x] for part, x in zip(parts, action_slices(parts), strict=True)}
+        values = {name: action[x] for name, x in self.task.schema.action_slices().items()}
         goals = [
             arm.goal(np.concatenate([values[f"{arm.prefix}position"], values[f"{arm.prefix}rotation"]]))
             for arm in self._arms
@@ -148,13 +147,11 @@ class Simulator:
         return self._with_poses(action, goals)
 
     def _with_poses(self, action: Array, poses: list[tuple[Array, Array]]) -> Array:
-        """The absolute action of the end-effector `poses`, with all else from the `action` of either convention."""
-        given: dict[str, Array] = {}
+        """The absolute action of the end-effector `poses`, with the grippers of the delta `action`."""
+        values = {name: action[x] for name, x in self.task.schema.action_slices().items()}
         for arm, (position, rotation) in zip(self._arms, poses, strict=True):
-            given |= {f"{arm.prefix}position": position, f"{arm.prefix}rotation": matrix_to_6d(rotation)}
-        parts = self.task.action_parts("delta")
-        rest = {part.name: action[x] for part, x in zip(parts, action_slices(parts), strict=True)}
-        return np.concatenate([(rest | given)[part.name] for part in self.task.action_parts("absolute")])
+            values |= {f"{arm.prefix}position": position, f"{arm.prefix}rotation": matrix_to_6d(rotation)}
+        return np.concatenate([values[part.name] for part in self.task.action_parts("absolute")])
 
     # -- state --------------------------------------------------------------------------------
 
@@ -278,6 +275,10 @@ class Simulator:
             self._culling[key] = np.array_equal(image, full := render(False))
             return full
         return image
+
+    def culls(self, key: str) -> bool:
+        """Whether geoms that the camera `key` cannot see are left out of its images, as far as they were compared."""
+        return self._culling[key]
 
     def camera(self, key: str) -> PinholeCamera:
         """Current pose and field of view of the camera with image key `key`."""

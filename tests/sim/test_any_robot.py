@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY, ddp, ok, ok_json, refused
 
+from ddp_cli.commands.task_diagnosis import diagnose_task
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError
@@ -20,6 +21,7 @@ from ddp_cli.robots import Robosuite
 from ddp_cli.sim.discovery import describe_environment
 from ddp_cli.sim.environment import env_args
 from ddp_cli.sim.simulator import Simulator
+from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import RECORDED, TASKS, Task, get_task
 from ddp_cli.video.video import read_video
 
@@ -149,6 +151,14 @@ def test_malformed_descriptions_are_refused_in_one_line(changes: dict[str, Any],
 def test_arguments_of_the_simulator_itself_are_no_arguments_of_a_task() -> None:
     with pytest.raises(ConfigError, match="env_kwargs has 'control_freq', which is not an argument of a task"):
         Robosuite(env_name="Lift", cameras={}, env_kwargs={"control_freq": 10})
+
+
+def test_doctor_says_that_a_camera_is_not_culled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Culling that hides what can be seen: the simulator renders everything then, and doctor does not call it exact."""
+    task = task_from_json({"name": "my_lift", "env_name": "Lift"})
+    monkeypatch.setattr("ddp_cli.sim.renderer.potentially_visible", lambda model, *_, **__: np.zeros(model.ngeom, bool))
+    culling = next(check for check in diagnose_task(task) if check.name == "culling")
+    assert culling.detail.startswith("not used for agentview_image")
 
 
 def test_one_robot_with_two_arms() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.data.actions import rotation_6d_to_axis_angle
-from ddp_cli.evaluation.path_prediction import position_slices
+from ddp_cli.robots import position_slices
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import TASKS
