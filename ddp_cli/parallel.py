@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from ddp_cli.errors import WorkerError
@@ -56,6 +57,20 @@ def preload_workers(*modules: str) -> None:
         forkserver.set_forkserver_preload([*modules])
         with _sigint_ignored():
             forkserver.ensure_running()
+
+
+def start_process(function: Callable[..., object], *args: object) -> BaseProcess:
+    """Start `function(*args)` in a process that ignores Ctrl-C and ends with this one. All must be picklable."""
+    process: BaseProcess = _context().Process(target=_run_with_parent, args=(function, *args), daemon=True)  # type: ignore[attr-defined]
+    with _sigint_ignored():
+        process.start()
+    return process
+
+
+def _run_with_parent(function: Callable[..., object], *args: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    function(*args)
 
 
 def _can_fork() -> bool:

@@ -14,7 +14,7 @@ import typer
 
 from ddp_cli import choices, console
 from ddp_cli.commands import options
-from ddp_cli.commands.train_setup import TrainOptions, new_run, report_data
+from ddp_cli.commands.train_setup import TrainOptions, plan_new_run, plan_resumed_run, report_data, report_new_run
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
@@ -171,40 +171,48 @@ def train(
     Ctrl-C saves a checkpoint, --resume continues from it. Without a store, the sample demonstrations are converted
     first.
     """
+    from ddp_cli.parallel import preload_workers
+
+    started = time.perf_counter()
+    preload_workers("ddp_cli.training.cpu_workers")
+
     from ddp_cli.core.checkpoint_selection import newest_run
     from ddp_cli.data.store import Store
     from ddp_cli.inference.device import choose_device
-    from ddp_cli.task_file import check_same_task, task_name
+    from ddp_cli.task_file import task_name
+    from ddp_cli.training.cpu_workers import cpu_workers
     from ddp_cli.training.distributed import init_processes
     from ddp_cli.training.metrics import check_wandb
-    from ddp_cli.training.resume import resume_run
 
-    started = time.perf_counter()
     if wandb:
         check_wandb()
     task = task or (Store(data).task.name if data else "square")
     overrides = {
         "steps": steps, "epochs": epochs, "minutes": minutes, "seed": seed, "eval_every": eval_every, "keep": keep,
     }  # fmt: skip
-    with init_processes() as processes:
-        if not processes.is_main:
+    with init_processes() as launched:
+        if not launched.is_main:
             console.silence()
-        torch_device = choose_device(processes.local_device(device))
+        torch_device = choose_device(launched.local_device(device))
         if resume:
             _reject_with_resume(**overrides, preset=preset, config=config, set=settings, init_from=init_from, obs=obs)
-            folder = processes.run_on_main(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
-            run = resume_run(folder, torch_device, console.warn, console.note, processes, data)
-            check_same_task(run.trainer.config.policy.task, task, folder)
-            console.note(f"resuming {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
+            folder = launched.run_on_main(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
+            planned = plan_resumed_run(folder, data, task, torch_device, launched)
         else:
             changes = {key: value for key, value in overrides.items() if value is not None}
             train_options = TrainOptions(
                 task, obs or "image", preset, config, settings or [], changes, data, allow_unverified, runs, name,
                 init_from,
             )  # fmt: skip
-            run = new_run(train_options, torch_device, processes)
-        report_data(run)
-        checkpoint = _run_training(run, task, str(torch_device), wandb)
+            planned = plan_new_run(train_options, torch_device, launched)
+        with cpu_workers(planned.config, torch_device, launched, planned.start) as processes:
+            run = planned.start(processes=processes)
+            if resume:
+                console.note(f"resuming {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
+            else:
+                report_new_run(run, preset)
+            report_data(run)
+            checkpoint = _run_training(run, task, str(torch_device), wandb)
     _report(run, checkpoint, task, runs, time.perf_counter() - started, json)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from ddp_cli.locks import lock_output
 if TYPE_CHECKING:
     import torch
 
+    from ddp_cli.config import TrainConfig
     from ddp_cli.data.store import Store
     from ddp_cli.tasks import Task
     from ddp_cli.training.distributed import Processes
@@ -42,8 +45,16 @@ class TrainOptions:
     init_from: Path | None
 
 
-def new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> Run:
-    """Creates the run folder, after all settings were validated and the store was found or made."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that can be started or resumed, by `start(processes=...)` in each of the processes that train it."""
+
+    config: TrainConfig
+    start: Callable[..., Run]
+
+
+def plan_new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> PlannedRun:
+    """A new run, after all settings were validated and the store was found or made."""
     from ddp_cli.config import read_json
     from ddp_cli.core.checkpoint_selection import resolve_checkpoint
     from ddp_cli.data.store import Store, resolve_task
@@ -66,20 +77,44 @@ def new_run(train_options: TrainOptions, device: torch.device, processes: Proces
     values.setdefault("actions", store.attrs["action"]["convention"])
     config = train_config(task, obs, preset, file_values, values)
     folder = runs / task.name / (name or default_run_name())
-    run = create_run(folder, config, store, device, console.note, processes, initial_weights, numbered=name is None)
-    rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     for key, camera in store.for_task(config.policy.task).resized.items():
         stored = store.task.schema.cameras[key]
         console.note(
             f"{key}: images of {stored.height}x{stored.width} are resized to {camera.height}x{camera.width} "
             "(another size: --set image_size=HxW; image_size=recorded keeps them)"
         )
-    shared = f", {processes.world_size} processes" if processes.world_size > 1 else ""
-    console.note(
-        f"{run.folder}: preset {preset}, {obs} observations, "
-        f"{run.trainer.total} steps of batch size {config.batch_size}{rate}, on {device}{shared}"
+    start = functools.partial(
+        create_run, folder, config, store, device, console.note, init_from=initial_weights, numbered=name is None
     )
-    return run
+    return PlannedRun(config, start)
+
+
+def plan_resumed_run(
+    folder: Path, data: Path | None, task: str, device: torch.device, processes: Processes
+) -> PlannedRun:
+    """The run in `folder`, of `task`; `data` is the path of its store, if that was moved."""
+    from ddp_cli.task_file import check_same_task
+    from ddp_cli.training.resume import resume_run
+    from ddp_cli.training.run_folder import read_run_config
+
+    config = processes.run_on_main(lambda: read_run_config(folder, data).train)
+    check_same_task(config.policy.task, task, folder)
+    return PlannedRun(config, functools.partial(resume_run, folder, device, console.warn, console.note, data=data))
+
+
+def report_new_run(run: Run, preset: Preset | None) -> None:
+    """Print what is trained."""
+    from ddp_cli.presets import default_preset
+
+    trainer = run.trainer
+    rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
+    count = trainer.processes.world_size
+    shared = f", {count} processes" if count > 1 else ""
+    console.note(
+        f"{run.folder}: preset {preset or default_preset(trainer.device.type)}, {trainer.config.policy.obs} "
+        f"observations, {trainer.total} steps of batch size {trainer.config.batch_size}{rate}, on {trainer.device}"
+        f"{shared}"
+    )
 
 
 def report_data(run: Run) -> None:

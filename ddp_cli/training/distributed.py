@@ -1,6 +1,5 @@
-"""Processes started by `torchrun` that train one policy together, or share the episodes of an evaluation.
-
-Without torchrun there is one process, and nothing here communicates.
+"""Processes that train one policy together, or share the episodes of an evaluation: started by `torchrun`, or by
+`ddp train` itself (cpu_workers.py). A single process does not communicate.
 """
 
 from __future__ import annotations

@@ -135,10 +135,15 @@ def _check_incomplete(folder: Path) -> None:
         raise DdpError(f"'{folder}' already exists.", "Add --resume to continue it, or choose another --name.")
 
 
-def open_run_folder(folder: Path) -> Lock:
-    """Lock an existing run and remove what an interrupted process left of its checkpoints."""
+def check_is_run(folder: Path) -> None:
+    """CheckpointError if `folder` is not that of a run."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
+
+
+def open_run_folder(folder: Path) -> Lock:
+    """Lock an existing run and remove what an interrupted process left of its checkpoints."""
+    check_is_run(folder)
     lock = lock_run(folder)
     remove_leftovers(folder / "checkpoints")
     return lock
@@ -156,10 +161,12 @@ def lock_run(folder: Path) -> Lock:
 
 
 def read_run_config(folder: Path, data: Path | None = None) -> RunConfig:
-    """Read a run's `config.json`; CheckpointError if it is damaged, DataError if its store is missing or has changed.
+    """Read a run's `config.json`.
 
+    CheckpointError if it is missing or damaged, DataError if its store is missing or has changed.
     `data` is the path of the store, if it was moved.
     """
+    check_is_run(folder)
     content = read_json(folder / "config.json")
     try:
         if content["format"] not in READABLE_FORMATS:
