@@ -54,7 +54,7 @@ OWNERS = {
     "huggingface_hub": {"deploy"},
     "websockets": {"deploy"},
     "msgpack": {"deploy"},
-    "diffusers": {"core", "training"},
+    "diffusers": {"core"},
     "torch": {"core", "training", "inference", "deploy", "commands"},
 }
 

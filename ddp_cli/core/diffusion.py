@@ -18,18 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 
-Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
 
 DenoiseFn = Callable[[Tensor, int], Tensor]
 """The network in one denoising step: (trajectory (B, T, D), index of the step) -> output (B, T, D)."""
@@ -59,6 +61,9 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
     }
     scheduler: Scheduler
     if config.sampler == "dpm":
+        # Here, because it imports scipy.stats, which takes a second.
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
         # Its "thresholding" with a maximum value of 1 is the clipping of the other samplers.
         scheduler = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
     elif config.sampler == "ddim":
@@ -87,7 +92,7 @@ class Step:
 def make_denoising_steps(config: PolicyConfig) -> list[Step]:
     """The denoising steps of `config`, from pure noise to the clean trajectory."""
     scheduler = make_scheduler(config)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
+    if config.sampler == "dpm":
         return _dpm_steps(scheduler)
     timesteps = [int(k) for k in scheduler.timesteps]
     stride = config.num_train_timesteps // config.num_inference_steps
@@ -124,8 +129,8 @@ def _clean_coefficients(prediction_type: str, alpha: float) -> tuple[float, floa
     return 0.0, 1.0
 
 
-def _dpm_steps(scheduler: DPMSolverMultistepScheduler) -> list[Step]:
-    config: Any = scheduler.config
+def _dpm_steps(scheduler: Any) -> list[Step]:
+    config = scheduler.config
     timesteps, ratios = [int(k) for k in scheduler.timesteps], scheduler.sigmas.double().numpy()
     alphas = 1.0 / np.sqrt(ratios**2 + 1.0)  # square roots of the cumulative products
     sigmas = ratios * alphas

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 N_KEYPOINTS = 32
@@ -56,6 +55,7 @@ class ImageEncoder(nn.Module):
 
 def resnet18(channels: int = 3) -> nn.Module:
     """Torchvision's ResNet-18 up to layer4 (512 channels), without pooling, GroupNorm of channels/16 groups."""
+    import torchvision  # here, because it takes as long as PyTorch itself
 
     def norm(channels: int) -> nn.Module:
         return nn.GroupNorm(channels // 16, channels)

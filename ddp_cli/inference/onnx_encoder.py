@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from onnx import TensorProto
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, N_KEYPOINTS, ImageEncoder, SpatialSoftArgmax, center_crop_offset
@@ -72,7 +71,7 @@ def _module(g: GraphBuilder, module: Any, x: str) -> str:
         for child in module:
             x = _module(g, child, x)
         return x
-    if isinstance(module, BasicBlock):
+    if hasattr(module, "downsample"):  # torchvision's BasicBlock
         y = _module(g, module.bn1, _module(g, module.conv1, x))
         y = _module(g, module.bn2, _module(g, module.conv2, g("Relu", y)))
         return g("Relu", g("Add", y, _module(g, module.downsample, x) if module.downsample else x))

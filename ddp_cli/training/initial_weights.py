@@ -42,7 +42,7 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
             "Train the same architecture: use the settings in the checkpoint's config.json.",
         )
     trainer.policy.load_state_dict(weights)
-    for shadow, parameter in zip(trainer.ema.shadow_params, trainer.policy.parameters(), strict=True):
+    for shadow, parameter in zip(trainer.ema.shadow, trainer.policy.parameters(), strict=True):
         shadow.copy_(parameter.detach())
 
 

@@ -91,7 +91,7 @@ class _StepMetrics:
             "loss": self.loss,
             **{name if name == "grad_norm" else f"{name}_loss": value for name, value in means.items()},
             "lr": trainer.lr,
-            "ema_decay": float(trainer.ema.cur_decay_value or 0.0),
+            "ema_decay": trainer.ema.decay,
             "skipped_steps": float(trainer.safe_step.skipped),
             "steps_per_s": self.rate,
             "samples_per_s": self.rate * trainer.config.batch_size,

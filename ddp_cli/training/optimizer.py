@@ -1,11 +1,10 @@
-"""Optimizer, learning-rate schedule and EMA of the published diffusion policy."""
+"""Optimizer and learning-rate schedule of the published diffusion policy."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from ddp_cli.config import TrainConfig
@@ -39,20 +38,6 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def make_ema(config: TrainConfig, objective: Objective) -> EMAModel:
-    """Exponential moving average of the policy's weights."""
-    return EMAModel(
-        objective.policy.parameters(),
-        decay=config.ema_max_value,
-        use_ema_warmup=True,
-        inv_gamma=config.ema_inv_gamma,
-        power=config.ema_power,
-        # diffusers increments its step counter before computing the decay, the published code after it
-        update_after_step=1,
-        foreach=next(objective.parameters()).device.type != "mps",
-    )
 
 
 class SafeStep:

@@ -20,8 +20,9 @@ from ddp_cli.core.windows import slice_batch, to_device
 from ddp_cli.errors import CheckpointError, ConfigError
 from ddp_cli.training.dataloader import BatchLoader, TrainingData
 from ddp_cli.training.distributed import Processes
+from ddp_cli.training.ema import EMA
 from ddp_cli.training.losses import Objective
-from ddp_cli.training.optimizer import SafeStep, learning_rate, make_ema, make_optimizer
+from ddp_cli.training.optimizer import SafeStep, learning_rate, make_optimizer
 
 SEED_STRIDE = 1_000_003  # so that consecutive seeds share no step's generator
 
@@ -63,7 +64,7 @@ class Trainer:
             )
         self.optimizer = make_optimizer(config, self.objective)
         self.safe_step = SafeStep(self.optimizer, config.clip_grad_norm, device)
-        self.ema = make_ema(config, self.objective)
+        self.ema = EMA(list(self.policy.parameters()), config.ema_inv_gamma, config.ema_power, config.ema_max_value)
         self.shard = self.processes.shard(config.batch_size)
         self.loader = BatchLoader(data.train, config.batch_size, config.seed, self.shard, device)
         self.step_number = 0
@@ -112,7 +113,7 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (rows.stop - rows.start)
         norm = self.safe_step()
-        self.ema.step(self.policy.parameters())
+        self.ema.step()
         self.step_number += 1
         size = self.shard.stop - self.shard.start
         return {name: value / size for name, value in sums.items()} | {"grad_norm": norm}
@@ -130,16 +131,12 @@ class Trainer:
     def ema_weights_applied(self) -> Iterator[None]:
         """Context in which the policy has its EMA weights and is in eval mode."""
         self.policy.eval()
-        self.ema.store(self.policy.parameters())
-        self.ema.copy_to(self.policy.parameters())
-        try:
+        with self.ema.applied():
             yield
-        finally:
-            self.ema.restore(self.policy.parameters())
 
     def ema_weights(self) -> dict[str, Tensor]:
         """State dict of the policy with the EMA weights instead of the raw ones."""
-        shadow = dict(zip((n for n, _ in self.policy.named_parameters()), self.ema.shadow_params, strict=True))
+        shadow = dict(zip((n for n, _ in self.policy.named_parameters()), self.ema.shadow, strict=True))
         return {**self.policy.state_dict(), **shadow}
 
     def state(self) -> dict[str, Any]:
@@ -149,8 +146,8 @@ class Trainer:
             "total": self.total,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": [p.clone() for p in self.ema.shadow_params],
-            "ema_step": self.ema.optimization_step,
+            "ema": [p.clone() for p in self.ema.shadow],
+            "ema_step": self.ema.steps,
             "skipped": self.safe_step.skipped.clone(),
         }
 
@@ -159,10 +156,10 @@ class Trainer:
         try:
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for shadow, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
+            for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
                 shadow.copy_(saved)
             self.safe_step.skipped.copy_(state["skipped"])
-            self.ema.optimization_step = state["ema_step"]
+            self.ema.steps = state["ema_step"]
             self.step_number, self.total = state["step"], state["total"]
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
             raise CheckpointError(

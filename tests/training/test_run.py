@@ -29,7 +29,7 @@ def test_a_run_starts_with_the_weights_of_another_policy(lift_store: Store, tmp_
     release(run)
     shutil.copytree(checkpoint, tmp_path / "copy")
     resumed = resume(tmp_path / "run")  # before its first step: the other run is not needed any more
-    assert torch.equal(resumed.trainer.ema.shadow_params[0], next(other.parameters()))
+    assert torch.equal(resumed.trainer.ema.shadow[0], next(other.parameters()))
 
 
 def test_initial_weights_that_do_not_fit_are_listed(lift_store: Store, tmp_path: Path, trained: Path) -> None:

@@ -12,6 +12,7 @@ from ddp_cli.core.training_noise import TrainingNoise
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
 from ddp_cli.training.dataloader import load_training_data
+from ddp_cli.training.ema import EMA
 from ddp_cli.training.optimizer import learning_rate
 from ddp_cli.training.trainer import Trainer
 
@@ -32,14 +33,36 @@ def test_ema_decay_matches_the_published_code(lift_store: Store) -> None:
     t = make_trainer(lift_store)
     decays = []
     for _ in range(4):
-        before = t.ema.shadow_params[0].clone()
+        before = t.ema.shadow[0].clone()
         t.step()
-        after, raw = t.ema.shadow_params[0], next(iter(t.policy.parameters()))
+        after, raw = t.ema.shadow[0], next(iter(t.policy.parameters()))
         decays.append(1.0 - float((after - before).norm() / (raw.detach() - before).norm()))
     assert decays == pytest.approx([0.0, 0.0, 0.4054, 0.5613], abs=1e-3)
-    # diffusers increments its step counter first: its decay of step n + 1 is the published one after n steps
     for steps, decay in zip(PUBLISHED["ema_steps"], PUBLISHED["ema_decay"], strict=True):
-        assert t.ema.get_decay(int(steps) + 1) == pytest.approx(decay, abs=1e-9)
+        t.ema.steps = int(steps) + 1  # the published code counts from 0
+        assert t.ema.decay == pytest.approx(decay, abs=1e-9)
+
+
+def test_ema_is_that_of_diffusers() -> None:
+    from diffusers.training_utils import EMAModel
+
+    parameters = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(4))]
+    ema = EMA(parameters, inv_gamma=2.0, power=0.7, max_decay=0.8)
+    expected = EMAModel(
+        parameters, decay=0.8, use_ema_warmup=True, inv_gamma=2.0, power=0.7, update_after_step=1, foreach=True
+    )
+    for _ in range(20):
+        for parameter in parameters:
+            parameter.data += torch.randn(parameter.shape)
+        ema.step()
+        expected.step(parameters)
+        assert ema.decay == expected.cur_decay_value
+        torch.testing.assert_close(ema.shadow, expected.shadow_params)
+    assert ema.decay == 0.8
+    raw = [p.detach().clone() for p in parameters]
+    with ema.applied():
+        assert all(torch.equal(p, average) for p, average in zip(parameters, ema.shadow, strict=True))
+    assert all(torch.equal(p, value) for p, value in zip(parameters, raw, strict=True))
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -117,7 +140,7 @@ def test_a_non_finite_step_changes_no_weight(lift_store: Store) -> None:
     after = copy_weights(t)
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(torch.equal(a, v["exp_avg"]) for a, v in zip(moments, t.optimizer.state.values(), strict=True))
-    assert all(torch.isfinite(p).all() for p in t.ema.shadow_params)
+    assert all(torch.isfinite(p).all() for p in t.ema.shadow)
     assert (t.safe_step.skipped, t.safe_step.consecutive_skips) == (1, 1)
     t.policy.sample_training_noise = sample
     assert math.isfinite(float(t.step()["noise"]))
