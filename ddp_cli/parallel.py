@@ -1,4 +1,7 @@
-"""A function mapped over many items in several processes, with results in the order of the items."""
+"""A function mapped over many items in several processes, with results in the order of the items.
+
+The processes are those of this machine; cluster/ has those of several ones.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from contextlib import closing, contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ddp_cli.errors import WorkerError
 
@@ -88,14 +91,36 @@ class FailedItem(Generic[Item]):
         self.item = item
 
 
+class Cluster(Protocol):
+    """Worker processes on several machines."""
+
+    def at_most(self, count: int) -> Cluster:
+        """The same machines with `count` processes or fewer."""
+
+    def map(
+        self, make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Generator[Result | FailedItem[Item], None, None]:
+        """As `fault_tolerant_map`."""
+
+
+Workers = int | Cluster
+"""How many processes of this machine, or the processes of a cluster."""
+
+
+def at_most(workers: Workers, count: int) -> Workers:
+    """`workers`, but no more processes than `count`."""
+    return min(workers, count) if isinstance(workers, int) else workers.at_most(count)
+
+
 def ordered_map(
-    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int
+    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: Workers
 ) -> Generator[Result, None, None]:
     """Yield `make_function()(item)` for every item, in order. `items` may be infinite.
 
     `make_function` must be picklable and is called once in each process, to create a simulator for example. With one
     worker everything runs in this process. A few items are submitted at a time, so memory does not grow with their
-    number. Close the generator (`contextlib.closing`) to stop the processes at once. WorkerError if a process crashes.
+    number. Close the generator (`contextlib.closing`) to stop the processes at once. WorkerError if a process crashes;
+    on a cluster, if an item crashes its process twice.
     """
     with closing(fault_tolerant_map(make_function, items, workers, max_retries=0)) as results:
         for result in results:
@@ -107,14 +132,17 @@ def ordered_map(
 
 
 def fault_tolerant_map(
-    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int, max_retries: int = 2
+    make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: Workers, max_retries: int = 2
 ) -> Generator[Result | FailedItem[Item], None, None]:
     """Like `ordered_map`, but retry after crashes.
 
     When a process crashes, all are restarted and the items in progress are run again. After a second crash, the next
     item runs alone, so no other one can cause a third. After more than `max_retries` crashes in a row, its result is
-    `FailedItem(item)`.
+    `FailedItem(item)`. A cluster has its own rule: an item is retried once.
     """
+    if not isinstance(workers, int):
+        yield from workers.map(make_function, items)
+        return
     if workers <= 1:
         function = make_function()
         yield from (function(item) for item in items)
@@ -211,9 +239,15 @@ def _call(item: Any) -> Any:
             _function = _make_function()
         return _function(item)
     except BaseException as e:
-        if _is_sendable(e):
+        error = sendable_error(e)
+        if error is e:
             raise
-        raise RuntimeError(f"{type(e).__name__}: {e}") from e
+        raise error from e
+
+
+def sendable_error(e: BaseException) -> BaseException:
+    """`e` if it arrives in the parent process as it is, or else a RuntimeError that says what it was."""
+    return e if _is_sendable(e) else RuntimeError(f"{type(e).__name__}: {e}")
 
 
 def _is_sendable(e: BaseException) -> bool:

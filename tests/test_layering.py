@@ -24,7 +24,7 @@ FLOORS = [
     {"core", "evaluation", "presets"},
     {"sim", "video", "config"},
     {"task_file"},
-    {"task_difference"},
+    {"task_difference", "cluster"},
     {"tasks", "parallel", "image_size"},
     {"robots"},
     {"schema"},
@@ -46,6 +46,7 @@ OWNERS = {
     "PIL": {"video"},
     "imagecodecs": {"data"},
     "rich": {"console"},
+    "ray": {"cluster"},
     "scipy": {"rotation", "evaluation"},
     "matplotlib": {"training"},
     "wandb": {"training"},
@@ -60,7 +61,7 @@ OWNERS = {
 
 HEAVY = {
     "torch", "torchvision", "diffusers", "h5py", "pyarrow", "zarr", "robosuite", "mujoco", "imageio", "PIL", "numpy",
-    "scipy", "pydantic", "matplotlib", "rich.markdown", "onnx", "onnxruntime",
+    "scipy", "ray", "pydantic", "matplotlib", "rich.markdown", "onnx", "onnxruntime",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ddp_cli.data.collection import CollectionResult
     from ddp_cli.data.policy_demonstrations import ActingPolicy
     from ddp_cli.deploy.policy_source import PolicySource
+    from ddp_cli.parallel import Workers
     from ddp_cli.tasks import Task
 
 EXAMPLES = options.examples(
@@ -93,6 +94,7 @@ def collect(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     workers: options.Workers = None,
+    cluster: options.Cluster = None,
 ) -> None:
     """Record demonstrations of a scripted policy, or episodes of a trained policy with its labels.
 
@@ -117,10 +119,12 @@ def collect(
         source, acting = None, None
         if policy:
             folder = resolve_policy(policy, options.RUNS, None)
-            source = open_policy_source(folder, device, sampler, inference_steps, engine)
-            acting = _acting_policy(source, takeover)
+            on_device = options.device_of_workers(device, cluster)
+            source = open_policy_source(folder, on_device, sampler, inference_steps, engine)
+            acting = _acting_policy(source, takeover, preload=cluster is None)
         described = _find_task(task, robot, source)
-        result = run_collection(described, episodes, out, first_seed, workers, acting)
+        with options.open_workers(workers, cluster) as processes:
+            result = run_collection(described, episodes, out, first_seed, processes, acting)
     seconds = time.perf_counter() - started
     if json:
         console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
@@ -138,12 +142,14 @@ def _check_policy_options(given: dict[str, object]) -> None:
         raise DdpError(f"{names[0]} needs a policy that acts.", "Name one with --policy CHECKPOINT.")
 
 
-def _acting_policy(source: PolicySource, takeover: bool) -> ActingPolicy:
+def _acting_policy(source: PolicySource, takeover: bool, preload: bool) -> ActingPolicy:
+    """`source` as a policy that acts; `preload` what processes of this machine need for it."""
     from ddp_cli.data.policy_demonstrations import ActingPolicy
     from ddp_cli.parallel import preload_workers
 
     console.note(f"policy {source.folder}, engine {source.engine}")
-    preload_workers("ddp_cli.inference.agent", "ddp_cli.inference.onnx_policy")
+    if preload:
+        preload_workers("ddp_cli.inference.agent", "ddp_cli.inference.onnx_policy")
     return ActingPolicy(source.make_agent, source.render, takeover, source.settings())
 
 
@@ -190,7 +196,7 @@ def run_collection(
     episodes: int,
     out: Path,
     seed: int = FIRST_SEED["collect"],
-    workers: int | None = None,
+    workers: Workers | None = None,
     policy: ActingPolicy | None = None,
 ) -> CollectionResult:
     """`data.collection.collect` with a progress bar."""

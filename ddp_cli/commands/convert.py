@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddp_cli.data.conversion import ConversionResult
     from ddp_cli.data.conversion_plan import ConvertOptions
     from ddp_cli.data.recording import Recording
+    from ddp_cli.parallel import Workers
     from ddp_cli.tasks import Task
 
 EXAMPLES = options.examples(
@@ -26,9 +27,9 @@ EXAMPLES = options.examples(
     "ddp convert sample_data/square.hdf5 --obs state --only :50",
 )
 
-FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers")
+FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers", "cluster")
 """Options that apply to HDF5 files only."""
-SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "actions", "check", "to")
+SIMULATOR_OPTIONS = ("obs", "render", "rerender", "filter_key", "workers", "cluster", "actions", "check", "to")
 """Options that do not apply to recordings of any robot."""
 RECORDING_OPTIONS = (
     "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses",
@@ -151,6 +152,7 @@ def convert(
     trim_pauses: as_recorded.TrimPauses = False,
     schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
+    cluster: options.Cluster = None,
 ) -> None:
     """Convert recordings to a zarr store, or a store to another format; merge stores.
 
@@ -189,8 +191,8 @@ def convert(
         obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format, trim_pauses
     )
     started = time.perf_counter()
-    with options.reserve_output(out, overwrite, STORE_MARKERS):
-        result = run_conversion(source, out, convert_options, workers, source_task)
+    with options.reserve_output(out, overwrite, STORE_MARKERS), options.open_workers(workers, cluster) as processes:
+        result = run_conversion(source, out, convert_options, processes, source_task)
     _report(out, source_task, result, time.perf_counter() - started, json)
 
 
@@ -280,7 +282,7 @@ def run_conversion(
     source: Path,
     out: Path,
     convert_options: ConvertOptions,
-    workers: int | None = None,
+    workers: Workers | None = None,
     task: Task | None = None,
 ) -> ConversionResult:
     """`data.conversion.convert` with a progress bar."""

@@ -120,6 +120,7 @@ def evaluate(
     max_steps: env_options.MaxSteps = None,
     engine: options.Engine = "auto",
     workers: options.Workers = None,
+    cluster: options.Cluster = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -145,25 +146,33 @@ def evaluate(
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, score_key, max_steps)
     count = episodes or (MAX_EPISODES if until_ci else DEFAULT_EPISODES)
     image = _image_beside(out, overwrite) if out and swept else None
-    if min(count, workers or default_workers()) > 1:
+    device = options.device_of_workers(device, cluster)
+    if cluster is None and min(count, workers or default_workers()) > 1:
         preload_workers("ddp_cli.inference.agent", "ddp_cli.inference.onnx_policy")
     from ddp_cli.evaluation.report import write_report
     from ddp_cli.training.distributed import init_processes
 
-    eval_options = EvalOptions(
-        count, seed, until_ci or 0.0, sampler, inference_steps, engine, workers, device, environment
-    )
     with init_processes() as processes, console.results_silenced(json), ExitStack() as reserved:
         if not processes.is_main:
             console.silence()
+        _check_cluster(cluster, processes)
         if environment is None:
             _warn_of_seeds(range(seed, seed + count))
         processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
+        eval_options = EvalOptions(
+            count, seed, until_ci or 0.0, sampler, inference_steps, engine,
+            reserved.enter_context(options.open_workers(workers, cluster)), device, environment,
+        )  # fmt: skip
         folders = [] if last else [resolve_policy(path, runs, task) for path in paths or (None,)]
         if last:
             report = _evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
         elif data or eval_options.lacks_environment(folders[0], processes):
-            _check_open_loop({"--env": env, "--sweep": swept, "--until-ci": until_ci, "a second policy": folders[1:]})
+            _check_open_loop(
+                {
+                    "--env": env, "--sweep": swept, "--until-ci": until_ci, "--cluster": cluster,
+                    "a second policy": folders[1:],
+                }
+            )  # fmt: skip
             image = _image_beside(out, overwrite) if out else None
             report = evaluate_open_loop(eval_options.open(folders[0], processes), data, episodes, image)
         elif swept:
@@ -177,6 +186,14 @@ def evaluate(
             console.note(f"report: {out}")
     if json:
         console.print_json(report)
+
+
+def _check_cluster(cluster: str | None, processes: Processes) -> None:
+    """DdpError if the episodes are to be divided twice."""
+    if cluster and processes.world_size > 1:
+        raise DdpError(
+            "--cluster does not go with torchrun.", "Run `ddp eval` alone: the cluster divides the episodes."
+        )
 
 
 def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from ddp_cli.seeds import purposes_of_seeds
 if TYPE_CHECKING:
     from ddp_cli.evaluation.evaluation import Evaluation
     from ddp_cli.evaluation.rollout import Agent, Environment
+    from ddp_cli.parallel import Workers
     from ddp_cli.sim.gymnasium_env import GymnasiumSettings
     from ddp_cli.training.distributed import Processes
 
@@ -36,7 +37,8 @@ class EvalOptions:
     sampler: Sampler | None
     inference_steps: int | None
     engine: Engine
-    workers: int | None
+    workers: Workers | None
+    """None: one process per CPU core of this machine."""
     device: str
     environment: GymnasiumSettings | None = None
     """None: the simulator of the policy's task."""
@@ -95,11 +97,11 @@ def measure(
 def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Processes) -> Evaluation:
     """The episodes of all processes, of which this one runs its share."""
     from ddp_cli.evaluation.evaluation import Evaluation, evaluate
-    from ddp_cli.parallel import default_workers
+    from ddp_cli.parallel import at_most, default_workers
 
     first = eval_options.seed
     seeds = range(first, first + eval_options.episodes)[processes.shard(eval_options.episodes)]
-    workers = min(len(seeds), eval_options.workers or max(1, default_workers() // processes.local_world_size))
+    workers = at_most(eval_options.workers or max(1, default_workers() // processes.local_world_size), len(seeds))
     successes = done = 0
     with console.progress(f"eval {source.task.name}") as update:
 

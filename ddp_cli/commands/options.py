@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddp_cli import choices
 from ddp_cli.errors import DdpError
 from ddp_cli.locks import lock_output
+
+if TYPE_CHECKING:
+    from ddp_cli.parallel import Workers as ParallelWorkers
 
 RUNS = Path("runs")
 DATA = Path("data")
@@ -96,7 +99,17 @@ Workers = Annotated[
         "--workers",
         "-j",
         min=1,
-        help="Worker processes; one per CPU core by default.",
+        help="Worker processes; one per CPU core by default, of this machine or of the --cluster.",
+        show_default=False,
+        rich_help_panel=EXECUTION,
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="auto|HOST:PORT",
+        help="Spread the work over a Ray cluster of which this machine is a node; auto: the one that runs here.",
         show_default=False,
         rich_help_panel=EXECUTION,
     ),
@@ -111,6 +124,27 @@ def one_policy(checkpoint: Path | None, policy: Path | None) -> Path | None:
     if checkpoint and policy:
         raise DdpError(f"'{checkpoint}' and --policy '{policy}' were both given.", "Name one policy.")
     return policy or checkpoint
+
+
+@contextmanager
+def open_workers(workers: int | None, cluster: str | None) -> Iterator[ParallelWorkers | None]:
+    """The processes that --workers and --cluster name; None for the default of the command."""
+    if cluster is None:
+        yield workers
+        return
+    from ddp_cli.cluster.connection import connect
+
+    with connect(cluster, workers) as processes:
+        yield processes
+
+
+def device_of_workers(device: str, cluster: str | None) -> str:
+    """The device that workers compute on: on a cluster, the CPU. DdpError if another one was named."""
+    if cluster is None:
+        return device
+    if device not in {"auto", "cpu"}:
+        raise DdpError(f"--device {device} does not go with --cluster, whose workers compute on CPUs.", "Leave it out.")
+    return "cpu"
 
 
 def default_store(task: str, obs: str) -> Path:

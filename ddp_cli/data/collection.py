@@ -19,7 +19,7 @@ from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.data.policy_demonstrations import ActingPolicy
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.locks import lock_output
-from ddp_cli.parallel import ordered_map
+from ddp_cli.parallel import Workers, ordered_map
 from ddp_cli.sim.environment import env_args, simulator_versions
 from ddp_cli.sim.scripted_policies import SCRIPT_VERSION, check_scripted_policy, scripted_actions
 from ddp_cli.sim.simulator import SUCCESS_HOLD_STEPS, Simulator
@@ -67,7 +67,7 @@ def collect(
     episodes: int,
     out: Path,
     seed: int,
-    workers: int,
+    workers: Workers,
     progress: Callable[[int, int, int], None],
     policy: ActingPolicy | None = None,
 ) -> CollectionResult:
@@ -115,7 +115,7 @@ def _record_missing(
     make_recorder: Callable[[], Callable[[int], Demo | None]],
     episodes: int,
     seed: int,
-    workers: int,
+    workers: Workers,
     progress: Callable[[int, int, int], None],
 ) -> None:
     """Adds demos to `folder` until it holds `episodes`."""

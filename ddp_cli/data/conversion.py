@@ -25,7 +25,7 @@ from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.trimming import Steps
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
-from ddp_cli.parallel import ordered_map, run_in_thread
+from ddp_cli.parallel import Workers, at_most, ordered_map, run_in_thread
 from ddp_cli.sim.environment import check_action_convention, simulator_versions
 from ddp_cli.sim.observable_checks import check_state_determines_observations
 from ddp_cli.sim.renderer import check_render_profile
@@ -62,7 +62,7 @@ class ConversionResult:
 def convert(
     source: Path,
     out: Path,
-    workers: int,
+    workers: Workers,
     progress: Progress,
     options: ConvertOptions = DEFAULT_OPTIONS,
     task: Task | None = None,
@@ -122,7 +122,7 @@ def _read_steps(demos: DemoFile, name: str, steps: Steps, keys: tuple[str, ...])
 
 
 def _check_recording(
-    demos: DemoFile, plan: ConversionPlan, options: ConvertOptions, workers: int, progress: Progress
+    demos: DemoFile, plan: ConversionPlan, options: ConvertOptions, workers: Workers, progress: Progress
 ) -> tuple[ConversionPlan, dict[str, Any]]:
     """Compares the recorded observations with the simulator's and replays the demos.
 
@@ -158,7 +158,7 @@ def _check_recording(
     return plan, summarize_checks(results, frames)
 
 
-def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progress: Progress) -> list[FrameResult]:
+def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: Workers, progress: Progress) -> list[FrameResult]:
     """Compares the recorded observations of some steps of every demo; in small files, of more steps."""
     if not plan.recorded_keys:
         return []
@@ -168,7 +168,7 @@ def _compare_frames(demos: DemoFile, plan: ConversionPlan, workers: int, progres
     frames = (frame for name in plan.demo_names for frame in _read_frames(demos, name, plan.recorded_keys, n_steps))
     progress("compare", 0, count)
     make_check = functools.partial(_make_frame_check, demos.task)
-    with closing(ordered_map(make_check, frames, min(workers, 1 + count // DEMOS_PER_WORKER))) as comparisons:
+    with closing(ordered_map(make_check, frames, at_most(workers, 1 + count // DEMOS_PER_WORKER))) as comparisons:
         for i, result in enumerate(comparisons):
             results[result.demo].add(result)
             progress("compare", min(count, 1 + i // n_steps), count)
@@ -196,7 +196,7 @@ def _make_frame_check(task: Task) -> Callable[[Frame], FrameResult]:
 
 
 def _replay_demos(
-    demos: DemoFile, plan: ConversionPlan, count: int, workers: int, progress: Progress
+    demos: DemoFile, plan: ConversionPlan, count: int, workers: Workers, progress: Progress
 ) -> list[ReplayResult]:
     """Replays `count` demos as a whole, spread evenly over the file, and some chunks of all others."""
     if not count:
@@ -215,7 +215,7 @@ def _replay_demos(
         demos.info.lite_physics,
         GAP_STEPS if demos.info.is_before_1_5 else 0,
     )
-    with closing(ordered_map(make_check, sample, min(workers, count + total // DEMOS_PER_WORKER))) as checks:
+    with closing(ordered_map(make_check, sample, at_most(workers, count + total // DEMOS_PER_WORKER))) as checks:
         for result in checks:
             results.append(result)
             progress("check", len(results), total)
@@ -231,7 +231,7 @@ def _make_demo_check(
     return lambda item: check_demo(sim, spec, replay_sim, item[0], item[1], gap_steps)
 
 
-def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers: int) -> Iterator[Episode]:
+def _build_episodes(task: Task, spec: RenderSpec, demos: Iterator[Demo], workers: Workers) -> Iterator[Episode]:
     first = next(demos, None)
     if first is None:
         return

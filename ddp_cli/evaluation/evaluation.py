@@ -13,7 +13,7 @@ from typing import Any
 from ddp_cli.errors import WorkerError
 from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, run_episode
 from ddp_cli.evaluation.statistics import mean_interval, wilson_interval
-from ddp_cli.parallel import FailedItem, fault_tolerant_map, ordered_map
+from ddp_cli.parallel import FailedItem, Workers, fault_tolerant_map, ordered_map
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task
@@ -99,7 +99,7 @@ def evaluate(
     make_agent: Callable[[], Agent],
     make_env: Callable[[Agent], Environment],
     seeds: Sequence[int],
-    workers: int,
+    workers: Workers,
     on_episode: Callable[[EpisodeResult], None],
     max_margin: float = 0.0,
 ) -> Evaluation:

@@ -1,0 +1,1 @@
+"""Processes of several machines, by Ray."""
