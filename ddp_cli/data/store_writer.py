@@ -159,7 +159,9 @@ class StoreWriter:
                 f"'{self.path}': the chunk file {missing[0]} was removed while the store was written.",
                 "Run the same command again.",
             )
-        arrays = {name: self._root[name] for name in [*(f"data/{key}" for key in self._writers), "meta/episode_ends"]}
+        arrays = {
+            name: self._root[name] for name in [*(f"data/{key}" for key in sorted(self._writers)), "meta/episode_ends"]
+        }
         content = {name: chunk_checksums(array, self.partial / name) for name, array in arrays.items()}
         self._root.attrs.update({**attributes, "content": content, "complete": True})
         self._finished = True  # from here on, an interruption leaves a complete store under one of the two names
