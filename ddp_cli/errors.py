@@ -61,3 +61,8 @@ def close_match(value: str, valid: Iterable[str]) -> str:
     """End of an error message: `, did you mean 'x'?` if `value` resembles a valid one, otherwise a full stop."""
     match = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
     return f", did you mean '{match[0]}'?" if match else "."
+
+
+def first_line(e: BaseException) -> str:
+    """The first line of the message of a library's exception, or else its class; without a full stop."""
+    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__).rstrip(".")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
 from ddp_cli.cluster.node import check_software, processor, software
-from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.errors import ConfigError, DdpError, first_line
 
 if TYPE_CHECKING:
     from ddp_cli.cluster.ray_cluster import RayCluster
@@ -43,7 +43,7 @@ def connect(address: str, workers: int | None) -> Iterator[RayCluster]:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as e:  # noqa: BLE001 - other versions, no node of the cluster on this machine
             raise DdpError(
-                f"cannot join the Ray cluster at '{address}': {_first_line(e)}.",
+                f"cannot join the Ray cluster at '{address}': {first_line(e)}.",
                 f"This machine must be one of its nodes: `ray start --address {address}`.",
             ) from None
         cpus = _check_nodes()
@@ -95,7 +95,7 @@ def _check_nodes() -> int:
             model, error = ray.get(ref, timeout=CHECK_SECONDS)
         except Exception as e:  # noqa: BLE001 - ddp cannot be imported, or the node ended
             raise DdpError(
-                f"the node {name} of the cluster cannot run ddp: {_first_line(e)}.",
+                f"the node {name} of the cluster cannot run ddp: {first_line(e)}.",
                 "Install the same ddp on all machines of the cluster.",
             ) from None
         if error is not None:
@@ -114,7 +114,3 @@ def _describe_node(required: dict[str, str]) -> tuple[str, ConfigError | None]:
     except ConfigError as e:
         return processor(), e
     return processor(), None
-
-
-def _first_line(e: Exception) -> str:
-    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__).rstrip(".")

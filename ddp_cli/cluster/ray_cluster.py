@@ -1,4 +1,7 @@
-"""A function mapped over many items by the processes of a Ray cluster, with results in the order of the items."""
+"""A function mapped over many items by the processes of a Ray cluster, with results in the order of the items.
+
+A process is an actor of Ray that takes one CPU. Processes are started as they are needed, and replaced when they die.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,51 @@ import pickle
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ddp_cli.cluster import worker
 from ddp_cli.cluster.node import software
 from ddp_cli.cluster.packaging import package
+from ddp_cli.cluster.worker import Work, Worker
+from ddp_cli.errors import WorkerError, first_line
 from ddp_cli.parallel import FailedItem
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_CRASHES = 2  # of the process of an item, or of its machine: an item is retried once
+MAX_FAILED_STARTS = 3  # of processes, in a row
 ITEMS_PER_WORKER = 2  # results that wait for an earlier one take memory
 _END = object()
 
 
-@dataclass(frozen=True)
 class RayCluster:
-    """Processes of the cluster to which this process is connected: one per CPU, or fewer."""
+    """Processes of the cluster to which this process is connected, `workers` at most."""
 
-    workers: int
+    def __init__(self, workers: int, idle: list[Any] | None = None) -> None:
+        self.workers = workers
+        self._idle = [] if idle is None else idle  # processes of finished maps, which the next one goes on with
 
     def at_most(self, count: int) -> RayCluster:
         """The same cluster with `count` processes or fewer."""
-        return RayCluster(min(self.workers, count))
+        return RayCluster(min(self.workers, count), self._idle)
 
     def map(
         self, make_function: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
     ) -> Generator[Result | FailedItem[Item], None, None]:
         """Yield `make_function()(item)` for every item, in order; `FailedItem(item)` if it crashed two processes.
 
-        Items run one at a time in each process. An exception of the function is raised in its place. What is running
-        when the generator is closed is cancelled.
+        An exception of the function is raised in its place. Processes that are busy when the generator is closed are
+        stopped.
         """
-        calls = _Calls(worker.Work(uuid.uuid4().hex, package(make_function), software()))
+        calls = _Calls(Work(uuid.uuid4().hex, package(make_function), software()), self._idle)
         pending: deque[_Call] = deque()
         remaining = iter(items)
         try:
             while True:
-                while calls.n_running < self.workers and len(pending) < ITEMS_PER_WORKER * self.workers:
+                while calls.n_unfinished < self.workers and len(pending) < ITEMS_PER_WORKER * self.workers:
                     item = next(remaining, _END)
                     if item is _END:
                         break
@@ -59,7 +64,7 @@ class RayCluster:
                 if pending[0].is_done:
                     yield pending.popleft().result()
         finally:
-            calls.cancel()
+            calls.stop()
 
 
 class _Call:
@@ -84,42 +89,79 @@ class _Call:
 
 
 class _Calls:
-    """The calls that are running."""
+    """The unfinished calls of a map: those that wait for a process, and those that run in one."""
 
-    def __init__(self, work: worker.Work) -> None:
-        # Ray's own retries are off: they do not count those after a lack of memory.
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(worker.call)
+    def __init__(self, work: Work, idle: list[Any]) -> None:
         self._work = ray.put(work)  # a machine fetches it once
-        self._running: dict[ray.ObjectRef[bytes], _Call] = {}
+        self._start = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(Worker)
+        self._idle = idle
+        self._starting: dict[ray.ObjectRef[Any], Any] = {}
+        self._running: dict[ray.ObjectRef[Any], tuple[Any, _Call]] = {}
+        self._waiting: deque[_Call] = deque()
+        self._failed_starts = 0
 
     @property
-    def n_running(self) -> int:
-        return len(self._running)
+    def n_unfinished(self) -> int:
+        return len(self._waiting) + len(self._running)
 
     def submit(self, item: Any) -> _Call:
         call = _Call(item)
-        self._start(call)
+        self._waiting.append(call)
+        self._dispatch()
         return call
 
-    def _start(self, call: _Call) -> None:
-        self._running[self._remote.remote(self._work, pickle.dumps(call.item, pickle.HIGHEST_PROTOCOL))] = call
-
     def update(self, wait: bool) -> None:
-        """Take the outcome of a call that has ended, if there is one, or `wait` for it."""
-        done, _ = ray.wait(list(self._running), timeout=None if wait else 0)
+        """Note that a process has started or a call has ended, if one has, or `wait` for it."""
+        refs = [*self._starting, *self._running]
+        done, _ = ray.wait(refs, timeout=None if wait else 0) if refs else ([], [])
         for ref in done:
-            call = self._running.pop(ref)
-            try:
-                call.outcome = ray.get(ref)
-            except RayTaskError:  # an error of the worker itself: nothing crashed
-                raise
-            except RayError:
-                call.crashes += 1
-                if not call.is_done:
-                    self._start(call)
+            if ref in self._starting:
+                self._started(ref)
+            else:
+                self._ended(ref)
+        self._dispatch()
 
-    def cancel(self) -> None:
-        """Stop the processes of all calls that are running."""
-        for ref in self._running:
-            ray.cancel(ref, force=True)
-        self._running.clear()
+    def stop(self) -> None:
+        """Stop all processes but the idle ones."""
+        for process in [*self._starting.values(), *(process for process, _ in self._running.values())]:
+            ray.kill(process)
+
+    def _dispatch(self) -> None:
+        """Give calls to idle processes, and start as many as the other calls need."""
+        while self._waiting and self._idle:
+            process, call = self._idle.pop(), self._waiting.popleft()
+            item = pickle.dumps(call.item, pickle.HIGHEST_PROTOCOL)
+            self._running[process.call.remote(self._work, item)] = (process, call)
+        for _ in range(len(self._waiting) - len(self._starting)):
+            new: Any = self._start.remote()
+            self._starting[new.ready.remote()] = new
+
+    def _started(self, ref: ray.ObjectRef[Any]) -> None:
+        process = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError as e:
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                raise WorkerError(
+                    f"processes cannot be started on the cluster: {first_line(e)}.", "Run `ray status`."
+                ) from None
+        else:
+            self._failed_starts = 0
+            self._idle.append(process)
+
+    def _ended(self, ref: ray.ObjectRef[Any]) -> None:
+        process, call = self._running.pop(ref)
+        try:
+            call.outcome = ray.get(ref)
+        except RayTaskError:  # an error of the worker itself: nothing crashed
+            raise
+        except RayError:  # killed, out of memory, or the machine is lost or cannot be reached
+            call.crashes += 1
+            if not call.is_done:
+                self._waiting.appendleft(call)
+            for lost in [process, *self._idle]:  # idle processes may have died with it
+                ray.kill(lost)
+            self._idle.clear()
+        else:
+            self._idle.append(process)

@@ -21,32 +21,33 @@ class Work(NamedTuple):
     """Versions on the machine where the command runs."""
 
 
-class _Made(NamedTuple):
-    key: str
-    function: Callable[[Any], Any]
+class Worker:
+    """A process that a cluster starts."""
 
-
-_made: _Made | None = None
-
-
-def call(work: Work, item: bytes) -> bytes:
-    """Call the function of `work` on a pickled item: its result and None, or None and its exception, pickled.
-
-    Pickled here, as between processes of one machine: arrays that Ray itself transfers are read-only.
-    """
-    outcome: tuple[Any, BaseException | None]
-    try:
-        outcome = (_function(work)(pickle.loads(item)), None)  # noqa: S301 - sent by the command that this serves
-    except BaseException as e:  # noqa: BLE001 - raised by the command
-        outcome = (None, sendable_error(e))
-    return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
-
-
-def _function(work: Work) -> Callable[[Any], Any]:
-    global _made  # noqa: PLW0603 - a process keeps what it has made
-    if _made is None or _made.key != work.key:
-        _made = None  # release a simulator before the next one is made
-        check_software(work.software)
+    def __init__(self) -> None:
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the calling thread
-        _made = _Made(work.key, call_unpacked(work.make_function))
-    return _made.function
+        self._key = ""
+        self._function: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Return when the process has started."""
+
+    def call(self, work: Work, item: bytes) -> bytes:
+        """Call the function of `work` on a pickled item: its result and None, or None and its exception, pickled.
+
+        Pickled here, as between processes of one machine: arrays that Ray itself transfers are read-only.
+        """
+        outcome: tuple[Any, BaseException | None]
+        try:
+            outcome = (self._make(work)(pickle.loads(item)), None)  # noqa: S301 - sent by the command that this serves
+        except BaseException as e:  # noqa: BLE001 - raised by the command
+            outcome = (None, sendable_error(e))
+        return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+
+    def _make(self, work: Work) -> Callable[[Any], Any]:
+        if self._function is None or self._key != work.key:
+            self._function = None  # release a simulator before the next one is made
+            check_software(work.software)
+            self._function = call_unpacked(work.make_function)
+            self._key = work.key
+        return self._function
