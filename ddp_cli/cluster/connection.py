@@ -35,8 +35,11 @@ def connect(address: str, workers: int | None) -> Iterator[RayCluster]:
         import ray
     except ModuleNotFoundError:
         raise DdpError("--cluster needs Ray.", 'pip install "ddp-cli[ray]"') from None
+    from ray._private import worker as driver
+
     from ddp_cli.cluster.ray_cluster import RayCluster
 
+    driver._worker_logs_enabled = False  # messages of Ray's daemons, on stdout, where only results go
     address = _find_address(address)
     try:
         try:
