@@ -63,6 +63,8 @@ def close_match(value: str, valid: Iterable[str]) -> str:
     return f", did you mean '{match[0]}'?" if match else "."
 
 
-def first_line(e: BaseException) -> str:
-    """The first line of the message of a library's exception, or else its class; without a full stop."""
-    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__).rstrip(".")
+def last_line(e: BaseException) -> str:
+    """The last line of the message of a library's exception, which may hold a traceback, or else its class; without a
+    full stop.
+    """
+    return next((line.strip() for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__).rstrip(".")

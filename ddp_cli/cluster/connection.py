@@ -7,18 +7,19 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
 from ddp_cli.cluster.node import check_software, processor, software
-from ddp_cli.errors import ConfigError, DdpError, first_line
+from ddp_cli.errors import ConfigError, DdpError, last_line
+from ddp_cli.parallel import run_in_thread
 
 if TYPE_CHECKING:
     from ddp_cli.cluster.ray_cluster import RayCluster
 
 AUTO = "auto"
-CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 4.0  # from 5 s on, Ray prints warnings, for minutes
 CHECK_SECONDS = 120.0  # a node starts a process and imports ddp in this time
 HEAD_HINT = "Start one with `ray start --head`, or name the address of one: --cluster HOST:PORT."
 
@@ -44,11 +45,8 @@ def connect(address: str, workers: int | None) -> Iterator[RayCluster]:
     try:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as e:  # noqa: BLE001 - other versions, no node of the cluster on this machine
-            raise DdpError(
-                f"cannot join the Ray cluster at '{address}': {first_line(e)}.",
-                f"This machine must be one of its nodes: `ray start --address {address}`.",
-            ) from None
+        except Exception as e:  # noqa: BLE001 - any that Ray raises
+            raise _connection_error(address, e) from None
         cpus = _check_nodes()
         if not cpus:
             raise DdpError(f"the Ray cluster at '{address}' has no CPUs.", "Add a node with `ray start`.")
@@ -61,23 +59,51 @@ def connect(address: str, workers: int | None) -> Iterator[RayCluster]:
 
 def _find_address(address: str) -> str:
     """HOST:PORT of a cluster that answers."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
     if address == AUTO:
         address = os.environ.get("RAY_ADDRESS") or AUTO
     if address == AUTO:
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
         try:
             address = canonicalize_bootstrap_address_or_die(AUTO)
         except ConnectionError:
             raise DdpError("no Ray cluster is running on this machine.", HEAD_HINT) from None
-    match = re.fullmatch(r"(?P<host>[\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})", address)
-    if match is None:
+    if not re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}", address):
         raise ConfigError(f"'{address}' is not the address of a Ray cluster.", "Valid: auto, or HOST:PORT.")
-    try:  # Ray itself would wait for a minute and end the process
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
-    except (OSError, OverflowError):
+    answer = run_in_thread(lambda: GcsClient(address=address).get_all_node_info(timeout=ANSWER_SECONDS))
+    try:
+        nodes = answer.result(ANSWER_SECONDS)
+    except Exception:  # noqa: BLE001 - nothing listens there, or something else
         raise DdpError(f"no Ray cluster answers at '{address}'.", HEAD_HINT) from None
+    if not any(_listens(node.raylet_socket_name) for node in nodes.values()):  # Ray would end the process
+        raise DdpError(
+            f"this machine is not a node of the Ray cluster at '{address}'.",
+            f"`ray start --address {address}` makes it one; with --num-cpus 0 it gives out work without doing any.",
+        )
     return address
+
+
+def _listens(path: str) -> bool:
+    """Whether a process of this machine listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+        client.connect(path)
+        return True
+    return False
+
+
+def _connection_error(address: str, e: Exception) -> DdpError:
+    """The error of Ray as one line."""
+    text = " ".join(str(e).split())
+    versions = re.findall(r"Ray: (\S+) Python: (\S+)", text)
+    if len(versions) == 2:
+        (ray_version, python), (own_ray, own_python) = versions
+        return ConfigError(
+            f"the cluster at '{address}' runs Ray {ray_version} on Python {python}, this machine {own_ray} on "
+            f"{own_python}.",
+            "Install the same versions on all machines of the cluster.",
+        )
+    return DdpError(f"cannot join the Ray cluster at '{address}': {last_line(e)}.", "Run `ray status`.")
 
 
 def _check_nodes() -> int:
@@ -98,7 +124,7 @@ def _check_nodes() -> int:
             model, error = ray.get(ref, timeout=CHECK_SECONDS)
         except Exception as e:  # noqa: BLE001 - ddp cannot be imported, or the node ended
             raise DdpError(
-                f"the node {name} of the cluster cannot run ddp: {first_line(e)}.",
+                f"the node {name} of the cluster cannot run ddp: {last_line(e)}.",
                 "Install the same ddp on all machines of the cluster.",
             ) from None
         if error is not None:

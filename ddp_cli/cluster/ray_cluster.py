@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ddp_cli.cluster.node import software
 from ddp_cli.cluster.packaging import package
 from ddp_cli.cluster.worker import Work, Worker
-from ddp_cli.errors import WorkerError, first_line
+from ddp_cli.errors import WorkerError, last_line
 from ddp_cli.parallel import FailedItem
 
 Item = TypeVar("Item")
@@ -144,7 +144,7 @@ class _Calls:
             self._failed_starts += 1
             if self._failed_starts == MAX_FAILED_STARTS:
                 raise WorkerError(
-                    f"processes cannot be started on the cluster: {first_line(e)}.", "Run `ray status`."
+                    f"processes cannot be started on the cluster: {last_line(e)}.", "Run `ray status`."
                 ) from None
         else:
             self._failed_starts = 0

@@ -21,6 +21,7 @@ from cluster_functions import make_process_names, make_reader, make_refuser, mak
 from conftest import ddp, ok_json, refused
 from ray.cluster_utils import Cluster
 
+from ddp_cli.cluster import connection
 from ddp_cli.cluster.connection import connect
 from ddp_cli.cluster.ray_cluster import RayCluster
 from ddp_cli.data.collection import collect
@@ -150,6 +151,15 @@ def test_addresses_without_a_cluster_are_refused(tmp_path: Path, monkeypatch: py
             error = refused(ddp("collect", *arguments))
             assert f"no Ray cluster answers at '{address}'" in error
             assert "ray start --head" in error
+
+
+def test_a_machine_outside_of_the_cluster_is_refused(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(connection, "_listens", lambda path: False)
+    error = refused(ddp("collect", "--cluster", cluster.address))
+    assert f"not a node of the Ray cluster at '{cluster.address}'. `ray start --address" in error
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
