@@ -155,7 +155,7 @@ def evaluate(
     with init_processes() as processes, console.results_silenced(json), ExitStack() as reserved:
         if not processes.is_main:
             console.silence()
-        _check_cluster(cluster, processes)
+        processes.run_on_main(lambda: _check_cluster(cluster, processes))
         if environment is None:
             _warn_of_seeds(range(seed, seed + count))
         processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
