@@ -30,6 +30,7 @@ from ddp_cli.commands import (
     inspect,
     plot,
     preview,
+    report,
     rollout,
     serve,
     train,
@@ -175,7 +176,8 @@ app = typer.Typer(
     help="Turn robot demonstrations into diffusion policies that run.",
 )  # fmt: skip
 
-DATA, TRAINING, EVALUATION, DEPLOYMENT, SETUP = "Data", "Training", "Evaluation", "Deployment", "Installation"
+DATA, TRAINING, EVALUATION = "Data", "Training", "Evaluation"
+REPORTS, DEPLOYMENT, SETUP = "Reports", "Deployment", "Installation"
 COMMANDS: dict[str, list[tuple[str, Callable[..., None], str]]] = {
     DATA: [
         ("collect", collect.collect, collect.EXAMPLES),
@@ -185,6 +187,7 @@ COMMANDS: dict[str, list[tuple[str, Callable[..., None], str]]] = {
     ],
     TRAINING: [("train", train.train, train.EXAMPLES), ("plot", plot.plot, plot.EXAMPLES)],
     EVALUATION: [("eval", eval.evaluate, eval.EXAMPLES), ("rollout", rollout.rollout, rollout.EXAMPLES)],
+    REPORTS: [("report", report.report, report.EXAMPLES)],
     DEPLOYMENT: [
         ("export", export.export, export.EXAMPLES),
         ("import", import_.import_, import_.EXAMPLES),

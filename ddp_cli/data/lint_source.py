@@ -21,6 +21,7 @@ from ddp_cli.selection import parse_selection
 Floats = NDArray[np.float32]
 
 MAX_LEVELS = 12  # distinct values of a switch or a counter; a motion has more after a second
+IMAGES_AT_ONCE = 32  # of a store; whole episodes of large images take much memory
 LISTED = 5  # episodes of a finding, as text
 DEFAULT_RATE = 10.0  # [Hz], of recordings that do not state theirs: such are recorded at 10 to 50 Hz
 
@@ -133,6 +134,11 @@ def store_source(store: Store) -> LintSource:
     def read(key: str, episode: int) -> NDArray[Any]:
         return store.read(key, rows=slice(*bounds[episode]))
 
+    def images(key: str, episode: int) -> Iterator[NDArray[Any]]:
+        begin, end = bounds[episode]
+        for first in range(begin, end, IMAGES_AT_ONCE):
+            yield from store.read(key, rows=slice(first, min(first + IMAGES_AT_ONCE, end)))
+
     return LintSource(
         names,
         [end - begin for begin, end in bounds],
@@ -140,7 +146,7 @@ def store_source(store: Store) -> LintSource:
         _dimensions(schema, store.task.action_parts(store.attrs["action"]["convention"])),
         _pixels(schema, store.image_keys),
         read,
-        lambda key, episode: iter(read(key, episode)),
+        images,
         store.policy_episodes,
     )
 

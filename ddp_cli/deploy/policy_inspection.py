@@ -84,6 +84,34 @@ def inspect_policy(path: Path) -> dict[str, Any]:
     }
 
 
+def describe_policy(contents: dict[str, Any]) -> list[tuple[str, str]]:
+    """The result of `inspect_policy` as rows (name, value) for people."""
+    store, action = contents["store"] or {}, contents["action"] or {}
+    origin = (
+        f"{store['file'] or 'unknown path'}, {store['demos']} demonstrations, {store['steps']} steps" if store else ""
+    )
+    megabytes = sum(contents["files"].values()) / 1e6
+    kind = contents["kind"] + (f" ({contents['format']}, {contents['precision']})" if contents["format"] else "")
+    rows: list[tuple[str, str]] = [
+        ("kind", kind),
+        ("task", f"{contents['task']}, from {contents['obs']} observations"),
+        ("inputs", "; ".join(f"{key} {tuple(shape)}" for key, shape in contents["inputs"].items())),
+        ("action", ", ".join(f"{key} {value}" for key, value in action.items())),
+        ("chunk", f"{contents['n_action_steps']} of {contents['horizon']} predicted actions are executed"),
+        ("observations", f"the last {contents['n_obs_steps']} steps"),
+        ("sampler", f"{contents['sampler']}, {contents['inference_steps']} steps"),
+        ("parameters", f"{contents['parameters']:,}"),
+        ("training step", "imported" if contents["step"] is None else str(contents["step"])),
+        ("run", contents["run"] or "none"),
+        ("store", origin),
+        ("versions", ", ".join(f"{name} {version}" for name, version in contents["versions"].items())),
+        ("files", f"{', '.join(contents['files'])} ({megabytes:.1f} MB)"),
+    ]
+    if contents["kind"] == "checkpoint":
+        rows.append(("resumable", "yes" if contents["resumable"] else "no: it has no training state"))
+    return rows
+
+
 def _input_shapes(config: PolicyConfig) -> dict[str, list[int]]:
     images = {key: list(camera.shape) for key, camera in config.cameras.items()}
     return images | {key: [width] for key, width in config.low_dim.items()}

@@ -14,6 +14,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
 
 Value = TypeVar("Value", int, str)
+REPORT_HINT = "Name a file that `ddp eval` wrote: --out, or eval/ in the run."
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,18 @@ class EvalReport:
 
 def read_report(path: Path) -> EvalReport:
     """Read a JSON report; DataError if the file is missing or not an evaluation of a single checkpoint."""
-    hint = "Name a file that `ddp eval` wrote: --out, or eval/ in the run."
     try:
-        report = json.loads(path.read_text())
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"no file '{path}'.", REPORT_HINT) from None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    return parse_report(path, content)
+
+
+def parse_report(path: Path, report: Any) -> EvalReport:
+    """The evaluation of a single checkpoint in the JSON file `path`; DataError if `report` is none."""
+    try:
         episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in report["episodes"]]
         return EvalReport(
             path,
@@ -59,10 +69,8 @@ def read_report(path: Path) -> EvalReport:
             _optional(report.get("engine"), str),
             dict(report["env"]) if "env" in report else None,
         )
-    except FileNotFoundError:
-        raise DataError(f"no file '{path}'.", hint) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"'{path}' is not an evaluation report of one checkpoint.", hint) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"'{path}' is not an evaluation report of one checkpoint.", REPORT_HINT) from None
 
 
 def _typed(value: Any, expected_type: type[Value]) -> Value:

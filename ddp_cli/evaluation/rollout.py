@@ -79,6 +79,9 @@ class Environment(Protocol):
     def idle_action(self) -> Array | None:
         """The action (Da,) that keeps the robot in place; None if it is not known."""
 
+    def positions(self) -> dict[str, list[float]]:
+        """Where things are now, by name: x, y and more. Empty where it is not known."""
+
     def close(self) -> None:
         """Release the environment."""
 
@@ -98,6 +101,8 @@ class EpisodeResult:
     """Highest score of a step; None where only success counts."""
     total_reward: float | None = None
     """Sum of all rewards; None without rewards."""
+    start: dict[str, list[float]] | None = None
+    """`Environment.positions` at the start; None where they are not known."""
 
     def to_json(self) -> dict[str, Any]:
         """The values that are known."""
@@ -132,6 +137,7 @@ def run_episode(
     """
     env.reset(seed)
     agent.reset(seed)
+    positions = env.positions()
     limits, last_action = agent.action_limits, env.idle_action()
     history = [env.observe(agent.obs)] * agent.n_obs_steps
     first_success: int | None = None
@@ -172,6 +178,7 @@ def run_episode(
         chunk_ms=float(np.mean(latencies) * 1000.0),
         score=env.score,
         total_reward=env.total_reward,
+        start=positions or None,
     )
 
 

@@ -33,6 +33,7 @@ SINGLE = "observation"
 
 SUCCESS_KEYS = ("is_success", "success")
 REWARD, TERMINATED = "reward", "terminated"
+MAX_POSE = 7  # numbers of a position with an orientation
 
 Observations = dict[str, NDArray[Any]]
 
@@ -86,6 +87,7 @@ class GymnasiumEnv:
         """Success does not end an episode, unless the environment ends it."""
         self._sources: dict[str, str] = {}
         self._observation: Any = None
+        self._info: Any = None
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
         self._step, self._known = 0, set[str]()
         self._check_action_space()
@@ -108,7 +110,7 @@ class GymnasiumEnv:
 
     def reset(self, seed: int) -> None:
         """Start the episode of `seed`."""
-        self._observation, _ = self._call("reset", seed=seed)
+        self._observation, self._info = self._call("reset", seed=seed)
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
         self._step, self._known = 0, set()
         self._sources = self._sources or self._find_sources()
@@ -118,6 +120,7 @@ class GymnasiumEnv:
         space = self._env.action_space
         clipped = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
         self._observation, reward, terminated, truncated, info = self._call("step", clipped)
+        self._info = info
         self._step += 1
         self.is_over = bool(_scalar(terminated)) or bool(_scalar(truncated))
         self.total_reward += _scalar(reward)
@@ -158,6 +161,16 @@ class GymnasiumEnv:
         return
 
     # -- observations -------------------------------------------------------------------------
+
+    def positions(self) -> dict[str, list[float]]:
+        """The vectors of the observation and of `info` that are called positions or poses, by their names."""
+        arrays = _flatten(self._observation) | _flatten(self._info)
+        places = {name: value for name, value in arrays.items() if "pos" in name and value.ndim == 1}
+        return {
+            name: [round(float(x), 5) for x in value]
+            for name, value in places.items()
+            if 2 <= len(value) <= MAX_POSE and np.isfinite(value).all()
+        }
 
     def observe(self, _obs: str) -> Observations:
         """Observations of the policy: images uint8 (H, W, C), vectors float32 (width,)."""

@@ -247,6 +247,13 @@ class Simulator:
                 "Remove it from the task.",
             ) from e
 
+    def positions(self) -> dict[str, list[float]]:
+        """The positions [m] (3,) among the observables of the task's object, by their names."""
+        # Relative ones, such as gripper_to_cube_pos, are none of a place.
+        names = [name for name, width in self._robosuite.object.items() if width == 3 and _is_place(name)]
+        obs = self.observables() if names else {}
+        return {name: [round(float(x), 5) for x in obs[name]] for name in names if name in obs}
+
     def observables(self) -> dict[str, NDArray[Any]]:
         """All observables of robosuite in the current state, (width,) each."""
         # Relative poses are computed from the object pose of the previous update: update twice.
@@ -310,3 +317,7 @@ class Simulator:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def _is_place(name: str) -> bool:
+    return name.endswith("_pos") and "_to_" not in name

@@ -51,11 +51,12 @@ def create_run(
     processes: Processes | None = None,
     init_from: Path | None = None,
     numbered: bool = False,
+    command: str = "",
 ) -> Run:
     """Create a run in `folder`, which must not exist; this fixes its length in steps. After an error nothing is left.
 
     With `init_from` the run starts with the weights and the normalizer of that checkpoint. With `numbered` the folder
-    is named NAME-2, NAME-3, ... if there is one already.
+    is named NAME-2, NAME-3, ... if there is one already. `command` is recorded as the one that started the run.
     """
     processes = processes or Processes()
     new: list[NewRunFolder] = []  # only the main process has it: a lock cannot be sent to the others
@@ -72,7 +73,7 @@ def create_run(
         meta = checkpoint_meta(config, store)
         if init_from:
             meta["init_from"] = str(init_from)
-        processes.run_on_main(lambda: new[0].write(trainer, meta, store, init_from))
+        processes.run_on_main(lambda: new[0].write(trainer, meta, store, init_from, command))
     except BaseException:
         for new_folder in new:
             new_folder.remove()

@@ -51,9 +51,9 @@ class NewRunFolder:
     created: list[Path]
     """Folders above it that did not exist."""
 
-    def write(self, trainer: Trainer, meta: Meta, store: Store, init_from: Path | None) -> None:
+    def write(self, trainer: Trainer, meta: Meta, store: Store, init_from: Path | None, command: str = "") -> None:
         """A run that starts from the weights of `init_from` gets a checkpoint at step 0, so that it can be resumed
-        without the other run.
+        without the other run. `command`: the one that started the run, empty if there was none.
         """
         if init_from:
             content: Meta = {**meta, "step": 0}
@@ -66,6 +66,7 @@ class NewRunFolder:
             "total_steps": trainer.total,
             "data": str(store.path.absolute()),
             "store": meta["store"],
+            "command": command,
         }
         _write_config(self.path, config)
 

@@ -1,4 +1,4 @@
-"""Image files in memory: the images that datasets store in their tables."""
+"""Image files in memory: the images that datasets store in their tables, and thumbnails."""
 
 from __future__ import annotations
 
@@ -56,3 +56,10 @@ def image_size(content: bytes, location: str) -> tuple[int, int]:
             return image.height, image.width
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
         raise DataError(f"{location} is damaged or not an image.", "Copy the dataset again.") from e
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int = 75) -> bytes:
+    """`image` (height, width, 3) as a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return file.getvalue()

@@ -27,6 +27,9 @@ class FakeSimulator:
     task, actions = dataclasses.replace(get_task("lift"), horizon=HORIZON), "delta"
     hold_steps, is_over, score, total_reward = 10, False, None, None
 
+    def positions(self) -> dict[str, list[float]]:
+        return {}
+
     def idle_action(self) -> np.ndarray:
         return np.zeros(7)
 

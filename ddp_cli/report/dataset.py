@@ -1,0 +1,181 @@
+"""The part of a page that shows a dataset: its schema, findings and all episodes, some of them in full.
+
+Shapes: n steps of an episode, E episodes, D dimensions of all vectors and the action.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.data.lint_source import LintSource, Series, read_series
+from ddp_cli.data.recording import to_images
+from ddp_cli.errors import DataError
+from ddp_cli.report.dataset_source import DatasetSource, open_dataset
+from ddp_cli.report.page import Section
+from ddp_cli.report.schema_table import normalizations, schema_rows
+from ddp_cli.report.videos import Videos, fit_frame
+from ddp_cli.schema import ACTION, OBJECT
+from ddp_cli.video.images import encode_jpeg
+
+DEFAULT_EPISODES = 48  # shown in full; 96x128 images of two cameras take about 10 MB then
+THUMBNAIL = 96  # [pixels], the longer side
+BINS = 32
+DEFAULT_RATE = 10.0  # [Hz] of videos of a dataset that does not state its rate
+
+Progress = Callable[[int, int, str], None]
+
+
+def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Progress) -> Section:
+    """What a page shows of the dataset at `path`, with at most `max_episodes` episodes in full: those with findings
+    first, the others evenly chosen. `progress` is called with done, total and what is counted.
+    """
+    with open_dataset(path) as dataset:
+        source = dataset.episodes
+        series, kept, _ = read_series(source)
+        flags = _flags(dataset)
+        chosen = choose_episodes(len(source.lengths), [i for i, kinds in enumerate(flags) if kinds], max_episodes)
+        thumbnails = []
+        for i in range(len(source.lengths)):
+            thumbnails.append(_thumbnail(source, i))
+            progress(i + 1, len(source.lengths), "thumbnails")
+        full = {}
+        for done, i in enumerate(chosen):
+            curves = {one.key: encode_floats(one.episodes[kept.index(i)]) for one in series} if i in kept else {}
+            full[str(i)] = {"curves": curves, "videos": _encode_videos(source, i, videos)}
+            progress(done + 1, len(chosen), "episodes in full")
+        return {
+            "kind": "dataset",
+            "title": path.name,
+            "facts": dataset.facts,
+            "schema": schema_rows(dataset.schema, dataset.action) if dataset.schema else [],
+            "findings": [
+                {**finding, "episodes": _indices(source, finding["episodes"])} for finding in dataset.findings
+            ],
+            "rate": source.rate,
+            "vectors": source.vectors,
+            "cameras": list(source.cameras),
+            "episodes": [
+                {
+                    "name": name, "length": source.lengths[i], "success": dataset.successes.get(name),
+                    "flags": flags[i], "thumbnail": thumbnails[i],
+                }
+                for i, name in enumerate(source.episode_names)
+            ],
+            "full": full,
+            "dimensions": _dimensions(series, dataset),
+            "starts": _starts(series, kept, len(source.lengths)),
+        }  # fmt: skip
+
+
+def choose_episodes(count: int, flagged: Sequence[int], at_most: int) -> list[int]:
+    """Up to `at_most` of `count` episodes, in order: of those `flagged` as many as possible, then evenly chosen ones."""
+    chosen = _evenly(flagged, at_most)
+    others = [i for i in range(count) if i not in set(flagged)]
+    return sorted([*chosen, *_evenly(others, at_most - len(chosen))])
+
+
+def _evenly(items: Sequence[int], at_most: int) -> list[int]:
+    indices = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[i] for i in indices]
+
+
+def encode_floats(values: NDArray[Any]) -> str:
+    """`values` as little-endian float32, row by row, in base64: exact, and half as long as decimals."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _indices(source: LintSource, names: Sequence[str]) -> list[int]:
+    positions = {name: i for i, name in enumerate(source.episode_names)}
+    return [positions[name] for name in names if name in positions]
+
+
+def _flags(dataset: DatasetSource) -> list[list[str]]:
+    """The kinds of findings on each episode, without those on all of them."""
+    flags: list[list[str]] = [[] for _ in dataset.episodes.lengths]
+    for finding in dataset.findings:
+        for i in _indices(dataset.episodes, finding["episodes"]):
+            if finding["kind"] not in flags[i]:
+                flags[i].append(finding["kind"])
+    return flags
+
+
+def _thumbnail(source: LintSource, episode: int) -> str | None:
+    """The first image of the first camera as a JPEG in base64; None without a readable image."""
+    for key in source.cameras:
+        try:
+            with closing(cast("Any", _frames(source, key, episode))) as frames:
+                image = next(frames, None)
+        except DataError:
+            return None
+        if image is None:
+            return None
+        return base64.b64encode(encode_jpeg(fit_frame(image, THUMBNAIL, min_side=1), quality=70)).decode()
+    return None
+
+
+def _frames(source: LintSource, key: str, episode: int) -> Iterator[NDArray[np.uint8]]:
+    where = f"{key} of episode {source.episode_names[episode]}"
+    for image in source.images(key, episode):
+        yield to_images(np.asarray(image)[None], is_fraction=False, where=where)[0]
+
+
+def _encode_videos(source: LintSource, episode: int, videos: Videos) -> dict[str, str]:
+    """Camera -> id of its video. Cameras that cannot be read are left out; the lint names them."""
+    encoded = {}
+    for key in source.cameras:
+        try:
+            encoded[key] = videos.add(_frames(source, key, episode), source.rate or DEFAULT_RATE)
+        except DataError:
+            continue
+    return encoded
+
+
+def _dimensions(series: Sequence[Series], dataset: DatasetSource) -> list[dict[str, Any]]:
+    """A histogram of each dimension, and what the normalizer of a policy would use of it, over all episodes."""
+    if not series or not series[0].episodes:
+        return []
+    kinds = normalizations(dataset.schema, dataset.action) if dataset.schema else {}
+    dimensions = []
+    for one in series:
+        rows = one.rows.astype(np.float64)
+        for column, label in enumerate(one.dimensions):
+            values = rows[:, column]
+            low, high = float(values.min()), float(values.max())
+            counts, _ = np.histogram(values, BINS, (low, high)) if high > low else ([len(values)], None)
+            dimensions.append(
+                {
+                    "key": one.key, "label": label, "low": low, "high": high, "mean": float(values.mean()),
+                    "std": float(values.std()), "counts": [int(n) for n in counts],
+                    "normalization": kinds.get(one.key, ["range"] * rows.shape[1])[column],
+                }
+            )  # fmt: skip
+    return dimensions
+
+
+def _starts(series: Sequence[Series], kept: Sequence[int], count: int) -> dict[str, Any]:
+    """The first values of each episode (E, D), nan where they cannot be read, and which two dimensions to show."""
+    columns, values, offset, chosen = [], np.full((count, 0), np.nan), 0, 0
+    for one in series:
+        if not one.episodes:
+            return {"labels": [], "values": "", "x": 0, "y": 0}
+        first = np.full((count, len(one.dimensions)), np.nan)
+        first[list(kept)] = [episode[0] for episode in one.episodes]
+        columns.append(first)
+        if _shows_places(one) and not chosen:
+            chosen = offset
+        offset += len(one.dimensions)
+    values = np.concatenate(columns, axis=1)
+    labels = [label for one in series for label in one.dimensions]
+    return {"labels": labels, "values": encode_floats(values), "x": chosen, "y": min(chosen + 1, len(labels) - 1)}
+
+
+def _shows_places(series: Series) -> bool:
+    """Whether a vector says where something is: the object, or a position."""
+    return series.key == OBJECT or (series.key != ACTION and "pos" in series.key.lower() and len(series.dimensions) > 1)

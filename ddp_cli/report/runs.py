@@ -1,0 +1,144 @@
+"""The part of a page that shows training runs: their curves, success by checkpoint, and how they were configured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddp_cli.config import PolicyConfig, TrainConfig, read_json
+from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.evaluation.statistics import wilson_interval
+from ddp_cli.presets import PRESETS, train_config
+from ddp_cli.report.page import Section
+from ddp_cli.training.metrics import read_metrics
+
+MAX_POINTS = 2000  # of a curve; of longer ones every k-th is shown
+METRICS = {
+    "loss": ("noise loss", "", True),
+    "action_loss": ("auxiliary loss of the action", "", True),
+    "object_loss": ("auxiliary loss of the object", "", True),
+    "val_loss": ("held-out loss, not for choosing checkpoints", "", True),
+    "position_error_mm": ("held-out error of the position, not for choosing checkpoints", "mm", False),
+    "rotation_error_deg": ("held-out error of the rotation, not for choosing checkpoints", "degrees", False),
+    "lr": ("learning rate", "", False),
+    "samples_per_s": ("samples/s", "1/s", False),
+    "seconds": ("time trained", "min", False),
+}
+"""Metric -> title, unit, and whether its axis is logarithmic; in the order of the page."""
+
+
+def runs_section(runs: Sequence[Path]) -> Section:
+    """What a page shows of `runs`; CheckpointError if one of them is damaged."""
+    names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
+    described = [_describe(run, name) for run, name in zip(runs, names, strict=True)]
+    recorded = {metric for run in described for metric in run["metrics"]}
+    return {
+        "kind": "runs",
+        "title": ", ".join(names),
+        "runs": described,
+        "metrics": [
+            {"key": key, "title": title, "unit": unit, "log": log}
+            for key, (title, unit, log) in METRICS.items()
+            if key in recorded
+        ],
+    }
+
+
+def _describe(run: Path, name: str) -> dict[str, Any]:
+    content = read_json(run / "config.json")
+    try:
+        policy, values = content["train"].pop("policy"), content["train"]
+        config = TrainConfig(policy=PolicyConfig(**policy), **values)
+        total, store = int(content["total_steps"]), content["store"]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise CheckpointError(f"'{run / 'config.json'}' is damaged.", "Use another run.") from e
+    rows = read_metrics(run)
+    last = max((int(row["step"]) for row in rows), default=0)
+    seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+    facts = [
+        ("command", str(content.get("command") or "not recorded")),
+        ("task", f"{config.policy.task.name}, from {config.policy.obs} observations"),
+        ("store", f"{content['data']}, {store.get('demos')} demonstrations, {store.get('steps')} steps"),
+        ("progress", f"step {last} of {total}"),
+        ("time trained", f"{seconds / 60:.1f} min"),
+    ]
+    return {
+        "name": name,
+        "facts": facts,
+        "settings": differences_from_preset(config),
+        "preset": config.preset,
+        "metrics": {key: points for key in METRICS if (points := _points(rows, key))},
+        **_evaluations(run),
+    }
+
+
+def _points(rows: Sequence[Mapping[str, float]], key: str) -> list[list[float]]:
+    """Steps and values of a metric."""
+    scale = 1 / 60 if key == "seconds" else 1.0
+    points = [[row["step"], row[key] * scale] for row in rows if key in row]
+    stride = -(-len(points) // MAX_POINTS)
+    return points[:: max(1, stride)]
+
+
+def differences_from_preset(config: TrainConfig) -> list[list[str]]:
+    """Rows of setting, its value in the preset, and that of the run, of the settings that differ."""
+    if config.preset not in PRESETS:
+        return []
+    policy = config.policy
+    try:
+        preset = train_config(policy.task, policy.obs, config.preset)
+    except ConfigError:  # the preset itself may not fit the task, such as its crop
+        return []
+    before, now = _flat(preset), _flat(config)
+    return [[key, _text(before.get(key)), _text(now[key])] for key in now if before.get(key) != now[key]]
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json", exclude={"cache_dir"})
+    policy = values.pop("policy")
+    return {key: value for key, value in {**values, **policy}.items() if key != "task"}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _evaluations(run: Path) -> dict[str, Any]:
+    """Success rates with 95% intervals, and errors on held-out episodes, of the checkpoints of a run."""
+    success, errors = [], []
+    for path in sorted((run / "eval").glob("step-*.json")):
+        try:
+            report = json.loads(path.read_text())
+            step = int(Path(report["checkpoint"]).name.removeprefix("step-"))
+            if "parts" in report:
+                errors.append({"step": step, "source": path.name, "parts": _part_errors(report["parts"])})
+            else:
+                success.append(_success(report, step, path.name))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # a file of something else
+    return {
+        "success": sorted(success, key=lambda point: (point["step"], point["source"])),
+        "errors": sorted(errors, key=lambda point: point["step"]),
+    }
+
+
+def _success(report: Mapping[str, Any], step: int, source: str) -> dict[str, Any]:
+    count, successes = len(report["episodes"]), sum(bool(e["success"]) for e in report["episodes"])
+    low, high = wilson_interval(successes, count)
+    during_training = source.endswith("-training.json")
+    return {
+        "step": step, "rate": successes / count, "low": low, "high": high, "successes": successes, "count": count,
+        "source": source, "during_training": during_training,
+    }  # fmt: skip
+
+
+def _part_errors(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name, "unit": part["unit"] or "as recorded", "error": part["policy"]["error"],
+            "interval": part["policy"]["interval_95"],
+        }
+        for name, part in parts.items()
+    ]  # fmt: skip
