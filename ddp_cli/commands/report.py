@@ -73,7 +73,9 @@ def report(
         console.result(describe_page(result))
 
 
-def make_page(paths: list[Path], out: Path, page_options: PageOptions | None = None, overwrite: bool = True) -> PageResult:
+def make_page(
+    paths: list[Path], out: Path, page_options: PageOptions | None = None, overwrite: bool = True
+) -> PageResult:
     """`report.write_page` with a progress bar; DdpError if the page or the folder of its videos cannot be replaced."""
     from ddp_cli.errors import DdpError
     from ddp_cli.report.report import PageOptions, write_page

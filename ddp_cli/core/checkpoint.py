@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.checkpoint_files import CONFIG, MODEL, TRAIN_STATE
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import CheckpointError, ConfigError
@@ -29,7 +30,6 @@ from ddp_cli.errors import CheckpointError, ConfigError
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
 """Format 1 had no schema: a task of robosuite says what it observes."""
-CONFIG, MODEL, TRAIN_STATE = "config.json", "model.safetensors", "train_state.pt"
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Of files that may be checkpoints of the published code."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def is_policy(path: Path) -> bool:
     """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
-    from ddp_cli.core.checkpoint import CONFIG, MODEL
+    from ddp_cli.core.checkpoint_files import CONFIG, MODEL
 
     is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
     return is_checkpoint or (path / "checkpoints" / "best").exists() or is_exported(path)
@@ -46,7 +46,8 @@ def inspect_policy(path: Path) -> dict[str, Any]:
     CheckpointError if there is no policy or it is damaged.
     """
     from ddp_cli.config import PolicyConfig
-    from ddp_cli.core.checkpoint import TRAIN_STATE, check_weights, load_meta
+    from ddp_cli.core.checkpoint import check_weights, load_meta
+    from ddp_cli.core.checkpoint_files import TRAIN_STATE
     from ddp_cli.core.checkpoint_selection import resolve_checkpoint
     from ddp_cli.deploy.exported_folder import check_files, read_spec
 
@@ -84,7 +85,7 @@ def inspect_policy(path: Path) -> dict[str, Any]:
     }
 
 
-def describe_policy(contents: dict[str, Any]) -> list[tuple[str, str]]:
+def describe_policy(contents: dict[str, Any]) -> list[tuple[str, ...]]:
     """The result of `inspect_policy` as rows (name, value) for people."""
     store, action = contents["store"] or {}, contents["action"] or {}
     origin = (
@@ -92,7 +93,7 @@ def describe_policy(contents: dict[str, Any]) -> list[tuple[str, str]]:
     )
     megabytes = sum(contents["files"].values()) / 1e6
     kind = contents["kind"] + (f" ({contents['format']}, {contents['precision']})" if contents["format"] else "")
-    rows: list[tuple[str, str]] = [
+    rows: list[tuple[str, ...]] = [
         ("kind", kind),
         ("task", f"{contents['task']}, from {contents['obs']} observations"),
         ("inputs", "; ".join(f"{key} {tuple(shape)}" for key, shape in contents["inputs"].items())),
@@ -123,7 +124,7 @@ def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
 
     from safetensors import SafetensorError, safe_open
 
-    from ddp_cli.core.checkpoint import MODEL
+    from ddp_cli.core.checkpoint_files import MODEL
     from ddp_cli.core.policy import DiffusionPolicy
 
     if checkpoint is None:

@@ -39,7 +39,7 @@ class PolicySource:
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines the policy's actions, as values that JSON can represent. It reads all weights."""
-        from ddp_cli.core.checkpoint import CONFIG, MODEL
+        from ddp_cli.core.checkpoint_files import CONFIG, MODEL
         from ddp_cli.deploy.runtime import GRAPH_FILE, SPEC_FILE
         from ddp_cli.disk import files_hash
 

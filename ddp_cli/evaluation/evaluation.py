@@ -145,9 +145,9 @@ def make_simulator(task: Task, render: str, agent: Agent) -> Simulator:
     return Simulator(task, render, agent.actions)
 
 
-def make_gymnasium_env(task: Task, settings: GymnasiumSettings, agent: Agent) -> GymnasiumEnv:
-    """A Gymnasium environment for `agent`, a policy of `task`."""
-    return GymnasiumEnv(task, agent.obs, settings)
+def make_gymnasium_env(task: Task, settings: GymnasiumSettings, agent: Agent, film: bool = False) -> GymnasiumEnv:
+    """A Gymnasium environment for `agent`, a policy of `task`. `film`: episodes will be filmed."""
+    return GymnasiumEnv(task, agent.obs, settings, film)
 
 
 def record_in_subprocess(make_agent: Callable[[], Agent], task: Task, render: str, seed: int, path: Path) -> None:

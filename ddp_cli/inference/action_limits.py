@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ddp_cli.core.checkpoint import CONFIG, Meta
+from ddp_cli.core.checkpoint import Meta
+from ddp_cli.core.checkpoint_files import CONFIG
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
 from ddp_cli.safety import ActionLimits

@@ -40,7 +40,7 @@ def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Pro
         source = dataset.episodes
         series, kept, _ = read_series(source)
         flags = _flags(dataset)
-        chosen = choose_episodes(len(source.lengths), [i for i, kinds in enumerate(flags) if kinds], max_episodes)
+        chosen = choose_episodes(flags, max_episodes)
         thumbnails = []
         for i in range(len(source.lengths)):
             thumbnails.append(_thumbnail(source, i))
@@ -74,11 +74,14 @@ def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Pro
         }  # fmt: skip
 
 
-def choose_episodes(count: int, flagged: Sequence[int], at_most: int) -> list[int]:
-    """Up to `at_most` of `count` episodes, in order: of those `flagged` as many as possible, then evenly chosen ones."""
-    chosen = _evenly(flagged, at_most)
-    others = [i for i in range(count) if i not in set(flagged)]
-    return sorted([*chosen, *_evenly(others, at_most - len(chosen))])
+def choose_episodes(flags: Sequence[Sequence[str]], at_most: int) -> list[int]:
+    """Up to `at_most` episodes, in order: those with the rarest kinds of findings first, then evenly chosen ones."""
+    kinds = sorted({kind for one in flags for kind in one}, key=lambda kind: sum(kind in one for one in flags))
+    groups = [[i for i, one in enumerate(flags) if kind in one] for kind in kinds] + [list(range(len(flags)))]
+    chosen: list[int] = []
+    for group in groups:
+        chosen += _evenly([i for i in group if i not in chosen], at_most - len(chosen))
+    return sorted(chosen)
 
 
 def _evenly(items: Sequence[int], at_most: int) -> list[int]:
@@ -161,19 +164,14 @@ def _dimensions(series: Sequence[Series], dataset: DatasetSource) -> list[dict[s
 
 def _starts(series: Sequence[Series], kept: Sequence[int], count: int) -> dict[str, Any]:
     """The first values of each episode (E, D), nan where they cannot be read, and which two dimensions to show."""
-    columns, values, offset, chosen = [], np.full((count, 0), np.nan), 0, 0
-    for one in series:
-        if not one.episodes:
-            return {"labels": [], "values": "", "x": 0, "y": 0}
-        first = np.full((count, len(one.dimensions)), np.nan)
-        first[list(kept)] = [episode[0] for episode in one.episodes]
-        columns.append(first)
-        if _shows_places(one) and not chosen:
-            chosen = offset
-        offset += len(one.dimensions)
-    values = np.concatenate(columns, axis=1)
     labels = [label for one in series for label in one.dimensions]
-    return {"labels": labels, "values": encode_floats(values), "x": chosen, "y": min(chosen + 1, len(labels) - 1)}
+    if not kept:
+        return {"labels": [], "values": "", "x": 0, "y": 0}
+    values = np.full((count, len(labels)), np.nan)
+    values[list(kept)] = np.concatenate([[episode[0] for episode in one.episodes] for one in series], axis=1)
+    place = next((one.dimensions[0] for one in series if _shows_places(one)), labels[0])
+    x = labels.index(place)
+    return {"labels": labels, "values": encode_floats(values), "x": x, "y": min(x + 1, len(labels) - 1)}
 
 
 def _shows_places(series: Series) -> bool:

@@ -95,5 +95,7 @@ def _check_findings(check: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _successes(store: Store) -> dict[str, bool]:
-    replayed = {str(demo["demo"]): bool(demo["succeeds"]) for demo in store.check.get("demos", []) if "succeeds" in demo}
+    replayed = {
+        str(demo["demo"]): bool(demo["succeeds"]) for demo in store.check.get("demos", []) if "succeeds" in demo
+    }
     return replayed | store.policy_episodes

@@ -75,9 +75,7 @@ def _policy_name(report: Mapping[str, Any], otherwise: str) -> str:
 
 def evaluations_section(reports: Sequence[Report], is_sweep: bool, films: Sequence[Mapping[str, Any]]) -> Section:
     """What a page shows of `reports`. `films`: what films.py says of the filmed episodes of each of them."""
-    evaluations = [
-        _evaluation(report) | {"films": filmed} for report, filmed in zip(reports, films, strict=True)
-    ]
+    evaluations = [_evaluation(report) | {"films": filmed} for report, filmed in zip(reports, films, strict=True)]
     _make_unique(evaluations)
     outcomes = [{e["seed"]: e["success"] for e in evaluation["episodes"]} for evaluation in evaluations]
     return {
@@ -85,7 +83,7 @@ def evaluations_section(reports: Sequence[Report], is_sweep: bool, films: Sequen
         "title": " and ".join(dict.fromkeys(report.path.stem for report in reports)),
         "evaluations": evaluations,
         "is_sweep": is_sweep,
-        "paired": _paired(outcomes) if len(evaluations) == 2 else None,  # noqa: PLR2004
+        "paired": _paired(outcomes) if len(evaluations) == 2 else None,
         "differing": _differing(outcomes),
         "place": _place(evaluations),
     }

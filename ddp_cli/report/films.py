@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
+from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.report import EvalReport, parse_report
+from ddp_cli.parallel import default_workers, ordered_map
 from ddp_cli.report.evaluations import Report
 
 if TYPE_CHECKING:
-    from ddp_cli.evaluation.rollout import Environment
+    from ddp_cli.evaluation.rollout import Agent, Environment
     from ddp_cli.report.videos import Videos
 
 SIZE = 256  # [pixels] of each camera
@@ -46,28 +48,39 @@ def film_report(report: Report, which: str | int, videos: Videos, progress: Prog
 
     DataError if the report is not of one policy, SimulatorError or CheckpointError where it cannot be run again.
     """
-    from ddp_cli.evaluation.filming import record_episode
-
     seeds = seeds_to_film(report, which)
     if not seeds:
         return {}
     expected = {int(e["seed"]): bool(e["success"]) for e in report.content["episodes"]}
     evaluated = parse_report(report.path, report.content)
     source = _open_source(evaluated)
-    agent = source.make_agent()
+    items = [(seed, *videos.new_path()) for seed in seeds]
     films: dict[str, Any] = {}
-    with closing(_environment(evaluated, source)) as env:
-        for seed in seeds:
-            id, path = videos.new_path()
-            result = record_episode(env, agent, seed, path, SIZE)
-            films[str(seed)] = {
-                "video": id, "rate": env.task.schema.rate, "agrees": result.success == expected[seed],
-            }  # fmt: skip
+    make_recorder = functools.partial(_make_recorder, source.make_agent, _make_env(evaluated, source))
+    with closing(ordered_map(make_recorder, items, min(len(seeds), default_workers()))) as results:
+        for (seed, id, _), (success, rate) in zip(items, results, strict=True):
+            films[str(seed)] = {"video": id, "rate": rate, "agrees": success == expected[seed]}
             progress(len(films), len(seeds), "episodes filmed")
     return films
 
 
-def _open_source(report: EvalReport) -> Any:
+def _make_recorder(
+    make_agent: Callable[[], Agent], make_env: Callable[[Agent], Environment]
+) -> Callable[[tuple[int, str, Path]], tuple[bool, float]]:
+    """A function that films the episode of a seed; it returns whether it succeeded, and the control rate."""
+    from ddp_cli.evaluation.filming import record_episode
+
+    agent = make_agent()
+    env = make_env(agent)
+
+    def record(item: tuple[int, str, Path]) -> tuple[bool, float]:
+        seed, _, path = item
+        return record_episode(env, agent, seed, path, SIZE).success, env.task.schema.rate
+
+    return record
+
+
+def _open_source(report: EvalReport) -> PolicySource:
     """The policy, with sampler, denoising steps and engine of the evaluation."""
     folder = resolve_policy(report.checkpoint_path(), Path(), None)
     if report.engine == "exported":
@@ -76,10 +89,12 @@ def _open_source(report: EvalReport) -> Any:
     return open_policy_source(folder, device, report.sampler, report.inference_steps, report.engine or "auto")
 
 
-def _environment(report: EvalReport, source: Any) -> Environment:
-    from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
-    from ddp_cli.sim.simulator import Simulator
+def _make_env(report: EvalReport, source: PolicySource) -> Callable[[Agent], Environment]:
+    """What makes the environment of the evaluation."""
+    from ddp_cli.evaluation.evaluation import make_gymnasium_env, make_simulator
+    from ddp_cli.sim.gymnasium_env import GymnasiumSettings
 
     if report.env:
-        return GymnasiumEnv(source.task, source.obs, GymnasiumSettings.from_json(report.env), film=True)
-    return Simulator(source.task, source.render, source.actions)
+        settings = GymnasiumSettings.from_json(report.env)
+        return functools.partial(make_gymnasium_env, source.task, settings, film=True)
+    return functools.partial(make_simulator, source.task, source.render)

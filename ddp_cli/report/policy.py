@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.checkpoint import load_meta
 from ddp_cli.deploy.exported_folder import read_spec
 from ddp_cli.deploy.policy_inspection import describe_policy, inspect_policy
 from ddp_cli.deploy.policy_source import is_exported
@@ -18,8 +19,6 @@ PROOF_FILE = "proof.json"
 
 def policy_section(path: Path) -> Section:
     """What a page shows of the policy at `path`; CheckpointError if it is damaged."""
-    from ddp_cli.core.checkpoint import load_meta  # imports torch, which other pages do not need
-
     contents = inspect_policy(path)
     folder = Path(contents["path"])
     meta: dict[str, Any] = read_spec(folder) if is_exported(folder) else load_meta(folder)
@@ -32,7 +31,7 @@ def policy_section(path: Path) -> Section:
     return {
         "kind": "policy",
         "title": path.name,
-        "facts": [(name, value) for name, value in describe_policy(contents) if name != "files"],
+        "facts": [row for row in describe_policy(contents) if row[0] != "files"],
         "schema": schema_rows(observed, config.action_parts),
         "files": [[name, size] for name, size in contents["files"].items()],
         "proof": [str(line) for line in proof.get("words", [])],

@@ -13,7 +13,6 @@ from ddp_cli.report.dataset import DEFAULT_EPISODES, dataset_section
 from ddp_cli.report.evaluations import EvaluationFile, evaluations_section, open_loop_section, read_evaluations
 from ddp_cli.report.films import film_report
 from ddp_cli.report.page import Section, render_page
-from ddp_cli.report.policy import policy_section
 from ddp_cli.report.runs import runs_section
 from ddp_cli.report.videos import Videos, video_folder
 
@@ -55,17 +54,21 @@ def write_page(
     with Videos() as videos:
         sections = [runs_section(runs)] if runs else []
         sections += _evaluation_sections(files, options, videos, progress)
-        for path in others:
-            is_dataset = not is_policy(path)
-            sections.append(
-                dataset_section(path, videos, options.max_episodes, progress) if is_dataset else policy_section(path)
-            )
+        sections += [_other_section(path, options, videos, progress) for path in others]
         title = ", ".join(section["title"] for section in sections)
         contents = videos.publish(out, options.max_mb)
         with atomic_file(out) as partial:
             partial.write_text(render_page(title, sections, contents))
     is_beside = any(isinstance(content, str) for content in contents.values())
     return PageResult(out, out.stat().st_size / 1e6, len(contents), video_folder(out) if is_beside else None)
+
+
+def _other_section(path: Path, options: PageOptions, videos: Videos, progress: Progress) -> Section:
+    if not is_policy(path):
+        return dataset_section(path, videos, options.max_episodes, progress)
+    from ddp_cli.report.policy import policy_section  # imports torch, which other pages do not need
+
+    return policy_section(path)
 
 
 def is_run(path: Path) -> bool:

@@ -24,7 +24,7 @@ METRICS = {
     "rotation_error_deg": ("held-out error of the rotation, not for choosing checkpoints", "degrees", False),
     "lr": ("learning rate", "", False),
     "samples_per_s": ("samples/s", "1/s", False),
-    "seconds": ("time trained", "min", False),
+    "seconds": ("wall-clock time", "min", False),
 }
 """Metric -> title, unit, and whether its axis is logarithmic; in the order of the page."""
 
@@ -62,7 +62,7 @@ def _describe(run: Path, name: str) -> dict[str, Any]:
         ("task", f"{config.policy.task.name}, from {config.policy.obs} observations"),
         ("store", f"{content['data']}, {store.get('demos')} demonstrations, {store.get('steps')} steps"),
         ("progress", f"step {last} of {total}"),
-        ("time trained", f"{seconds / 60:.1f} min"),
+        ("wall-clock time", f"{seconds / 60:.1f} min"),
     ]
     return {
         "name": name,
@@ -75,9 +75,10 @@ def _describe(run: Path, name: str) -> dict[str, Any]:
 
 
 def _points(rows: Sequence[Mapping[str, float]], key: str) -> list[list[float]]:
-    """Steps and values of a metric."""
+    """Steps and values of a metric; of several at a step the last one, which is that after an evaluation."""
     scale = 1 / 60 if key == "seconds" else 1.0
-    points = [[row["step"], row[key] * scale] for row in rows if key in row]
+    by_step = {row["step"]: row[key] * scale for row in rows if key in row}
+    points = [[step, value] for step, value in sorted(by_step.items())]
     stride = -(-len(points) // MAX_POINTS)
     return points[:: max(1, stride)]
 

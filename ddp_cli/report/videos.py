@@ -54,8 +54,8 @@ class Videos:
     def add(self, frames: Iterable[NDArray[Any]], rate: float) -> str:
         """The id of a new video of `frames`, images (H, W, 1 or 3) from 0 to 255, one per step at `rate` [Hz]."""
         id, path = self.new_path()
-        # Key frames twice a second: a browser decodes from one of them to show a step.
-        with VideoWriter(path, rate, key_frame_interval=max(1, round(rate / 2)), exact_size=True) as video:
+        # A key frame per second: a browser decodes from one of them to show a step.
+        with VideoWriter(path, rate, key_frame_interval=max(1, round(rate)), compact=True) as video:
             for frame in frames:
                 video.add(fit_frame(frame))
         return id

@@ -23,7 +23,9 @@ H264: dict[str, Any] = {
     "codec": "libx264", "pixelformat": "yuv420p", "quality": None, "macro_block_size": 16,
     "output_params": ["-crf", "23", "-movflags", "+faststart"],
 }  # fmt: skip
-EXACT_SIZE: dict[str, Any] = H264 | {"macro_block_size": 2}
+COMPACT: dict[str, Any] = H264 | {
+    "macro_block_size": 2, "output_params": ["-crf", "28", "-preset", "veryfast", "-movflags", "+faststart"],
+}  # fmt: skip
 LOSSLESS: dict[str, Any] = {
     "codec": "libx264rgb", "pixelformat": "rgb24", "quality": None, "macro_block_size": 1,
     "output_params": ["-crf", "0", "-movflags", "+faststart"],
@@ -61,9 +63,9 @@ class VideoWriter:
     """Writes an H.264 video for browsers at `rate` frames/s, or a repeating GIF of every second frame and the last.
 
     The file appears once it is complete. `colors` are part of the palette of a GIF, however few pixels have them.
-    `lossless` stores the exact frames, of any even size; browsers may not be able to play them. `exact_size` keeps
-    the size of the frames, which must be even; without it, it is rounded up to a multiple of 16. `key_frame_interval`
-    is a number of frames; the encoder chooses without it.
+    `lossless` stores the exact frames, of any even size; browsers may not be able to play them. `compact` makes
+    a smaller file, in less time, of frames whose size is even; that of others is rounded up to a multiple of 16.
+    `key_frame_interval` is a number of frames; the encoder chooses without it.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class VideoWriter:
         colors: Sequence[tuple[int, int, int]] = (),
         lossless: bool = False,
         key_frame_interval: int | None = None,
-        exact_size: bool = False,
+        compact: bool = False,
     ) -> None:
         check_format(path)
         # imageio does not let ffmpeg write to a name that ends in .gif.
@@ -81,7 +83,7 @@ class VideoWriter:
         self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
-        settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else EXACT_SIZE if exact_size else H264
+        settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else COMPACT if compact else H264
         settings = settings | {"fps": rate / GIF_FRAME_STEP if is_gif(path) else rate}
         if key_frame_interval is not None:
             settings = settings | {"output_params": [*settings["output_params"], "-g", str(key_frame_interval)]}

@@ -4,12 +4,12 @@ function renderDataset(section, root, prefix) {
   const viewer = new EpisodeViewer(section, prefix);
   root.append(
     factList(section.facts),
-    section.schema.length ? panel('Schema', true, schemaTable(section.schema)) : '',
     panel('Findings', true, findings(section, viewer)),
     panel('Episodes', true, sampleNote(section), el('div', { class: 'browser' }, viewer.list, viewer.box)),
     panel('Where episodes begin, and how long they are', true, startCharts(section, viewer)),
-    panel('Values', true, histograms(section)));
-  viewer.select(viewer.order[0]);
+    panel('Values', true, histograms(section)),
+    section.schema.length ? panel('Schema', true, schemaTable(section.schema)) : '');
+  viewer.select(viewer.order.find((i) => section.full[i]) ?? 0);
   return viewer;
 }
 

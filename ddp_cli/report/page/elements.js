@@ -27,7 +27,8 @@ function fill(element, attributes, children) {
 function table(header, rows, attributes = {}) {
   return el('div', { class: 'scroll' }, el('table', attributes,
     header.length ? el('thead', {}, el('tr', {}, header.map((name) => el('th', {}, name)))) : null,
-    el('tbody', {}, rows.map((row) => el('tr', {}, row.map((cell) => el('td', {}, cell)))))));
+    el('tbody', {}, rows.map((row) => el('tr', {}, row.map((cell) => el('td', {},
+      typeof cell === 'string' && cell.length > 24 ? el('div', { class: 'long' }, cell) : cell)))))));
 }
 
 /** Names and values. */

@@ -137,10 +137,11 @@ function outcome(episode) {
 function maps(section, viewer) {
   const places = [...new Set(section.evaluations.flatMap((one) => one.episodes.flatMap((episode) => Object.keys(episode.start))))];
   const holder = el('div', { class: 'charts' });
+  const few = section.evaluations.length <= 2;
   const draw = (place) => holder.replaceChildren(
-    ...(place ? section.evaluations.map((one) => map(one, place, viewer)) : [el('p', { class: 'note' },
+    ...(place ? (few ? section.evaluations.map((one) => map(one, place, viewer)) : [mapOfAll(section, place, viewer)]) : [el('p', { class: 'note' },
       'The positions at the start were not recorded: the task has none, or the evaluation is of an older version of ddp.')]),
-    ...section.evaluations.map((one) => stepsHistogram(one)));
+    ...section.evaluations.map((one) => (few ? stepsHistogram(one) : '')));
   draw(section.place);
   const choice = places.length > 1 ? select('position of', places.map((place) => [place, place]), section.place, draw) : '';
   return el('div', {}, choice, holder);
@@ -151,6 +152,20 @@ function map(one, place, viewer) {
     x: episode.start[place][0], y: episode.start[place][1], id: episode.seed, kind: episode.success ? 'success' : 'failure',
     title: `seed ${episode.seed}: ${outcome(episode)}`, onClick: () => { viewer.select(episode.seed); activate(viewer); } }));
   return pointChart({ title: `${one.name}: ${place} at the start (dot: success, cross: none)`, points, xLabel: 'x', yLabel: 'y', square: true });
+}
+
+/** One map of several evaluations. */
+function mapOfAll(section, place, viewer) {
+  const points = viewer.seeds.flatMap((seed) => {
+    const episodes = section.evaluations.flatMap((one) => one.episodes.filter((episode) => episode.seed === seed && episode.start[place]));
+    if (!episodes.length) return [];
+    const successes = episodes.filter((episode) => episode.success).length;
+    const kind = successes === episodes.length ? 'success' : successes ? 'mixed' : 'failure';
+    const [x, y] = episodes[0].start[place];
+    return [{ x, y, kind, id: seed, title: `seed ${seed}: success in ${successes} of ${episodes.length} evaluations`,
+      onClick: () => { viewer.select(seed); activate(viewer); } }];
+  });
+  return pointChart({ title: `${place} at the start (dot: success in all, ringed: in some, cross: in none)`, points, xLabel: 'x', yLabel: 'y', square: true });
 }
 
 function stepsHistogram(one) {
@@ -164,8 +179,9 @@ function renderOpenLoop(section, root) {
     el('p', {}, 'Distance from the recorded actions in recorded states: not a success rate.'),
     factList([...section.facts, ['episodes', String(section.episodes)]]),
     table(['part', 'method', 'error', '95% interval'], section.parts.flatMap((part) => part.methods.map((method) => [
-      part.name, method.name, `${number(method.error)} ${part.unit}`,
-      method.interval ? `${number(method.interval[0])} to ${number(method.interval[1])}` : '–']))),
+      `${part.name} [${part.unit}]`, method.name, number(method.error),
+      // That of few episodes may reach below 0.
+      method.interval ? `${number(Math.max(0, method.interval[0]))} to ${number(method.interval[1])}` : '–']))),
     el('div', { class: 'charts' }, section.parts.map((part) => lineChart({
       title: `error of ${part.name} by step into the chunk [${part.unit}]`, x: part.methods[0].by_step.map((_, i) => i + 1),
       series: part.methods.map((method) => ({ label: method.name, values: method.by_step })), xLabel: 'step', height: 180 }).box)));

@@ -19,7 +19,7 @@ document.body.append(
     el('p', { class: 'note' }, 'Keys: left and right for steps (shift: 10), up and down for episodes, space to play.')),
   main);
 page.sections.forEach((section, i) => {
-  const root = el('section', { id: `section-${i}`, class: section.kind },
+  const root = el('section', { id: `section-${i}`, class: `kind-${section.kind}` },
     el('h2', {}, el('span', { class: 'kind' }, KINDS[section.kind]), section.title));
   main.append(root);
   const viewer = RENDERERS[section.kind](section, root, `section-${i}`);
