@@ -12,7 +12,9 @@ import typer
 from ddp_cli import choices, console
 from ddp_cli.commands import convert_recording as as_recorded
 from ddp_cli.commands import options
+from ddp_cli.commands.conversion_result import report_conversion
 from ddp_cli.commands.convert_folder import CopyOptions, convert_lerobot, convert_store, merge
+from ddp_cli.commands.report import note_page, reserve_page
 from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ def convert(
     schema: as_recorded.SchemaFile = None,
     workers: options.Workers = None,
     cluster: options.Cluster = None,
+    page: options.Page = None,
 ) -> None:
     """Convert recordings to a zarr store, or a store to another format; merge stores.
 
@@ -160,40 +163,52 @@ def convert(
     are converted as they are. An interrupted conversion is resumed by the same command.
     """
     from ddp_cli.data.conversion_plan import ConvertOptions
+
+    recording_options = as_recorded.RecordingOptions(
+        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
+    )
+    copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json)
+    with reserve_page(page, overwrite):
+        if len(sources) > 1:
+            _reject_options(ctx, sources[0], "one of several stores", NOT_FOR_MERGING)
+            written = merge(sources, copy)
+        elif recording := _find_recording(sources[0], recording_options, task):
+            _reject_options(ctx, sources[0], "converted as it was recorded", SIMULATOR_OPTIONS)
+            written = as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
+        else:
+            irrelevant = [name for name in RECORDING_OPTIONS if sources[0].is_dir() or name != "trim_pauses"]
+            _reject_options(ctx, sources[0], "not a recording that is converted as it is", irrelevant)
+            if sources[0].is_dir():
+                written = _convert_folder(ctx, copy)
+            else:
+                _reject_options(ctx, sources[0], "a file", ("to",))
+                convert_options = ConvertOptions(
+                    obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format, trim_pauses
+                )
+                written = _convert_demos(copy, convert_options, workers, cluster)
+        if page:
+            note_page([written], page)
+
+
+def _convert_demos(
+    copy: CopyOptions, convert_options: ConvertOptions, workers: int | None, cluster: str | None
+) -> Path:
+    """Converts demonstrations of robosuite to a store, and returns it."""
     from ddp_cli.data.demo_file import DemoFile
     from ddp_cli.data.store import STORE_MARKERS
     from ddp_cli.task_file import read_task
 
-    source = sources[0]
-    recording_options = as_recorded.RecordingOptions(
-        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
-    )
-    copy = CopyOptions(source, out, to, task, only, actions, zarr_format, check, overwrite, json)
-    if len(sources) > 1:
-        _reject_options(ctx, source, "one of several stores", NOT_FOR_MERGING)
-        merge(sources, copy)
-        return
-    recording = _find_recording(source, recording_options, task)
-    if recording:
-        _reject_options(ctx, source, "converted as it was recorded", SIMULATOR_OPTIONS)
-        as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
-        return
-    irrelevant = [name for name in RECORDING_OPTIONS if source.is_dir() or name != "trim_pauses"]
-    _reject_options(ctx, source, "not a recording that is converted as it is", irrelevant)
-    if source.is_dir():
-        _convert_folder(ctx, copy)
-        return
-    _reject_options(ctx, source, "a file", ("to",))
-    with DemoFile(source, read_task(task) if task else None, filter_key) as demos:
+    with DemoFile(copy.source, read_task(copy.task) if copy.task else None, convert_options.filter_key) as demos:
         source_task = demos.task
-    out = out or options.default_store(source_task.name, obs)
-    convert_options = ConvertOptions(
-        obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format, trim_pauses
-    )
+    out = copy.out or options.default_store(source_task.name, convert_options.obs)
     started = time.perf_counter()
-    with options.reserve_output(out, overwrite, STORE_MARKERS), options.open_workers(workers, cluster) as processes:
-        result = run_conversion(source, out, convert_options, processes, source_task)
-    _report(out, source_task, result, time.perf_counter() - started, json)
+    with (
+        options.reserve_output(out, copy.overwrite, STORE_MARKERS),
+        options.open_workers(workers, cluster) as processes,
+    ):
+        result = run_conversion(copy.source, out, convert_options, processes, source_task)
+    report_conversion(out, source_task, result, time.perf_counter() - started, copy.json)
+    return out
 
 
 def _find_recording(
@@ -218,7 +233,7 @@ def _reject_options(ctx: typer.Context, source: Path, kind: str, names: Collecti
             raise DdpError(f"{option.opts[0]} does not apply to '{source}', which is {kind}.", "Leave it out.")
 
 
-def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
+def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> Path:
     from ddp_cli.data.hdf5 import reject_folder_of_files
     from ddp_cli.data.lerobot_layout import is_lerobot, reject_collection
     from ddp_cli.data.lerobot_reader import LeRobotDataset
@@ -227,55 +242,13 @@ def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> None:
 
     if is_lerobot(copy.source):
         _reject_options(ctx, copy.source, "a LeRobot dataset", (*FILE_OPTIONS, "to"))
-        convert_lerobot(LeRobotDataset(copy.source, read_task(copy.task) if copy.task else None, copy.actions), copy)
-    else:
-        reject_collection(copy.source)
-        reject_folder_of_files(copy.source)
-        irrelevant = (*FILE_OPTIONS, "task", "check", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
-        _reject_options(ctx, copy.source, "a store", irrelevant)
-        convert_store(Store(copy.source), copy)
-
-
-def _report(out: Path, task: Task, result: ConversionResult, seconds: float, json: bool) -> None:
-    from dataclasses import asdict
-
-    if json:
-        console.print_json({"out": str(out), **asdict(result), "seconds": seconds})
-        return
-    console.result(
-        f"{out}: {result.episodes} episodes, {result.frames} steps, {result.megabytes:.1f} MB, "
-        f"in {console.duration(seconds)}{_image_origin(task, result, seconds)}"
-    )
-    for note in result.notes:
-        console.result(f"note: {note}")
-    for key, reason in result.computed.items():
-        console.result(f"not copied: {key} ({reason})")
-    for name, reason in result.left_out.items():
-        console.result(f"skipped {name}: {reason}")
-    _report_check(result)
-
-
-def _image_origin(task: Task, result: ConversionResult, seconds: float) -> str:
-    """How many images per second were written, and where they are from; empty for stores without images."""
-    keys = list(task.images(result.obs))
-    if not keys:
-        return ""
-    copied = [key for key in keys if key in result.observations]
-    if len(copied) == len(keys):
-        origin = "copied from the file"
-    else:
-        origin = f"{', '.join(copied)} copied from the file, the others rendered" if copied else "rendered"
-    return f" ({len(keys) * result.frames / seconds:.0f} images/s, {origin})"
-
-
-def _report_check(result: ConversionResult) -> None:
-    from ddp_cli.data.check_summary import check_summary
-
-    text = f"check {check_summary(result.check)}"
-    if result.check["result"] == "failed":
-        console.warn(f"{text} `ddp train` refuses this store without --allow-unverified.")
-    else:
-        console.result(text)
+        dataset = LeRobotDataset(copy.source, read_task(copy.task) if copy.task else None, copy.actions)
+        return convert_lerobot(dataset, copy)
+    reject_collection(copy.source)
+    reject_folder_of_files(copy.source)
+    irrelevant = (*FILE_OPTIONS, "task", "check", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
+    _reject_options(ctx, copy.source, "a store", irrelevant)
+    return convert_store(Store(copy.source), copy)
 
 
 def run_conversion(

@@ -60,14 +60,13 @@ def _check_outside(out: Path, source: Path) -> None:
         raise DdpError(f"the output '{out}' is {what}.", "Name another one with --out.")
 
 
-def convert_store(store: Store, copy: CopyOptions) -> None:
-    """Copies `store` to another store, or converts it to the dataset format `copy.to`."""
+def convert_store(store: Store, copy: CopyOptions) -> Path:
+    """Copies `store` to another store, or converts it to the dataset format `copy.to`; returns what was written."""
     from ddp_cli.data.store import STORE_MARKERS, Store
     from ddp_cli.data.store_copy import copy_store
 
     if copy.to is not None:
-        _export_dataset(store, copy.to, copy)
-        return
+        return _export_dataset(store, copy.to, copy)
     out = copy.out
     if out is None:
         raise DdpError(
@@ -80,10 +79,11 @@ def convert_store(store: Store, copy: CopyOptions) -> None:
         lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress),
     )
     copy.report(out, len(Store(out).episode_ends), steps)
+    return out
 
 
-def merge(sources: Sequence[Path], copy: CopyOptions) -> None:
-    """Merges the stores `sources` to one."""
+def merge(sources: Sequence[Path], copy: CopyOptions) -> Path:
+    """Merges the stores `sources` to one, and returns it."""
     from ddp_cli.data.check_summary import check_summary
     from ddp_cli.data.store import STORE_MARKERS, Store
     from ddp_cli.data.store_merge import instructions, merge_stores
@@ -103,9 +103,10 @@ def merge(sources: Sequence[Path], copy: CopyOptions) -> None:
     copy.report(out, len(store.episode_ends), int(store.episode_ends[-1]), parts)
     if not copy.json:
         console.result(f"check {check_summary(store.check)}")
+    return out
 
 
-def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
+def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> Path:
     from ddp_cli.data.lerobot_layout import INFO_PATH
     from ddp_cli.data.lerobot_writer import write_lerobot
     from ddp_cli.data.robomimic_writer import write_robomimic
@@ -118,10 +119,11 @@ def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> None:
     else:
         steps = copy.run(out, (INFO_PATH,), lambda progress: write_lerobot(store, out, progress), "images")
     copy.report(out, len(store.episode_ends), steps)
+    return out
 
 
-def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
-    """Converts a LeRobot dataset to a store."""
+def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> Path:
+    """Converts a LeRobot dataset to a store, and returns it."""
     from ddp_cli.data.check_summary import check_summary
     from ddp_cli.data.lerobot_reader import read_lerobot
     from ddp_cli.data.store import STORE_MARKERS, Store
@@ -136,3 +138,4 @@ def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> None:
     copy.report(out, len(store.episode_ends), steps, dataset.notes)
     if not copy.json:
         console.result(f"check {check_summary(store.check)}")
+    return out

@@ -140,8 +140,10 @@ def convert_recording(
     chosen: RecordingOptions,
     copy: CopyOptions,
     skip_bad: bool,
-) -> None:
-    """Converts `recording` to a store of a task without a simulator, called `copy.task`, by default like its file."""
+) -> Path:
+    """Converts `recording` to a store of a task without a simulator, called `copy.task`, by default like its
+    file, and returns the store.
+    """
     from ddp_cli.data.recording_conversion import convert_recording as write_store
     from ddp_cli.data.recording_schema import infer_schema, read_schema
     from ddp_cli.data.store import STORE_MARKERS, Store
@@ -181,7 +183,7 @@ def convert_recording(
             {"out": str(out), "task": name, "episodes": len(store.episode_ends), "frames": steps,
              "left_out": left_out, "notes": recording.notes, "schema": schema.to_json()}
         )  # fmt: skip
-        return
+        return out
     console.result(f"{out}: task {name}, {len(store.episode_ends)} episodes, {steps} steps at {schema.rate:g} Hz")
     observed = [_describe_camera(key, camera) for key, camera in schema.cameras.items()]
     observed += [f"{key} ({vector.width})" for key, vector in schema.vectors.items()]
@@ -191,6 +193,7 @@ def convert_recording(
     for note in recording.notes:
         console.result(f"note: {note}")
     console.result(f"check not verified: {store.check['why']}")
+    return out
 
 
 def _describe_camera(key: str, camera: Camera) -> str:

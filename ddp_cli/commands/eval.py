@@ -13,6 +13,7 @@ from ddp_cli import console
 from ddp_cli.commands import env_options, options
 from ddp_cli.commands.measurement import EvalOptions, describe_interval, measure
 from ddp_cli.commands.open_loop import evaluate_open_loop
+from ddp_cli.commands.report import page_of_evaluation, reserve_page
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import ConfigError, DdpError
@@ -132,6 +133,7 @@ def evaluate(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    page: options.Page = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -158,7 +160,7 @@ def evaluate(
         processes.run_on_main(lambda: _check_cluster(cluster, processes))
         if environment is None:
             _warn_of_seeds(range(seed, seed + count))
-        processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], overwrite))
+        processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], page, overwrite))
         eval_options = EvalOptions(
             count, seed, until_ci or 0.0, sampler, inference_steps, engine,
             reserved.enter_context(options.open_workers(workers, cluster)), device, environment,
@@ -184,6 +186,7 @@ def evaluate(
         if out:
             write_report(out, report)
             console.note(f"report: {out}")
+        page_of_evaluation(report, page)
     if json:
         console.print_json(report)
 
@@ -196,7 +199,8 @@ def _check_cluster(cluster: str | None, processes: Processes) -> None:
         )
 
 
-def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], overwrite: bool) -> None:
+def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], page: Path | None, overwrite: bool) -> None:
+    reserved.enter_context(reserve_page(page, overwrite))
     for path in outputs:
         if path:
             reserved.enter_context(options.reserve_output(path, overwrite))

@@ -116,6 +116,16 @@ Cluster = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=EXECUTION)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="PAGE",
+        help="Write an HTML page of the result, too, as `ddp report` does.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
 
 

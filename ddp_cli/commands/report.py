@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddp_cli import console
 from ddp_cli.commands import options
+from ddp_cli.errors import DdpError
 
 if TYPE_CHECKING:
     from ddp_cli.report.report import PageOptions, PageResult
@@ -63,7 +67,8 @@ def report(
     from ddp_cli.report.report import PageOptions
 
     page_options = PageOptions(max_mb, episodes, parse_film(film) if film else None)
-    result = make_page(paths, out, page_options, overwrite)
+    with reserve_page(out, overwrite):
+        result = make_page(paths, out, page_options)
     if json:
         beside = str(result.videos_in) if result.videos_in else None
         console.print_json(
@@ -73,19 +78,54 @@ def report(
         console.result(describe_page(result))
 
 
-def make_page(
-    paths: list[Path], out: Path, page_options: PageOptions | None = None, overwrite: bool = True
-) -> PageResult:
-    """`report.write_page` with a progress bar; DdpError if the page or the folder of its videos cannot be replaced."""
-    from ddp_cli.errors import DdpError
+def make_page(paths: list[Path], out: Path, page_options: PageOptions | None = None) -> PageResult:
+    """`report.write_page` with a progress bar; `out` is reserved, see `reserve_page`."""
     from ddp_cli.report.report import PageOptions, write_page
+
+    with console.progress(f"report {out.name}") as update:
+        return write_page(paths, out, page_options or PageOptions(), update)
+
+
+@contextmanager
+def reserve_page(page: Path | None, overwrite: bool) -> Iterator[None]:
+    """Inside, no other process writes the page; DdpError if it, or the folder of its videos, cannot be written."""
     from ddp_cli.report.videos import FIRST, video_folder
 
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise DdpError(f"cannot write a page to '{out}'.", "Name a file that ends in .html.")
-    options.check_output(video_folder(out), overwrite, (FIRST,))
-    with options.reserve_output(out, overwrite), console.progress(f"report {out.name}") as update:
-        return write_page(paths, out, page_options or PageOptions(), update)
+    if page is None:
+        yield
+        return
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise DdpError(f"cannot write a page to '{page}'.", "Name a file that ends in .html.")
+    options.check_output(video_folder(page), overwrite, (FIRST,))
+    with options.reserve_output(page, overwrite):
+        yield
+
+
+def note_page(paths: list[Path], page: Path) -> None:
+    """Writes a page of `paths` beside another result, and says so."""
+    console.note(f"report: {describe_page(make_page(paths, page))}")
+
+
+def page_of_evaluation(report: dict[str, Any], page: Path | None) -> None:
+    """Writes a page of a report of `ddp eval`, if there should be one, and says so."""
+    from ddp_cli.evaluation.report import write_report
+
+    if page is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="ddp-report-") as folder:
+        path = Path(folder) / f"{page.stem}.json"
+        write_report(path, report)
+        note_page([path], page)
+
+
+def update_run_page(run: Path) -> None:
+    """Writes report.html of a run. A failure is a warning: it must not end a training."""
+    from ddp_cli.report.report import write_page
+
+    try:
+        write_page([run], run / "report.html")
+    except Exception as e:  # noqa: BLE001
+        console.warn(f"'{run / 'report.html'}' was not updated: {' '.join(str(e).split())}")
 
 
 def describe_page(result: PageResult) -> str:

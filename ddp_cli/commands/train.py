@@ -14,6 +14,7 @@ import typer
 
 from ddp_cli import choices, console
 from ddp_cli.commands import options
+from ddp_cli.commands.report import update_run_page
 from ddp_cli.commands.train_setup import TrainOptions, plan_new_run, plan_resumed_run, report_data, report_new_run
 from ddp_cli.errors import DdpError
 
@@ -227,9 +228,14 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
             rate = f"{p.rate:.1f} steps/s, {p.rate * run.trainer.config.batch_size:.0f} samples/s"
             update(p.step, p.total, f"loss {p.loss:.4f}, lr {p.lr:.1e}, {rate}")
 
-        callbacks = Callbacks(
-            on_progress=show_progress, should_stop=should_stop, evaluate=make_evaluator(run, device, should_stop)
-        )
+        evaluate = make_evaluator(run, device, should_stop)
+
+        def evaluate_and_report(checkpoint: Path) -> float | None:
+            success_rate = evaluate(checkpoint)
+            update_run_page(run.folder)
+            return success_rate
+
+        callbacks = Callbacks(on_progress=show_progress, should_stop=should_stop, evaluate=evaluate_and_report)
         return run_training(run, callbacks, wandb)
 
 

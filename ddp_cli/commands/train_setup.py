@@ -84,8 +84,9 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
             "(another size: --set image_size=HxW; image_size=recorded keeps them)"
         )
     start = functools.partial(
-        create_run, folder, config, store, device, console.note, init_from=initial_weights, numbered=name is None
-    )
+        create_run, folder, config, store, device, console.note, init_from=initial_weights, numbered=name is None,
+        command=shlex.join(["ddp", *sys.argv[1:]]),
+    )  # fmt: skip
     return PlannedRun(config, start)
 
 

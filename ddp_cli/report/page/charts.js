@@ -83,7 +83,7 @@ function ticks(low, high, count = 4) {
  * class that the style draws; `lines`: { color, points }.
  */
 function pointChart({ title, points, lines = [], xLabel, yLabel, logX = false, yRange = null, square = false }) {
-  const [width, height, left, bottom, top, right] = [360, square ? 330 : 220, 52, 34, 10, 14];
+  const [width, height, left, bottom, top, right] = [360, square ? 330 : 220, 52, 34, 18, 14];
   const shown = points.filter((point) => Number.isFinite(point.x) && Number.isFinite(point.y));
   const box = el('figure', { class: 'chart' }, el('figcaption', {}, title));
   if (!shown.length) return fill(box, {}, [el('p', { class: 'note' }, 'Nothing to show.')]);
@@ -139,7 +139,7 @@ function extent(values) {
 function logTicks(low, high) {
   const result = [];
   for (let power = Math.floor(low); power <= high; power += 1) {
-    for (const factor of [1, 2, 5]) {
+    for (const factor of high - low > 1 ? [1, 2, 5] : [1, 2, 3, 4, 5, 6, 7, 8, 9]) {
       const tick = factor * 10 ** power;
       if (Math.log10(tick) >= low && Math.log10(tick) <= high) result.push(tick);
     }

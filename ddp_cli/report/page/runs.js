@@ -40,9 +40,9 @@ function successChart(runs) {
     points: run.success.filter((one) => one.during_training).map((one) => [one.step, one.rate]) }));
   return el('div', { class: 'charts' },
     pointChart({ title: 'success rate by checkpoint, with 95% intervals', points, lines, xLabel: 'step', yLabel: 'success rate', yRange: [0, 1] }),
-    table(['checkpoint', 'success', '95% interval', 'report'], runs.flatMap((run, i) => run.success.map((one) => [
+    table(['checkpoint', 'success', '95% interval', 'by'], runs.flatMap((run, i) => run.success.map((one) => [
       el('span', {}, runs.length > 1 ? swatch(i) : '', `step ${one.step}`), `${one.successes} of ${one.count} (${percent(one.rate)})`,
-      `${percent(one.low)} to ${percent(one.high)}`, one.source]))));
+      `${percent(one.low)} to ${percent(one.high)}`, one.during_training ? 'during training' : 'ddp eval']))));
 }
 
 function settingsTable(run) {
