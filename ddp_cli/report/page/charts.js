@@ -102,8 +102,8 @@ function pointChart({ title, points, lines = [], xLabel, yLabel, logX = false, y
     image.append(svg('line', { class: 'grid', x1: left, x2: width - right, y1: py(tick), y2: py(tick) }),
       svg('text', { class: 'tick', x: left - 5, y: py(tick) + 4, 'text-anchor': 'end' }, number(tick, 3)));
   }
-  image.append(svg('text', { class: 'label', x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle' }, xLabel),
-    svg('text', { class: 'label', x: -(top + height - bottom) / 2, y: 11, transform: 'rotate(-90)', 'text-anchor': 'middle' }, yLabel));
+  image.append(svg('text', { class: 'label', x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle' }, shorten(xLabel)),
+    svg('text', { class: 'label', x: -(top + height - bottom) / 2, y: 11, transform: 'rotate(-90)', 'text-anchor': 'middle' }, shorten(yLabel)));
   for (const line of lines) {
     image.append(svg('polyline', { class: 'line', stroke: line.color, points: line.points.map(([x, y]) => `${px(x)},${py(y)}`).join(' ') }));
   }
@@ -126,6 +126,11 @@ function drawPoint(point, px, py) {
   if (point.text) group.append(svg('text', { class: 'tick', x: x + 6, y: y - 6 }, point.text));
   if (point.title) group.append(svg('title', {}, point.title));
   return group;
+}
+
+/** A label that fits beside an axis. */
+function shorten(text) {
+  return text.length > 36 ? `${text.slice(0, 35)}…` : text;
 }
 
 /** Lowest and highest value with a margin. */

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ddp, ok, ok_json, refused
+from report.conftest import HOSTILE, evaluation, write_json, write_recording
+
+from ddp_cli.data.store import Store
+from ddp_cli.evaluation.statistics import wilson_interval
+from ddp_cli.presets import train_config
+from ddp_cli.report.dataset import choose_episodes, dataset_section
+from ddp_cli.report.page import render_page, to_json
+from ddp_cli.report.runs import runs_section
+from ddp_cli.report.videos import Videos, fit_frame
+
+
+def sections(page: Path) -> list[dict]:
+    """What a page shows, as its program reads it."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    return json.loads(data)["sections"]
+
+
+def test_json_cannot_end_its_element() -> None:
+    value = {HOSTILE: ["<!--", "\u2028\u2029", float("nan"), 1.5]}
+    text = to_json(value)
+    assert not {"<", ">", "&", "\u2028"} & set(text)
+    assert json.loads(text) == {HOSTILE: ["<!--", "\u2028\u2029", None, 1.5]}
+
+
+def test_the_security_policy_allows_the_program_of_the_page_alone() -> None:
+    page = render_page(HOSTILE, [{"kind": "policy", "title": HOSTILE}], {})
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1  # the title and the data have not become another one
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    assert f"default-src 'none'; script-src 'sha256-{digest}';" in policy
+    assert "unsafe" not in policy
+    assert "http:" not in policy
+    assert "Leon Sorokin" in page  # the licence of the plotting library
+
+
+@pytest.mark.parametrize(("at_most", "expected"), [(3, [1, 2, 5]), (2, [1, 5]), (9, [0, 1, 2, 3, 4, 5])])
+def test_episodes_with_rare_findings_are_shown_first(at_most: int, expected: list[int]) -> None:
+    flags = [[], ["jump"], ["pause", "jump"], [], ["pause"], ["length", "pause"]]
+    assert choose_episodes(flags, at_most) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((84, 84), (168, 168)), ((480, 640), (240, 320)), ((9, 300), (10, 300)), ((35, 33), (176, 166))]
+)
+def test_frames_have_even_sides_of_a_size_to_look_at(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    frame = fit_frame(np.full((*shape, 1), 300.0))
+    assert frame.shape == (*expected, 3)
+    assert (frame == 255).all()
+
+
+def test_values_of_a_dataset_are_those_of_the_store(store: Store) -> None:
+    with Videos() as videos:
+        section = dataset_section(store.path, videos, 2, lambda *_: None)
+        contents = videos.publish(store.path.parent / "page.html", 50.0)
+    assert list(section["full"]) == ["0", "1"]  # the second one has a pause
+    begin, end = store.episode_bounds[1]
+    for key in ("pos", "action"):
+        curve = np.frombuffer(base64.b64decode(section["full"]["1"]["curves"][key]), "<f4").reshape(-1, 2)
+        np.testing.assert_array_equal(curve, store.read(key)[begin:end])
+    first = np.frombuffer(base64.b64decode(section["starts"]["values"]), "<f4").reshape(4, 4)
+    np.testing.assert_array_equal(first[:, :2], store.read("pos")[[bounds[0] for bounds in store.episode_bounds]])
+    dimension = section["dimensions"][1]
+    assert (dimension["low"], dimension["high"]) == (store.read("pos")[:, 1].min(), store.read("pos")[:, 1].max())
+    assert sum(dimension["counts"]) == store.episode_ends[-1]
+    assert [episode["length"] for episode in section["episodes"]] == [20, 30, 25, 22]
+    assert "pause at start" in section["episodes"][1]["flags"]
+    assert section["findings"][0]["episodes"] == [1]
+    assert len(contents) == 4  # two cameras of two episodes
+    assert all(content[4:8] == b"ftyp" for content in contents.values())
+
+
+def test_videos_beyond_the_limit_are_beside_the_page(store: Store, tmp_path: Path) -> None:
+    page = tmp_path / "a b.html"
+    result = ok_json("report", store.path, "--out", page, "--max-mb", 0)
+    assert result["videos_in"] == str(tmp_path / "a b-videos")
+    assert len(list((tmp_path / "a b-videos").glob("*.mp4"))) == result["videos"] == 8
+    assert "exists" in refused(ddp("report", store.path, "--out", page))
+    ok(ddp("report", store.path, "--out", page, "--overwrite"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a b.html"]  # they are inside now
+
+
+def test_a_folder_of_something_else_is_not_replaced(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "page-videos").mkdir()
+    (tmp_path / "page-videos/mine.mp4").touch()
+    line = refused(ddp("report", store.path, "--out", tmp_path / "page.html", "--overwrite"))
+    assert "page-videos' is a folder that ddp did not write" in line
+
+
+def test_recordings_need_no_conversion(tmp_path: Path) -> None:
+    write_recording(tmp_path / "r.zarr")
+    ok(ddp("report", tmp_path / "r.zarr", "--out", tmp_path / "r.html", "--episodes", 1))
+    (section,) = sections(tmp_path / "r.html")
+    assert section["cameras"] == ["top", "wrist"]
+    assert len(section["full"]) == 1
+    assert all(episode["thumbnail"] for episode in section["episodes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.zarr"], "missing.zarr"),
+        (["missing.json"], "no file 'missing.json'. Name a report of `ddp eval`"),
+        (["README.md", "--out", "page.pdf"], "cannot write a page to 'page.pdf'. Name a file that ends in .html"),
+        (["README.md", "--film", "some"], "--film 'some' is not a choice of episodes. Valid: failures, all, or a"),
+        (["sample_data", "--film", "all"], "--film needs an evaluation"),
+        (["docs/examples"], "docs/examples"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    out = [] if "--out" in arguments else ["--out", tmp_path / "page.html"]
+    assert message in refused(ddp("report", *arguments, *out))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [[], {}, {"episodes": 1}, {"episodes": [], "checkpoint": "x"}, {"sweep": 3}, "text"])
+def test_files_that_are_no_evaluations_are_refused(content: object, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "e.json", content)
+    assert "e.json'" in refused(ddp("report", path, "--out", tmp_path / "page.html"))
+
+
+def test_two_evaluations_are_compared_on_their_common_starts(tmp_path: Path) -> None:
+    first = write_json(tmp_path / "a.json", evaluation([True, True, False, False]))
+    second = write_json(tmp_path / "b.json", evaluation([True, False, True, False, True]))
+    ok(ddp("report", first, second, "--out", tmp_path / "page.html"))
+    (section,) = sections(tmp_path / "page.html")
+    pair = section["paired"]
+    assert [pair[key] for key in ("both", "only_first", "only_second", "neither")] == [1, 1, 1, 1]
+    assert section["differing"] == [101, 102]
+    assert section["place"] == "nut_pos"
+    assert section["evaluations"][1]["interval"] == pytest.approx(wilson_interval(3, 5))
+    # The same two as `ddp eval A B --out` writes them.
+    content = {"first": json.loads(first.read_text()), "second": json.loads(second.read_text()), "paired": {}}
+    ok(ddp("report", write_json(tmp_path / "ab.json", content), "--out", tmp_path / "page.html", "--overwrite"))
+    (other,) = sections(tmp_path / "page.html")
+    assert (other["paired"], other["differing"]) == (pair, section["differing"])
+
+
+def write_run(folder: Path) -> Path:
+    config = train_config("lift", "state", "laptop", None, {"steps": 40, "lr": 0.001})
+    content = {
+        "format": 2, "train": config.model_dump(mode="json"), "total_steps": 40, "data": "lift.zarr",
+        "store": {"demos": 3, "steps": 100}, "command": f"ddp train {HOSTILE}",
+    }  # fmt: skip
+    write_json(folder / "config.json", content)
+    (folder / "checkpoints").mkdir()
+    rows = [{"step": step, "loss": 1 / step, "lr": 1e-3, "samples_per_s": 10.0, "seconds": 6.0 * step}
+            for step in range(10, 41, 10)]  # fmt: skip
+    lines = [*map(json.dumps, [*rows, {"step": 40, "success_rate": 0.5, "seconds": 300.0}]), '{"step": 50, "lo']
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    report = evaluation([True, False]) | {"checkpoint": str(folder / "checkpoints/step-00000040")}
+    write_json(folder / "eval/step-00000040-training.json", report)
+    write_json(folder / "eval/step-00000050.json", {"other": 1})
+    return folder
+
+
+def test_a_run_shows_its_metrics_and_what_differs_from_the_preset(tmp_path: Path) -> None:
+    section = runs_section([write_run(tmp_path / "lift" / "a")])
+    (run,) = section["runs"]
+    assert run["name"] == "lift/a"
+    assert run["metrics"]["loss"] == [[10, 0.1], [20, 0.05], [30, 1 / 30], [40, 0.025]]
+    assert run["metrics"]["seconds"][-1] == [40, 5.0]  # [min], the evaluation included
+    assert [metric["key"] for metric in section["metrics"]] == ["loss", "lr", "samples_per_s", "seconds"]
+    assert run["settings"] == [["lr", "0.0015", "0.001"], ["steps", "0", "40"], ["minutes", "60.0", "0.0"]]
+    (success,) = run["success"]
+    assert (success["step"], success["rate"], success["during_training"]) == (40, 0.5, True)
+    assert (success["low"], success["high"]) == pytest.approx(wilson_interval(1, 2))
