@@ -12,7 +12,7 @@ MINUTES := 6
 SHELL := /bin/bash
 
 NEEDED := libegl1 libgl1-mesa-dri libgl1 libglib2.0-0 gcc g++ linux-libc-dev
-OPTIONAL := libosmesa6
+OPTIONAL := libosmesa6 chromium
 
 .PHONY: demo test test-fast check setup clean
 

@@ -19,6 +19,7 @@ FLOORS = [
     {"__main__"},
     {"cli", "__init__"},
     {"commands", "api"},
+    {"report"},
     {"training", "deploy"},
     {"data", "inference"},
     {"core", "evaluation", "presets"},
