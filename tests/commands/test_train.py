@@ -47,6 +47,9 @@ def test_episodes_are_evaluated_and_recorded_during_training(lift_zarr: Path) ->
     report = json.loads((run / "eval/step-00000004-training.json").read_text())
     assert [e["seed"] for e in report["episodes"]] == [200_000, 200_001]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "last", "step-00000004"]
+    page = (run / "report.html").read_text()
+    assert '"step":4,"rate":0.0' in page  # the last evaluation
+    assert json.loads((run / "config.json").read_text())["command"].startswith("ddp ")
 
 
 def test_a_failed_video_keeps_the_success_rate(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:

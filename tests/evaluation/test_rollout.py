@@ -36,6 +36,16 @@ class RandomAgent:
         return self.rng.uniform(-1, 1, (8, 7))
 
 
+def test_the_result_says_where_objects_are_at_the_start() -> None:
+    sim = Simulator(SHORT_TASK)
+    places: list[np.ndarray] = []
+    result = run_episode(sim, RandomAgent(), 3, lambda _: places.append(sim.observables()["cube_pos"]))
+    sim.close()
+    assert result.start is not None
+    assert list(result.start) == ["cube_pos"]  # gripper_to_cube_pos is not a place
+    np.testing.assert_allclose(result.start["cube_pos"], places[0], atol=1e-5)
+
+
 def test_agent_observes_the_last_steps_before_every_chunk() -> None:
     agent, sim = RandomAgent(), Simulator(SHORT_TASK)
     positions: list[np.ndarray] = []

@@ -52,7 +52,8 @@ def test_episodes_with_rare_findings_are_shown_first(at_most: int, expected: lis
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((84, 84), (168, 168)), ((480, 640), (240, 320)), ((9, 300), (10, 300)), ((35, 33), (176, 166))]
+    ("shape", "expected"),
+    [((84, 84), (168, 168)), ((480, 640), (240, 320)), ((9, 300), (10, 300)), ((35, 33), (176, 166))],
 )
 def test_frames_have_even_sides_of_a_size_to_look_at(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     frame = fit_frame(np.full((*shape, 1), 300.0))
@@ -124,7 +125,9 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [[], {}, {"episodes": 1}, {"episodes": [], "checkpoint": "x"}, {"sweep": 3}, "text"])
+@pytest.mark.parametrize(
+    "content", [[], {}, {"episodes": 1}, {"episodes": [], "checkpoint": "x"}, {"sweep": 3}, "text"]
+)
 def test_files_that_are_no_evaluations_are_refused(content: object, tmp_path: Path) -> None:
     path = write_json(tmp_path / "e.json", content)
     assert "e.json'" in refused(ddp("report", path, "--out", tmp_path / "page.html"))
