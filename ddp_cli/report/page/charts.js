@@ -1,6 +1,7 @@
 // Charts: curves by uPlot, and small ones as SVG.
 
 const PALETTE = ['#4477aa', '#ee6677', '#228833', '#b79e2f', '#3ba7c9', '#aa3377', '#8a8a8a', '#ee8866'];
+const WHOLE_STEPS = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((factor) => factor * 10 ** power));
 const lineCharts = new Set();
 const probe = el('span', { hidden: '' });
 document.body.append(probe);
@@ -27,7 +28,7 @@ function lineChart({ title, x, series, xLabel, log = false, height = 150, sync =
   const chart = new uPlot({
     width: 320, height, padding: [8, 12, 0, 0],
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => number(tick)) },
+    axes: [{ ...axis, size: 28, incrs: WHOLE_STEPS, values: (_, ticks) => ticks.map((tick) => number(tick)) },
       { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : number(tick, 3))) }],
     series: [{ label: xLabel, value: (_, value) => number(value) },
       ...series.map((one, i) => ({ label: one.label, stroke: one.color || seriesColor(i), width: 1.5, spanGaps: true,

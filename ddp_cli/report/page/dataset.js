@@ -17,7 +17,7 @@ function sampleNote(section) {
   const [full, all] = [Object.keys(section.full).length, section.episodes.length];
   if (full === all) return el('p', { class: 'note' }, `All ${all} episodes are shown in full.`);
   return el('p', { class: 'note sample' }, `${full} of ${all} episodes are shown in full: those with findings first, the others `
-    + 'evenly chosen. The rest have a thumbnail; ', el('code', {}, 'ddp report --episodes'), ' shows more.');
+    + `evenly chosen.${section.cameras.length ? ' The rest have a thumbnail.' : ''} `, el('code', {}, 'ddp report --episodes'), ' shows more.');
 }
 
 function findings(section, viewer) {
