@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ASSETS = Path(__file__).parent / "page"
+ASSETS = Path(__file__).parent / "assets"
 LIBRARY, LIBRARY_STYLE, LIBRARY_LICENSE = "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE"
 SCRIPTS = ("elements.js", "charts.js", "player.js", "dataset.js", "runs.js", "evaluations.js", "policy.js", "main.js")
 """In the order in which they are run; each uses names of those before it."""
