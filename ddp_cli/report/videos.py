@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Videos:
         return id
 
     def publish(self, page: Path, max_mb: float) -> dict[str, bytes | str]:
-        """Id of each video -> its content, or its path relative to `page` if together they have more than `max_mb`.
+        """Id of each video -> its content, or its URL relative to `page` if together they have more than `max_mb`.
 
         In the second case the folder `video_folder(page)` is written, in the first one of an earlier page is removed.
         """
@@ -73,7 +74,7 @@ class Videos:
         with atomic_folder(folder) as partial:
             for path in self._files.values():
                 shutil.copyfile(path, partial / path.name)
-        return {id: f"{folder.name}/{path.name}" for id, path in self._files.items()}
+        return {id: quote(f"{folder.name}/{path.name}") for id, path in self._files.items()}
 
 
 def fit_frame(image: NDArray[Any], max_side: int = MAX_SIDE, min_side: int = MIN_SIDE) -> NDArray[np.uint8]:

@@ -72,6 +72,19 @@ def test_a_click_on_a_curve_moves_videos_and_cursor(browser: Any, dataset_page: 
             assert cursor["x"] - curve["x"] == pytest.approx(curve["width"] * 12 / 19, abs=2)
 
 
+def test_videos_beside_the_page_are_shown(browser: Any, store: Store, tmp_path: Path) -> None:
+    page = tmp_path / "50% #1.html"
+    ok(ddp("report", store.path, "--out", page, "--episodes", 1, "--max-mb", 0))
+    with open_page(browser, page) as opened:
+        for video in opened.page.locator("video").all():
+            # Its pixels cannot be read: a file is of another origin than the page.
+            video.evaluate(
+                "(video) => video.readyState || video.error || "
+                "new Promise((done) => { video.onloadeddata = video.onerror = () => done(); })"
+            )
+            assert video.evaluate("(video) => video.duration") == pytest.approx(3.0)  # 30 steps at 10 Hz
+
+
 def test_an_episode_plays_to_its_end(browser: Any, dataset_page: Path) -> None:
     with open_page(browser, dataset_page) as opened:
         opened.page.keyboard.press("Space")
