@@ -35,10 +35,10 @@ def processor() -> str:
 
 def check_software(required: Mapping[str, str]) -> None:
     """ConfigError if the software of this machine is not that of the machine where the command runs."""
-    for name, wanted in required.items():
-        if software()[name] != wanted:
+    for name, expected in required.items():
+        if software()[name] != expected:
             raise ConfigError(
-                f"the node '{platform.node()}' has {name} {software()[name]}, but the command runs with {wanted}.",
+                f"the node '{platform.node()}' has {name} {software()[name]}, but the command runs with {expected}.",
                 "Install the same versions on all machines of the cluster.",
             )
 

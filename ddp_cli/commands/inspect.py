@@ -22,6 +22,7 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Describe a file, store, dataset, run, checkpoint or exported policy."""
+    from ddp_cli.core.checkpoint_files import is_run
     from ddp_cli.data.inspection import describe_source, inspect_source
     from ddp_cli.deploy.policy_inspection import describe_policy, inspect_policy, is_policy
     from ddp_cli.task_file import read_task
@@ -33,7 +34,7 @@ def inspect(
         )
     if source.is_file() and source.suffix in (".safetensors", ".json", ".onnx"):
         raise DataError(f"'{source}' is a file of a checkpoint or an exported policy.", "Name its folder.")
-    if (source / "config.json").is_file() and (source / "checkpoints").is_dir() and not is_policy(source):
+    if is_run(source) and not is_policy(source):
         raise DataError(f"the run '{source}' has no checkpoint yet.", "Resume it with `ddp train --resume`.")
     if is_policy(source):
         if task is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -172,10 +173,11 @@ def train(
     Ctrl-C saves a checkpoint, --resume continues from it. Without a store, the sample demonstrations are converted
     first.
     """
-    from ddp_cli.parallel import preload_workers
+    from ddp_cli.parallel import default_workers, preload_workers
 
     started = time.perf_counter()
-    preload_workers("ddp_cli.training.cpu_workers")
+    if default_workers() > 1 and "WORLD_SIZE" not in os.environ:  # torchrun has started all processes already
+        preload_workers("ddp_cli.training.cpu_workers")
 
     from ddp_cli.core.checkpoint_selection import newest_run
     from ddp_cli.data.store import Store

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lint_source import LintSource, Series, read_series
+from ddp_cli.data.lint_source import DEFAULT_RATE, LintSource, Series, read_series
 from ddp_cli.data.recording import to_images
 from ddp_cli.errors import DataError
 from ddp_cli.report.dataset_source import DatasetSource, open_dataset
@@ -27,7 +27,6 @@ from ddp_cli.video.images import encode_jpeg
 DEFAULT_EPISODES = 48  # shown in full; 96x128 images of two cameras take about 10 MB then
 THUMBNAIL = 96  # [pixels], the longer side
 BINS = 32
-DEFAULT_RATE = 10.0  # [Hz] of videos of a dataset that does not state its rate
 
 Progress = Callable[[int, int, str], None]
 

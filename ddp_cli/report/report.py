@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_cli.core.checkpoint_files import is_run
 from ddp_cli.deploy.policy_inspection import is_policy
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
@@ -69,11 +70,6 @@ def _other_section(path: Path, options: PageOptions, videos: Videos, progress: P
     from ddp_cli.report.policy import policy_section  # imports torch, which other pages do not need
 
     return policy_section(path)
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a training run."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
 def is_evaluation(path: Path) -> bool:
