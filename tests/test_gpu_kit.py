@@ -34,12 +34,12 @@ def run_part(number: int, out: Path, *options: object) -> dict[str, Any]:
 def test_all_parts_run_without_a_simulator_and_training_continues(tmp_path: Path) -> None:
     checks = run_part(1, tmp_path)
     passed = {name: value["passed"] for name, value in checks.items() if "passed" in value}
-    assert len(passed) == 6
+    assert len(passed) == 9
     assert all(passed.values())
 
     speed = run_part(2, tmp_path)
-    assert speed["training step, eager"]["ddp_s"] > 0
-    assert {"plain loop, ddpm 100", "ddpm 100, torch", "ddim 1, torch"} <= speed["time per action chunk [ms]"].keys()
+    assert speed["training step, CUDA graph"]["ddp_s"] > 0
+    assert {"ddpm 100, plain", "ddpm 100, torch", "ddim 1, torch"} <= speed["time per action chunk [ms]"].keys()
 
     training = run_part(3, tmp_path, "--steps", 6, "--minutes", 0)["training of the paper preset"]
     assert (training["from step"], training["to step"], training["of"]) == (0, 0, 6)

@@ -153,19 +153,21 @@ def _dpm_steps(scheduler: Any) -> list[Step]:
     return steps
 
 
+def sample_noise(n_tensors: int, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise (n_tensors, *shape). Sampled on the CPU, so that a seed means the same on every device."""
+    return torch.stack([torch.randn(shape, generator=generator) for _ in range(n_tensors)])
+
+
 @torch.no_grad()
 def sample(
-    denoise: DenoiseFn,
-    x: Tensor,
-    steps: Sequence[Step],
-    generator: torch.Generator | None,
-    inpainting: tuple[Tensor, Tensor] | None = None,
+    denoise: DenoiseFn, noise: Tensor, steps: Sequence[Step], inpainting: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Denoises pure noise `x` (B, T, D) to a clean trajectory of the same shape.
-
-    `generator` is used once per step with noise. `inpainting` is (mask, values), broadcastable to x: before every step
-    and at the end, x takes the values where the mask is True.
+    """Denoises a trajectory (B, T, D). `noise` (n, B, T, D) holds the initial one, which is pure noise, and then the
+    noise of each step that has any. `inpainting` is (mask, values), broadcastable to the trajectory: before every step
+    and at the end, it takes the values where the mask is True.
     """
+    x, *step_noise = noise
+    unused_noise = iter(step_noise)
     prev_clean = x
     for i, step in enumerate(steps):
         x = x if inpainting is None else torch.where(*inpainting, x)
@@ -180,7 +182,6 @@ def sample(
         if step.prev_clean:
             x_next = x_next.add(prev_clean, alpha=step.prev_clean)
         if step.noise:
-            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x_next = x_next.add(z, alpha=step.noise)
+            x_next = x_next.add(next(unused_noise), alpha=step.noise)
         x, prev_clean = x_next, clean
     return x if inpainting is None else torch.where(*inpainting, x)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
-from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample
+from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample, sample_noise
 from ddp_cli.core.normalizer import Normalizer, column_normalizations
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
@@ -62,6 +62,15 @@ class DiffusionPolicy(nn.Module):
     def trajectory_shape(self) -> tuple[int, int]:
         """(T, D) of the denoised trajectory of one sample."""
         return self.config.trajectory_steps, self.denoiser.trajectory_width
+
+    @property
+    def n_noise_tensors(self) -> int:
+        """Noise tensors (B, T, D) of a prediction: the initial trajectory, and one for each step that has noise."""
+        return 1 + sum(step.noise > 0 for step in self.steps)
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """The noise of a prediction (n_noise_tensors, B, T, D), on the CPU."""
+        return sample_noise(self.n_noise_tensors, (batch_size, *self.trajectory_shape), generator)
 
     def inpainting_mask(self) -> Tensor:
         """(T, D) bool: entries of the trajectory [action, features] that are given, the features of the first To steps.
@@ -160,23 +169,27 @@ class DiffusionPolicy(nn.Module):
         self,
         obs: Mapping[str, Tensor],
         generator: torch.Generator | None = None,
-        make_denoiser: DenoiserFactory | None = None,
     ) -> dict[str, Tensor]:
         """{"action": (B, Ta, Da) to execute, starting at the last observation; "action_pred": (B, T, Da)}.
 
-        `obs` holds at least To observations; the first To are used. `generator` samples the initial noise, then the
-        noise of each denoising step that has any. `make_denoiser` replaces the denoiser by a faster equivalent
-        (inference/folded_denoiser.py).
+        `obs` holds at least To observations; the first To are used. `generator`, on the CPU, samples the noise.
+        """
+        features = self.encode_obs(obs)
+        return self.predict_from_features(features, self.sample_noise(len(features), generator).to(features.device))
+
+    @torch.no_grad()
+    def predict_from_features(
+        self, features: Tensor, noise: Tensor, make_denoiser: DenoiserFactory | None = None
+    ) -> dict[str, Tensor]:
+        """`predict_action` from features (B, To, Do) and noise (n_noise_tensors, B, T, D). `make_denoiser` replaces the
+        denoiser by a faster equivalent (inference/folded_denoiser.py).
         """
         config = self.config
-        features = self.encode_obs(obs)
-        shape = (len(features), *self.trajectory_shape)
-        x = torch.randn(shape, generator=generator, device=features.device, dtype=features.dtype)
         inpainting = None
         if not config.obs_as_cond:
             values = F.pad(features, (config.action_dim, 0, 0, config.trajectory_steps - config.n_obs_steps))
             inpainting = (self.inpainting_mask(), values)
-        x = sample((make_denoiser or self._make_denoiser)(features), x, self.steps, generator, inpainting)
+        x = sample((make_denoiser or self._make_denoiser)(features), noise, self.steps, inpainting)
         actions = self.normalizer.unnormalize("action", x[..., : config.action_dim])
         start = config.action_start
         return {"action": actions[:, start : start + config.n_action_steps], "action_pred": actions}

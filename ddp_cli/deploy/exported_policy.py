@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.diffusion import sample_noise
 from ddp_cli.deploy.exported_folder import open_exported_policy
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import DdpError
-from ddp_cli.inference.onnx_policy import sample_noise
 
 
 def exported_config(spec: Mapping[str, Any]) -> PolicyConfig:

@@ -10,7 +10,7 @@ from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
 from ddp_cli.inference.action_limits import action_limits
-from ddp_cli.inference.onnx_policy import n_noise_tensors, obs_keys
+from ddp_cli.inference.onnx_policy import obs_keys
 
 
 def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "limits": action_limits(policy, meta).to_json(),
         "action_range": meta.get("action_range"),
         "control_hz": config.task.schema.rate,
-        "noise": [n_noise_tensors(policy), *policy.trajectory_shape],
+        "noise": [policy.n_noise_tensors, *policy.trajectory_shape],
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "timesteps": [step.timestep for step in policy.steps],

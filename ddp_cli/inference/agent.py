@@ -21,7 +21,7 @@ from ddp_cli.safety import ActionLimits
 class PolicyAgent:
     """Runs `policy` in one episode at a time; the noise depends on the episode's seed alone.
 
-    `engine`: torch, compile (torch.compile, with CUDA graphs on a GPU), onnx (ONNX Runtime, CPU only) or auto (onnx on
+    `engine`: torch, compile (torch.compile), onnx (ONNX Runtime, CPU only) or auto (onnx on
     a CPU, where it was measured to be the fastest, if the denoiser supports it; torch elsewhere).
     `limits` of the actions: by default those that follow from the normalizer.
     """
@@ -36,7 +36,7 @@ class PolicyAgent:
         self.control_hz = policy.config.task.schema.rate
         self.engine = choose_engine(policy.config, policy.device.type, engine)
         self._predict = make_predict_fn(policy, self.engine)
-        self._generator = torch.Generator(policy.device)
+        self._generator = torch.Generator()
 
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)

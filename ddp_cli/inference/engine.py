@@ -10,14 +10,17 @@ from torch import Tensor
 
 from ddp_cli.choices import Engine
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.cuda_graph import GraphedFunction
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import ConfigError, UnknownNameError
-from ddp_cli.inference.compiled_denoiser import make_compiled_denoise_fn
-from ddp_cli.inference.folded_denoiser import FoldedDenoiser, supports_folding
+from ddp_cli.inference.compiled_policy import compile_function
+from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_torch_denoise_fn, supports_folding
 from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
 
+NOISE = "noise"  # among the inputs of a prediction, beside the observations
+
 PredictFn = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
-"""(observations {key: (B, To, ...)}, generator of the noise) -> actions (B, Ta, Da)."""
+"""(observations {key: (B, To, ...)}, generator of the noise, on the CPU) -> actions (B, Ta, Da)."""
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
@@ -37,11 +40,24 @@ def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
 
 
 def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
-    """`policy.predict_action(...)["action"]`, computed by `engine`."""
+    """`policy.predict_action(...)["action"]`, computed by `engine`; on a GPU as one CUDA graph."""
     if engine == "onnx":
         return make_onnx_predict_fn(policy, torch.get_num_threads())
-    make_denoiser = None
-    if supports_folding(policy.config):
-        denoise_fn = make_compiled_denoise_fn(policy.denoiser) if engine == "compile" else None
-        make_denoiser = FoldedDenoiser(policy, denoise_fn).condition_on
-    return lambda obs, generator: policy.predict_action(obs, generator, make_denoiser)["action"]
+    if not supports_folding(policy.config):
+        return lambda obs, generator: policy.predict_action(obs, generator)["action"]
+    denoise_fn = make_torch_denoise_fn(policy.denoiser)
+    encode_obs = policy.encode_obs
+    if engine == "compile":
+        denoise_fn, encode_obs = compile_function(denoise_fn), compile_function(encode_obs)
+    folded = FoldedDenoiser(policy, denoise_fn)
+
+    def predict(inputs: Mapping[str, Tensor]) -> Tensor:
+        return policy.predict_from_features(encode_obs(inputs), inputs[NOISE], folded.condition_on)["action"]
+
+    run = GraphedFunction(predict) if policy.device.type == "cuda" else predict
+
+    def predict_action(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        batch_size = len(next(iter(obs.values())))
+        return run({**obs, NOISE: policy.sample_noise(batch_size, generator).to(policy.device)})
+
+    return predict_action

@@ -36,16 +36,6 @@ def obs_keys(policy: DiffusionPolicy) -> list[str]:
     return [*policy.config.image_keys, *policy.config.low_dim]
 
 
-def n_noise_tensors(policy: DiffusionPolicy) -> int:
-    """Number of noise tensors (B, T, D) of one prediction: the initial trajectory, and one per step with noise."""
-    return 1 + sum(step.noise > 0 for step in policy.steps)
-
-
-def sample_noise(n_tensors: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """(n_tensors, *shape), sampled in the order in which `predict_action` samples."""
-    return torch.stack([torch.randn(shape, generator=generator) for _ in range(n_tensors)])
-
-
 @torch.no_grad()
 def build_policy_graph(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The graph of a policy whose denoiser can be folded (`supports_folding`)."""
@@ -85,7 +75,7 @@ def compose_policy_graph(
     loop_inputs = [main.constant(len(policy.steps), int), main.constant(True, bool), x_init, x_init]
     main.nodes.append(helper.make_node("Loop", loop_inputs, ["x_last", "clean_last"], body=body))
     _add_action(main, policy, "x_last" if inpainting is None else main("Where", *inpainting, "x_last"))
-    noise = tensor_info("noise", [n_noise_tensors(policy), "batch", *policy.trajectory_shape])
+    noise = tensor_info("noise", [policy.n_noise_tensors, "batch", *policy.trajectory_shape])
     action = tensor_info("action", ["batch", config.n_action_steps, config.action_dim])
     graph = helper.make_graph(main.nodes, "policy", [*_obs_inputs(policy), noise], [action], main.constants)
     opsets = [helper.make_opsetid("", opset)]
@@ -140,7 +130,7 @@ def _add_step(
     for name, tensor in {"x": x, "out": out, "prev_clean": "prev_clean"}.items():
         if table[:, STEP_COEFFICIENTS.index(name)].any():
             x_next = g("Add", x_next, g("Mul", tensor, coefficients[name]))
-    if n_noise_tensors(policy) > 1:  # steps without noise have coefficient 0 and may use any tensor
+    if policy.n_noise_tensors > 1:  # steps without noise have coefficient 0 and may use any tensor
         has_noise = table[:, STEP_COEFFICIENTS.index("noise")] > 0
         noise_index = g("Gather", g.constant(np.where(has_noise, np.cumsum(has_noise), 0), int), "i", axis=0)
         noise = g("Gather", "noise", noise_index, axis=0)
@@ -175,12 +165,11 @@ def make_onnx_predict_fn(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     graph = build_policy_graph(policy).SerializeToString()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    n_steps, n_tensors = policy.config.n_obs_steps, n_noise_tensors(policy)
+    n_steps = policy.config.n_obs_steps
 
     def predict(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         feeds = {key: obs[key][:, :n_steps].contiguous().numpy() for key in obs_keys(policy)}
-        batch_size = len(next(iter(feeds.values())))
-        noise = sample_noise(n_tensors, (batch_size, *policy.trajectory_shape), generator).numpy()
+        noise = policy.sample_noise(len(next(iter(feeds.values()))), generator).numpy()
         return torch.from_numpy(session.run(["action"], feeds | {"noise": noise})[0])
 
     return predict

@@ -1,8 +1,12 @@
-"""Optimizer and learning-rate schedule of the published diffusion policy."""
+"""Optimizer and learning-rate schedule of the published diffusion policy.
+
+On a GPU a step may be recorded in a CUDA graph (step_graph.py): then everything that changes is a tensor.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +15,7 @@ from ddp_cli.config import TrainConfig
 from ddp_cli.training.losses import Objective
 
 
-def make_optimizer(config: TrainConfig, objective: Objective) -> torch.optim.AdamW:
+def make_optimizer(config: TrainConfig, objective: Objective, device: torch.device) -> torch.optim.AdamW:
     """AdamW with the published weight-decay groups."""
     policy = objective.policy
     decay, no_decay = weight_decay_groups(policy.denoiser)
@@ -22,7 +26,38 @@ def make_optimizer(config: TrainConfig, objective: Objective) -> torch.optim.Ada
         {"params": no_decay, "weight_decay": 0.0},
         {"params": encoder, "weight_decay": config.obs_encoder_weight_decay},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+    _allow_recording(optimizer, device)
+    return optimizer
+
+
+def _allow_recording(optimizer: torch.optim.AdamW, device: torch.device) -> None:
+    if device.type == "cuda":
+        optimizer._warned_capturable_if_run_uncaptured = True  # it runs in both ways
+        for group in optimizer.param_groups:
+            group["capturable"], group["lr"] = True, torch.tensor(float(group["lr"]), device=device)
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def optimizer_state(optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """The state of the optimizer, the same on every device."""
+    state = optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def load_optimizer_state(optimizer: torch.optim.AdamW, state: dict[str, Any], device: torch.device) -> None:
+    """Restore a state returned by `optimizer_state`."""
+    optimizer.load_state_dict(state)
+    _allow_recording(optimizer, device)
 
 
 def weight_decay_groups(denoiser: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -64,6 +99,6 @@ class SafeStep:
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         self.skipped += skip
-        self.consecutive_skips = (self.consecutive_skips + 1) * skip
-        self.max_consecutive_skips = torch.maximum(self.max_consecutive_skips, self.consecutive_skips)
+        self.consecutive_skips.add_(1).mul_(skip)
+        torch.maximum(self.max_consecutive_skips, self.consecutive_skips, out=self.max_consecutive_skips)
         return norm

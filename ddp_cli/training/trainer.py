@@ -16,13 +16,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_cli.config import TrainConfig
-from ddp_cli.core.windows import slice_batch, to_device
+from ddp_cli.core.training_noise import TrainingNoise
+from ddp_cli.core.windows import Batch, slice_batch, to_device
 from ddp_cli.errors import CheckpointError, ConfigError
 from ddp_cli.training.dataloader import BatchLoader, TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.ema import EMA
 from ddp_cli.training.losses import Objective
-from ddp_cli.training.optimizer import SafeStep, learning_rate, make_optimizer
+from ddp_cli.training.optimizer import (
+    SafeStep,
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+)
+from ddp_cli.training.step_graph import StepGraph
 
 SEED_STRIDE = 1_000_003  # so that consecutive seeds share no step's generator
 
@@ -62,12 +71,16 @@ class Trainer:
             self.model = DistributedDataParallel(
                 self.objective, gradient_as_bucket_view=True, find_unused_parameters=has_unused
             )
-        self.optimizer = make_optimizer(config, self.objective)
+        self.optimizer = make_optimizer(config, self.objective, device)
         self.safe_step = SafeStep(self.optimizer, config.clip_grad_norm, device)
         self.ema = EMA(list(self.policy.parameters()), config.ema_inv_gamma, config.ema_power, config.ema_max_value)
         self.shard = self.processes.shard(config.batch_size)
         self.loader = BatchLoader(data.train, config.batch_size, config.seed, self.shard, device)
         self.step_number = 0
+        self.graph: StepGraph | None = None
+        """Records the steps of a single process on a GPU; without, every kernel is launched by itself."""
+        if device.type == "cuda" and self.processes.world_size == 1:
+            self.graph = StepGraph(lambda inputs: self._update(*_unflatten(inputs)))
 
     def _fit_normalizers(self) -> None:
         config, arrays = self.config, self.data.train.arrays
@@ -89,23 +102,30 @@ class Trainer:
         The values are scalars on the device, so the step does not wait for them.
         """
         config, i = self.config, self.step_number
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+        set_learning_rate(self.optimizer, self.lr)
         generator = torch.Generator().manual_seed(config.seed * SEED_STRIDE + i)
         noise = self.policy.sample_training_noise(config.batch_size, generator, config.noise_samples)
         torch.manual_seed((config.seed * SEED_STRIDE + i) * 1024 + self.processes.rank)  # dropout
-        batch = self.loader.batch(i)
+        batch, noise = to_device(self.loader.batch(i), self.device), noise.select(self.shard, self.device)
         self.model.train()
+        losses = self.graph(_flatten(batch, noise)) if self.graph else self._update(batch, noise)
+        self.ema.step()
+        self.step_number += 1
+        return losses
+
+    def _update(self, batch: Batch, noise: TrainingNoise) -> dict[str, Tensor]:
+        """The part of a step that runs on the device: gradients and optimizer."""
+        config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        micro_batches = list(_split(self.shard, config.accumulate))
+        size = self.shard.stop - self.shard.start
+        micro_batches = list(_split(size, config.accumulate))
         for rows in micro_batches:
-            local = slice(rows.start - self.shard.start, rows.stop - self.shard.start)
             with (
                 self._gradient_sync(rows is micro_batches[-1]),
                 torch.autocast(self.device.type, torch.bfloat16, self.bf16),
             ):
-                losses = self.model(to_device(slice_batch(batch, local), self.device), noise.select(rows, self.device))
+                losses = self.model(slice_batch(batch, rows), noise.select(rows, self.device))
             weight = (rows.stop - rows.start) / config.batch_size
             with self._gradient_sync(rows is micro_batches[-1]):
                 # DistributedDataParallel averages over processes; the sum is the gradient of the global batch
@@ -113,9 +133,6 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (rows.stop - rows.start)
         norm = self.safe_step()
-        self.ema.step()
-        self.step_number += 1
-        size = self.shard.stop - self.shard.start
         return {name: value / size for name, value in sums.items()} | {"grad_norm": norm}
 
     @contextmanager
@@ -145,7 +162,7 @@ class Trainer:
             "step": self.step_number,
             "total": self.total,
             "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "ema": [p.clone() for p in self.ema.shadow],
             "ema_step": self.ema.steps,
             "skipped": self.safe_step.skipped.clone(),
@@ -155,7 +172,9 @@ class Trainer:
         """Restore a state returned by `state`; CheckpointError if it does not fit."""
         try:
             self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer_state(self.optimizer, state["optimizer"], self.device)
+            if self.graph:
+                self.graph.reset()
             for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
                 shadow.copy_(saved)
             self.safe_step.skipped.copy_(state["skipped"])
@@ -168,11 +187,25 @@ class Trainer:
             ) from e
 
 
-def _split(shard: slice, n_parts: int) -> Iterator[slice]:
-    """Split `shard` into `n_parts` slices whose sizes differ by one at most."""
-    size = shard.stop - shard.start
+def _split(size: int, n_parts: int) -> Iterator[slice]:
+    """Split `size` samples into `n_parts` slices whose sizes differ by one at most."""
     for i in range(n_parts):
-        yield slice(shard.start + i * size // n_parts, shard.start + (i + 1) * size // n_parts)
+        yield slice(i * size // n_parts, (i + 1) * size // n_parts)
+
+
+def _flatten(batch: Batch, noise: TrainingNoise) -> dict[str, Tensor]:
+    """The tensors of a step by name."""
+    tensors = {f"batch.{key}": x for key, x in batch.items() if key != "obs"}
+    tensors |= {f"obs.{key}": x for key, x in batch["obs"].items()}
+    tensors |= {f"crop.{key}": x for key, x in noise.crop_offsets.items()}
+    return tensors | {"noise": noise.noise, "timesteps": noise.timesteps}
+
+
+def _unflatten(tensors: dict[str, Tensor]) -> tuple[Batch, TrainingNoise]:
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+
+    return {**part("batch"), "obs": part("obs")}, TrainingNoise(part("crop"), tensors["noise"], tensors["timesteps"])
 
 
 def has_bf16(device: torch.device) -> bool:

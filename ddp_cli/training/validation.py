@@ -47,7 +47,7 @@ def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
             return metrics
         index = torch.linspace(0, len(windows) - 1, min(SAMPLED_WINDOWS, len(windows))).long()
         batch = to_device(windows.batch(index), trainer.device)
-        sampling_generator = torch.Generator(trainer.device).manual_seed(config.seed)
+        sampling_generator = torch.Generator().manual_seed(config.seed)
         predicted = trainer.policy.predict_action(batch["obs"], sampling_generator)["action"]
     first = config.policy.trajectory_start + config.policy.action_start
     target = batch["action"][:, first : first + config.policy.n_action_steps]

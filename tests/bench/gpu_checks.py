@@ -24,34 +24,38 @@ def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) / max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
 
 
-def weight_difference(a: Trainer, b: Trainer) -> float:
-    pairs = zip(a.policy.parameters(), b.policy.parameters(), strict=True)
-    return max(float((x - y).detach().abs().max()) for x, y in pairs)
-
-
 def check_correctness(kit: Kit) -> None:
     """Part 1."""
-    n = 5
-    reference = losses(kit.trainer(CPU, precision="fp32", batch_size=8), n)
-
-    def compare(**settings: Any) -> Callable[[], float]:
-        return lambda: largest_difference(losses(kit.trainer(kit.device, batch_size=8, **settings), n), reference)
-
+    n = 8  # a graph is recorded in the fourth step
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    kit.try_check("losses of 5 steps in fp32, relative to the CPU", compare(precision="fp32"), 1e-3)
-    kit.try_check("the same in bf16", compare(precision="bf16"), 0.05)
-    kit.try_check("the same with torch.compile", compare(precision="fp32", compile=True), 1e-3)
-    kit.try_check("weights after resuming, largest difference", lambda: resume_difference(kit), 1e-6)
+    torch.backends.cudnn.deterministic = True
+
+    def run(
+        device: torch.device = kit.device, graph: bool = False, precision: str = "fp32", **settings: Any
+    ) -> Trainer:
+        return kit.trainer(device, graph, precision=precision, batch_size=8, lr=1e-3, warmup_steps=0, **settings)
+
+    def compare(name: str, limit: float, reference: list[float], **settings: Any) -> None:
+        kit.try_check(name, lambda: largest_difference(losses(run(**settings), n), reference), limit)
+
+    on_cpu, with_dropout = losses(run(CPU), n), losses(run(p_drop_attn=0.3), n)
+    compare("losses of 8 steps in fp32, relative to the CPU", 1e-2, on_cpu)
+    compare("the same in bf16", 0.1, on_cpu, precision="bf16")
+    compare("the same with torch.compile", 1e-2, on_cpu, compile=True)
+    compare("the same as a CUDA graph", 1e-2, on_cpu, graph=True)
+    compare("the same as a CUDA graph in bf16", 0.1, on_cpu, graph=True, precision="bf16")
+    compare("with dropout, CUDA graph against none", 1e-3, with_dropout, graph=True, p_drop_attn=0.3)
+    kit.try_check("with dropout, resumed after half of the steps", lambda: resume_difference(run, with_dropout), 1e-3)
     check_actions(kit)
 
 
-def resume_difference(kit: Kit) -> float:
-    whole, first, second = (kit.trainer(kit.device, precision="fp32", batch_size=8) for _ in range(3))
-    losses(whole, 4)
-    losses(first, 2)
+def resume_difference(run: Callable[..., Trainer], reference: list[float]) -> float:
+    """Of the losses of a run that is resumed in the middle."""
+    half = len(reference) // 2
+    first, second = (run(graph=True, p_drop_attn=0.3) for _ in range(2))
+    losses(first, half)
     second.load_state(first.state())
-    losses(second, 2)
-    return weight_difference(whole, second)
+    return largest_difference(losses(second, half), reference[half:])
 
 
 def check_actions(kit: Kit) -> None:
@@ -67,7 +71,7 @@ def check_actions(kit: Kit) -> None:
         def difference(engine: str = engine) -> float:
             predict = make_predict_fn(policy, engine)
             on_device = {key: x.to(kit.device) for key, x in obs.items()}
-            for _ in range(3):  # CUDA graphs are recorded in the second call
+            for _ in range(3):
                 action = predict(on_device, torch.Generator().manual_seed(0))
             return float((action.cpu() - expected).abs().max())
 

@@ -27,11 +27,14 @@ class Kit:
     def config(self, **settings: Any) -> TrainConfig:
         """The paper preset, without dropout, which random numbers of the device decide."""
         values = {"p_drop_attn": 0.0, "p_drop_emb": 0.0, "steps": 100_000, **(SMALL if self.small else {}), **settings}
-        return train_config(self.store.task.name, "image", "paper", None, values)
+        return train_config(self.store.task, "image", "paper", None, values)
 
-    def trainer(self, device: torch.device, **settings: Any) -> Trainer:
+    def trainer(self, device: torch.device, graph: bool = True, **settings: Any) -> Trainer:
         config = self.config(**settings)
-        return Trainer(config, load_training_data(config, self.store, device, print), device, total=100_000)
+        trainer = Trainer(config, load_training_data(config, self.store, device, print), device, total=100_000)
+        if not graph:
+            trainer.graph = None
+        return trainer
 
     def observations(self, policy: DiffusionPolicy) -> dict[str, torch.Tensor]:
         """Those of one moment, the same on every device."""

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,13 @@ def measure_speed(kit: Kit) -> None:
     config = kit.config(action_loss=0.0, object_loss=0.0)
     n_steps, n_loads = (2, 2) if kit.small else (50, 200)
     plain_s = time_plain_step(kit, config, n_steps)
-    variants = {"eager": {}} | ({} if kit.small else {"compile": {"compile": True}})
+    variants: dict[str, dict[str, bool]] = {"one kernel at a time": {"graph": False}, "CUDA graph": {}}
+    if not kit.small:
+        variants |= {f"{name}, torch.compile": {**v, "compile": True} for name, v in variants.items()}
     for name, settings in variants.items():
         trainer = kit.trainer(kit.device, action_loss=0.0, object_loss=0.0, **settings)
+        for _ in range(5):  # compiles and records
+            trainer.step()
         with BusyShare(kit.device) as busy:
             seconds = time_per_call(trainer.step, n_steps, 5, kit.device)
         kit.record(
@@ -45,12 +50,11 @@ def measure_speed(kit: Kit) -> None:
                 "samples/s": config.batch_size / seconds,
             },
         )  # fmt: skip
-        steps = itertools.count()
-        loading_s = time_per_call(
-            lambda trainer=trainer, steps=steps: to_device(trainer.loader.batch(next(steps)), kit.device),
-            n_loads, 5, kit.device,
-        )  # fmt: skip
-        kit.record(f"loader, {name} [batches/s]", 1.0 / loading_s)
+    steps = itertools.count()
+    loading_s = time_per_call(
+        lambda: to_device(trainer.loader.batch(next(steps)), kit.device), n_loads, 5, kit.device
+    )  # fmt: skip
+    kit.record("loader [batches/s]", 1.0 / loading_s)
     measure_latency(kit)
     measure_several_gpus(kit)
 
@@ -94,26 +98,32 @@ class BusyShare:
 def measure_latency(kit: Kit) -> None:
     """Time of an action chunk of the paper policy with images, batch size 1, by sampler and engine."""
     plain = PlainPolicy(kit.config()).eval().to(kit.device)
-    scheduler = make_scheduler(kit.config(num_inference_steps=100).policy)
-    cond = torch.randn(1, 2, plain.cond_emb.in_features, device=kit.device)
+    images = torch.rand(2, 3, *kit.config().policy.crop_shape, device=kit.device)
+    vectors = torch.randn(2, plain.cond_emb.in_features - 64 * len(plain.encoders), device=kit.device)
 
-    def plain_loop() -> torch.Tensor:
+    def plain_loop(scheduler: Any) -> torch.Tensor:
+        cond = torch.cat([*(encoder(images) for encoder in plain.encoders.values()), vectors], -1)[None]
         x = torch.randn(1, 10, 7, device=kit.device)
-        for k in scheduler.timesteps.to(kit.device):
+        for k in scheduler.timesteps:
             x = scheduler.step(plain.denoise(x, k.expand(1), cond), k, x).prev_sample
         return x
 
     n = 2 if kit.small else 20
-    table = {"plain loop, ddpm 100": 1000.0 * time_per_call(plain_loop, n, 2, kit.device)}
+    table = {}
     for sampler, n_denoising in SAMPLERS:
-        policy = DiffusionPolicy(kit.config(sampler=sampler, num_inference_steps=n_denoising).policy).eval()
+        config = kit.config(sampler=sampler, num_inference_steps=n_denoising).policy
+        scheduler = make_scheduler(config)
+        scheduler.set_timesteps(n_denoising, device=kit.device)
+        plain_s = time_per_call(lambda scheduler=scheduler: plain_loop(scheduler), n, 2, kit.device)
+        table[f"{sampler} {n_denoising}, plain"] = 1000.0 * plain_s
+        policy = DiffusionPolicy(config).eval()
         policy.to(kit.device)
         obs = {key: x.to(kit.device) for key, x in kit.observations(policy).items()}
         for engine in ["torch"] if kit.small else ["torch", "compile"]:
             try:
                 predict = make_predict_fn(policy, engine)
                 seconds = time_per_call(
-                    lambda predict=predict, obs=obs: predict(obs, torch.Generator(kit.device)), n, 5, kit.device
+                    lambda predict=predict, obs=obs: predict(obs, torch.Generator()), n, 5, kit.device
                 )
             except Exception as e:  # noqa: BLE001 - torch.compile raises errors of any type
                 kit.record(f"{sampler} {n_denoising}, {engine}", {"error": str(e)[:300]})

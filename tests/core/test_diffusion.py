@@ -44,7 +44,9 @@ def test_every_step_equals_that_of_diffusers(sampler: str, steps: int, spacing: 
         actual.append(x)
         return network(x, denoising_steps[i].timestep)
 
-    actual.append(sample(denoise, noise, denoising_steps, torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(5)
+    step_noise = [torch.randn(noise.shape, generator=generator) for step in denoising_steps if step.noise]
+    actual.append(sample(denoise, torch.stack([noise, *step_noise]), denoising_steps))
     assert [step.timestep for step in denoising_steps] == scheduler.timesteps.tolist()
     for x, reference in zip(actual[1:], expected, strict=True):
         scale = float(reference.abs().max().clamp_min(1.0))  # without clipping the first steps are large
@@ -69,8 +71,7 @@ def test_few_steps_start_at_a_noisy_timestep(sampler: str, steps: int, first: in
 def test_sampling_with_an_oracle_recovers_its_trajectory(sampler: str) -> None:
     config = PolicyConfig(sampler=sampler, num_inference_steps=8, prediction_type="sample")
     target = torch.rand(1, 10, 7) * 2 - 1
-    steps, generator = make_denoising_steps(config), torch.Generator().manual_seed(0)
-    x = sample(lambda _x, _i: target, torch.randn(1, 10, 7), steps, generator)
+    x = sample(lambda _x, _i: target, torch.randn(9, 1, 10, 7), make_denoising_steps(config))
     torch.testing.assert_close(x, target, atol=1e-3 if sampler != "ddim" else 0.2, rtol=0)
 
 
@@ -86,7 +87,7 @@ def test_inpainted_values_are_set_before_every_step_and_at_the_end(sampler: str)
         inputs.append(x)
         return network(x, steps[i].timestep)
 
-    x = sample(denoise, torch.randn(2, 10, 7), steps, torch.Generator().manual_seed(0), (mask, values))
+    x = sample(denoise, torch.randn(6, 2, 10, 7), steps, (mask, values))
     assert len(inputs) == 5
     for trajectory in (*inputs, x):
         assert torch.equal(trajectory[:, mask], values[:, mask])

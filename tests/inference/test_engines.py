@@ -12,7 +12,7 @@ from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.inference.engine import make_predict_fn
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph, n_noise_tensors, sample_noise
+from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph
 
 TINY = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
 UNFOLDABLE = [{"n_cond_layers": 1}, {"obs_as_cond": False}, {"obs_as_cond": False, "time_as_cond": False}]
@@ -92,8 +92,7 @@ def test_the_graph_inpaints_as_torch_does(settings: dict) -> None:
     model = compose_policy_graph(policy, main, add_encoder(main, policy), build_denoiser, DEFAULT_OPSET)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     obs = random_low_dim(policy, 2)
-    shape = (2, *policy.trajectory_shape)
-    noise = sample_noise(n_noise_tensors(policy), shape, torch.Generator().manual_seed(1))
+    noise = policy.sample_noise(2, torch.Generator().manual_seed(1))
     (actual,) = session.run(["action"], {key: x.numpy() for key, x in obs.items()} | {"noise": noise.numpy()})
     expected = policy.predict_action(obs, torch.Generator().manual_seed(1))["action"]
     torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-5, rtol=0)
