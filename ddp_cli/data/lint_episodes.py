@@ -20,6 +20,9 @@ MIN_PAUSE = 1.0  # [s]; shorter ones belong to grasping and reversing
 MIN_EDGE_PAUSE = 0.5  # [s] at the start and at the end, where nothing has to be waited for
 PAUSE_SHARE = 0.005  # of all steps; fewer do no harm
 LONG_PAUSE = 2.0  # [s]; a single one is worth a look
+REST = 1e-6  # of a delta action that commands no motion
+GRIPPER_TIME = 0.6  # [s] after a change of the gripper in which nobody commands a motion: the fingers are moving
+WAITING_SHARE = 0.3  # of all steps; with a joystick, people command no motion in a few
 NEAR = 0.01  # of the range; two motions of a person differ by more at some step
 SHORT, LONG = 1 / 3, 3.0  # of the median length
 
@@ -28,6 +31,7 @@ def lint_episodes(source: LintSource, series: list[Series], names: list[str]) ->
     """Findings on the episodes `names`, which `series` hold; the action is the last of them."""
     yield from find_lengths(source)
     yield from find_pauses(series, names, source.rate, source.policy_episodes)
+    yield from find_waiting(source, series[-1], names)
     yield from find_duplicates(series[-1], names)
 
 
@@ -83,6 +87,39 @@ def pauses_of_episode(series: list[Series], episode: int, rate: float | None) ->
         place = "start" if begin == 0 else "end" if end == len(still) else "middle"
         if end - begin >= least.get(place, max(2, round(MIN_EDGE_PAUSE * hertz))):
             yield place, begin, end
+
+
+def find_waiting(source: LintSource, action: Series, names: list[str]) -> Iterator[Finding]:
+    """Episodes in which most steps command no motion, as between the key strokes of a person."""
+    waiting = {
+        name: waiting_steps(source, values)
+        for name, values in zip(names, action.episodes, strict=True)
+        if name not in source.policy_episodes
+    }
+    total, n = (sum(f(steps) for steps in waiting.values()) for f in (np.count_nonzero, len))
+    if total > WAITING_SHARE * n:
+        episodes = [name for name, steps in waiting.items() if steps.mean() > WAITING_SHARE]
+        name, steps = max(waiting.items(), key=lambda item: item[1].mean())
+        message = (
+            f"{total} of {n} steps command no motion, the most in episode {name}: {np.count_nonzero(steps)} "
+            f"of {len(steps)}"
+        )
+        yield Finding("no command", message, episodes)
+
+
+def waiting_steps(source: LintSource, action: Floats) -> NDArray[np.bool_]:
+    """The steps (n,) in which delta actions command no motion, neither in the step before nor in `GRIPPER_TIME` after a
+    change of the rest of the action.
+    """
+    is_motion = np.array([part.representation == "delta" for part in source.action for _ in range(part.width)], bool)
+    if not is_motion.any() or len(is_motion) != action.shape[1]:
+        return np.zeros(len(action), np.bool_)
+    rests = (np.abs(action[:, is_motion]) < REST).all(axis=1)
+    rested = np.concatenate([[True], rests[:-1]])
+    changes = np.concatenate([[False], (np.diff(action[:, ~is_motion], axis=0) != 0).any(axis=1)])
+    window = np.ones(max(1, round(GRIPPER_TIME * (source.rate or DEFAULT_RATE))))
+    gripper_moves = np.convolve(changes, window)[: len(changes)] > 0
+    return np.asarray(rests & rested & ~gripper_moves)
 
 
 def _is_still(values: Floats, window: int) -> NDArray[np.bool_]:

@@ -63,6 +63,8 @@ class LintSource:
     """The images of a camera in an episode, from 0 to 255, one by one."""
     policy_episodes: Collection[str] = ()
     """Names of episodes in which a policy acted: it may wait or take long, since others are imitated."""
+    action: Sequence[ActionPart] = ()
+    """The parts of the action; empty if they are not known."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,14 @@ def recording_source(recording: Recording, schema: Schema, rate: float | None) -
 
     return LintSource(
         recording.episode_names, recording.lengths, rate, _dimensions(schema, schema.action),
-        _pixels(schema, list(schema.cameras)), read, images,
+        _pixels(schema, list(schema.cameras)), read, images, action=schema.action,
     )  # fmt: skip
 
 
 def store_source(store: Store) -> LintSource:
     """The arrays of a store."""
     schema, bounds, names = store.task.schema, store.episode_bounds, store.episode_names
+    action = store.task.action_parts(store.attrs["action"]["convention"])
     if len(set(names)) < len(names):  # such names would not tell episodes apart
         names = [str(i) for i in range(len(bounds))]
 
@@ -143,11 +146,12 @@ def store_source(store: Store) -> LintSource:
         names,
         [end - begin for begin, end in bounds],
         schema.rate,
-        _dimensions(schema, store.task.action_parts(store.attrs["action"]["convention"])),
+        _dimensions(schema, action),
         _pixels(schema, store.image_keys),
         read,
         images,
         store.policy_episodes,
+        action,
     )
 
 
@@ -173,8 +177,9 @@ def demo_source(demos: DemoFile, names: list[str]) -> LintSource:
         return demos.read(name).actions if key == ACTION else read_observations(demos, name, (key,))[key]
 
     return LintSource(
-        names, [demos.n_steps(name) for name in names], schema.rate, dimensions, {}, read, lambda *_: iter(())
-    )
+        names, [demos.n_steps(name) for name in names], schema.rate, dimensions, {}, read, lambda *_: iter(()),
+        action=demos.task.action_parts(demos.info.actions),
+    )  # fmt: skip
 
 
 def _pixels(schema: Schema, keys: Sequence[str]) -> dict[str, int]:

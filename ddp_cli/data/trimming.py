@@ -1,4 +1,4 @@
-"""The steps of each episode of a dataset without its pauses, as the lint finds them; short ones stay in between."""
+"""The steps of each episode of a dataset without its pauses, as the lint finds them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.data.lint_episodes import pauses_of_episode
-from ddp_cli.data.lint_source import DEFAULT_RATE, LintSource, read_series
+from ddp_cli.data.lint_episodes import pauses_of_episode, waiting_steps
+from ddp_cli.data.lint_source import DEFAULT_RATE, LintSource, find_runs, read_series
 
 KEPT_PAUSE = 0.5  # [s]: a gripper may close in it that is not observed
 
@@ -23,8 +23,9 @@ def all_steps(lengths: Sequence[int]) -> list[Steps]:
 
 def steps_in_motion(source: LintSource) -> list[Steps]:
     """The steps of every episode that are kept. The last step of a pause at the start stays, and the first one of a
-    pause at the end; a pause in between is shortened to `KEPT_PAUSE`. Episodes that nothing moves in, in which a policy
-    acted, or that cannot be read, stay whole.
+    pause at the end; a pause in between is shortened to `KEPT_PAUSE`. Steps in which delta actions command no motion
+    are left out altogether: a policy that predicts none stays where it is, and sees the same again. Episodes that
+    nothing moves in, in which a policy acted, or that cannot be read, stay whole.
     """
     kept_steps = all_steps(source.lengths)
     lead = max(1, round(KEPT_PAUSE * (source.rate or DEFAULT_RATE)))
@@ -40,6 +41,10 @@ def steps_in_motion(source: LintSource) -> list[Steps]:
                 "start": slice(begin, end - 1), "middle": slice(begin + lead, end), "end": slice(begin + 1, end),
             }  # fmt: skip
             is_kept[cut[place]] = False
+        n = len(is_kept)
+        for begin, end in find_runs(waiting_steps(source, series[-1].episodes[k])):
+            if end - begin < n:
+                is_kept[begin + (end == n) : end - (begin == 0)] = False
         kept_steps[i] = np.flatnonzero(is_kept)
     return kept_steps
 

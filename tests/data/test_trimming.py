@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import zarr
 from conftest import ddp, ok_json, refused
 
@@ -116,3 +117,29 @@ def test_stores_have_no_pauses_to_leave_out(lift_zarr: Path, tmp_path: Path) -> 
     assert "--trim-pauses does not apply" in refused(
         ddp("convert", lift_zarr, "--trim-pauses", "--out", tmp_path / "s")
     )
+
+
+def test_steps_that_command_no_motion_are_left_out(lift_demos: Path, tmp_path: Path) -> None:
+    """As by keyboard: between two strokes nothing is commanded. The time in which the fingers move stays."""
+    shutil.copy(lift_demos, tmp_path / "keyboard.hdf5")
+    with h5py.File(tmp_path / "keyboard.hdf5", "r+") as file:
+        for demo in file["data"].values():
+            actions = demo["actions"][:]
+            actions[:, :6] += 0.001  # every step commands something
+            actions[np.arange(len(actions)) % 8 >= 2, :6] = 0
+            demo["actions"][:] = actions
+            del demo["intended"]
+        grippers = [demo["actions"][:, 6] for demo in file["data"].values()]
+    (finding,) = (f for f in ok_json("inspect", tmp_path / "keyboard.hdf5")["lint"] if f["kind"] == "no command")
+    assert "demo_0" in finding["episodes"]
+    command = ("convert", tmp_path / "keyboard.hdf5", "--obs", "state", "--check", 0, "--workers", 1)
+    ok_json(*command, "--out", tmp_path / "s.zarr", "--trim-pauses")
+    ends = Store(tmp_path / "s.zarr").episode_ends
+    expected = []
+    for gripper in grippers:
+        steps = np.arange(len(gripper))
+        kept = steps % 8 < 3  # with the step in which the arm still follows the last command
+        for change in np.flatnonzero(np.diff(gripper)) + 1:
+            kept |= (steps >= change) & (steps < change + 12)
+        expected.append(np.count_nonzero(kept))
+    assert np.diff(ends, prepend=0).tolist() == pytest.approx(expected, abs=1)  # one step of a pause at an end stays
