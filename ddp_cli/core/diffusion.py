@@ -1,8 +1,9 @@
-"""Forward and reverse diffusion of trajectories; the only user of diffusers' schedulers.
+"""Forward and reverse diffusion of trajectories; the only user of diffusers.
 
 Symbols of DDPM (Ho et al. 2020): x_k the trajectory after k noising steps, epsilon its noise, alpha the cumulative
 product (alpha bar in the paper). diffusers' schedulers define the samplers; each of their steps is linear in the
-tensors involved, so it is reduced here to coefficients that are computed once. A coefficient of `Step` is named for
+tensors involved, so it is reduced here to coefficients that are computed once. diffusers itself is imported where it is
+used only: in training and for DPM-Solver, not to run a policy. A coefficient of `Step` is named for
 the tensor that it multiplies:
 
     clean  = clip(s.clean_from_x * x + s.clean_from_out * out)
@@ -22,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.noise_schedule import alphas_cumprod, inference_timesteps
 
 if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     Scheduler = DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
@@ -38,7 +40,9 @@ DenoiseFn = Callable[[Tensor, int], Tensor]
 
 
 def make_noise_scheduler(config: PolicyConfig) -> DDPMScheduler:
-    """The forward process: provides `add_noise` and `alphas_cumprod`."""
+    """The forward process, for training: provides `add_noise`."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
@@ -61,14 +65,17 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
     }
     scheduler: Scheduler
     if config.sampler == "dpm":
-        # Here, because it imports scipy.stats, which takes a second.
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         # Its "thresholding" with a maximum value of 1 is the clipping of the other samplers.
         scheduler = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
     elif config.sampler == "ddim":
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
         scheduler = DDIMScheduler(**common, clip_sample=config.clip_sample, set_alpha_to_one=True, steps_offset=0)
     else:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         scheduler = DDPMScheduler(**common, clip_sample=config.clip_sample, variance_type="fixed_small")
     scheduler.set_timesteps(config.num_inference_steps)
     return scheduler
@@ -91,22 +98,20 @@ class Step:
 
 def make_denoising_steps(config: PolicyConfig) -> list[Step]:
     """The denoising steps of `config`, from pure noise to the clean trajectory."""
-    scheduler = make_scheduler(config)
     if config.sampler == "dpm":
-        return _dpm_steps(scheduler)
-    timesteps = [int(k) for k in scheduler.timesteps]
+        return _dpm_steps(make_scheduler(config))
+    timesteps = inference_timesteps(config)
     stride = config.num_train_timesteps // config.num_inference_steps
-    alphas = scheduler.alphas_cumprod.double().numpy()
+    alphas = alphas_cumprod(config).double().numpy()
     steps = []
     for i, k in enumerate(timesteps):
-        if isinstance(scheduler, DDIMScheduler):
+        next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else -1
+        if config.sampler == "ddim":
             next_timestep = k - stride  # as in diffusers, whatever the spacing
-        else:
-            next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else -1
         alpha, alpha_next = float(alphas[k]), float(alphas[next_timestep]) if next_timestep >= 0 else 1.0
         clean_from_x, clean_from_out = _clean_coefficients(config.prediction_type, alpha)
         x = out = noise = 0.0
-        if isinstance(scheduler, DDIMScheduler):
+        if config.sampler == "ddim":
             clean = alpha_next**0.5
             epsilon = (1.0 - alpha_next) ** 0.5
             if config.prediction_type == "epsilon":

@@ -10,7 +10,8 @@ Do features, D trajectory width (Da, or Da + Do when inpainting), R noise sample
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_s
 from ddp_cli.core.normalizer import Normalizer, column_normalizations
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 DenoiserFactory = Callable[[Tensor], DenoiseFn]
 """Conditions a denoiser on features (B, To, Do)."""
@@ -47,8 +51,12 @@ class DiffusionPolicy(nn.Module):
         self.fusion = _make_fusion(obs_dim, config.fusion) if config.fusion else None
         self.feature_dim = obs_dim + (FUSION_DIM if config.fusion else 0)
         self.denoiser = Denoiser(config, self.feature_dim)
-        self.noise_scheduler = make_noise_scheduler(config)
         self.steps = make_denoising_steps(config)
+
+    @cached_property
+    def noise_scheduler(self) -> DDPMScheduler:
+        """Adds noise to trajectories in training."""
+        return make_noise_scheduler(self.config)
 
     @property
     def device(self) -> torch.device:

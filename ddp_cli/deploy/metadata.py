@@ -7,6 +7,7 @@ from typing import Any
 
 from ddp_cli import __version__
 from ddp_cli.core.checkpoint import Meta
+from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
 from ddp_cli.inference.action_limits import action_limits
@@ -32,7 +33,7 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "timesteps": [step.timestep for step in policy.steps],
-        "alphas_cumprod": policy.noise_scheduler.alphas_cumprod.tolist(),
+        "alphas_cumprod": alphas_cumprod(policy.config).tolist(),
         "features": policy.feature_dim,
         "action_normalizer": {
             part: policy.normalizer.get_buffer(f"action_{part}").tolist() for part in ("scale", "offset")

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.diffusion import make_denoising_steps, make_scheduler, sample
+from ddp_cli.core.diffusion import make_denoising_steps, make_noise_scheduler, make_scheduler, sample
+from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.errors import ConfigError
 
 SAMPLERS = ["ddpm", "ddim", "dpm"]
@@ -92,3 +97,22 @@ def test_inpainted_values_are_set_before_every_step_and_at_the_end(sampler: str)
     for trajectory in (*inputs, x):
         assert torch.equal(trajectory[:, mask], values[:, mask])
         assert (trajectory[:, ~mask] != values[:, ~mask]).all()
+
+
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
+@pytest.mark.parametrize("timesteps", [2, 100, 1000])
+def test_the_noise_schedule_is_that_of_diffusers(schedule: str, timesteps: int) -> None:
+    config = PolicyConfig(beta_schedule=schedule, num_train_timesteps=timesteps, num_inference_steps=1)
+    assert torch.equal(alphas_cumprod(config), make_noise_scheduler(config).alphas_cumprod)
+
+
+def test_a_policy_runs_without_diffusers(tmp_path: Path) -> None:
+    """Importing it takes longer than loading a policy; it imports torch._dynamo as well."""
+    code = (
+        "import sys; from ddp_cli.config import PolicyConfig; from ddp_cli.core.policy import DiffusionPolicy\n"
+        "from ddp_cli.inference.agent import PolicyAgent\n"
+        "PolicyAgent(DiffusionPolicy(PolicyConfig(obs='state', n_layer=1)))\n"
+        "print({'diffusers', 'torch._dynamo', 'torchvision', 'scipy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "set()"
