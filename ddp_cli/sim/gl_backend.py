@@ -5,10 +5,12 @@ MuJoCo reads MUJOCO_GL, PYOPENGL_PLATFORM and MUJOCO_EGL_DEVICE_ID when it is im
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
-import importlib
+import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from ddp_cli.errors import SimulatorError
@@ -28,6 +30,7 @@ def choose_gl_backend() -> str:
     Call before mujoco is imported. A back end that the user has set is not changed. PYOPENGL_PLATFORM follows it:
     MuJoCo renders with no other one.
     """
+    _load_triton()
     backend = gl_backend()
     if sys.platform != "linux":
         return backend
@@ -38,6 +41,16 @@ def choose_gl_backend() -> str:
     if backend in OFFSCREEN_BACKENDS and "OpenGL" not in sys.modules:
         os.environ["PYOPENGL_PLATFORM"] = backend
     return backend
+
+
+def _load_triton() -> None:
+    """Load Triton's library before Mesa's, if it is installed: both contain LLVM, and importing torch._dynamo, and with
+    it Triton, after a GL context has been created ends the process.
+    """
+    spec = importlib.util.find_spec("triton")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(Path(folder) / "_C" / "libtriton.so"))
 
 
 def gl_backend() -> str:

@@ -110,3 +110,20 @@ def test_osmesa_is_chosen_where_egl_is_missing() -> None:
 def test_the_simulator_works_where_rendering_is_disabled() -> None:
     code = RENDER.replace('sim.image("agentview_image").std() > 10', "sim.state().size")
     assert render(code, MUJOCO_GL="disable") == "32"
+
+
+def test_torch_can_compile_after_rendering() -> None:
+    """Its compiler and Mesa both contain LLVM."""
+    code = """
+from ddp_cli.sim.gl_backend import choose_gl_backend
+choose_gl_backend()
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+with mujoco.Renderer(model, 8, 8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+    import torch._dynamo
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "imported" in done.stdout, (done.returncode, done.stderr[-500:])
