@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,10 +90,21 @@ def crop(x: Tensor, shape: tuple[int, int], crop_offsets: Tensor | None) -> Tens
     if crop_offsets is None:
         top, left = center_crop_offset(height, h), center_crop_offset(width, w)
         return x[:, :, top : top + h, left : left + w]
+    if x.device.type == "cpu":  # copying one image after the other is 30 times as fast as an index of pixels
+        return _crop_each(x, shape, crop_offsets)
     rows = (crop_offsets[:, :1] + torch.arange(h, device=x.device))[:, :, None]  # (N, h, 1)
     columns = (crop_offsets[:, 1:] + torch.arange(w, device=x.device))[:, None, :]  # (N, 1, w)
     images = torch.arange(len(x), device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
+
+
+def _crop_each(x: Tensor, shape: tuple[int, int], crop_offsets: Tensor) -> Tensor:
+    h, w = shape
+    images = x.permute(0, 2, 3, 1).numpy()
+    crops = np.empty((len(images), h, w, images.shape[3]), images.dtype)
+    for image, target, (top, left) in zip(images, crops, crop_offsets.tolist(), strict=True):
+        target[...] = image[top : top + h, left : left + w]
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def center_crop_offset(size: int, cropped_size: int) -> int:

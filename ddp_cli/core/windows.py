@@ -96,12 +96,17 @@ class Windows:
         obs_steps = steps[:, : self.n_obs_steps]
         obs = {}
         for key in self.obs_keys:
-            value = self.arrays[key][obs_steps]
+            value = _rows(self.arrays[key], obs_steps)
             obs[key] = value.permute(0, 1, 4, 2, 3) if value.ndim == 5 else value
             if self._release:
                 self._release()
-        extra = {key: self.arrays[key][obs_steps] for key in self.extra_keys}
-        return {"obs": obs, **extra, "action": self.arrays["action"][steps]}
+        extra = {key: _rows(self.arrays[key], obs_steps) for key in self.extra_keys}
+        return {"obs": obs, **extra, "action": _rows(self.arrays["action"], steps)}
+
+
+def _rows(array: Tensor, steps: Tensor) -> Tensor:
+    """`array[steps]`; on a CPU this copies whole images at once, an index value by value."""
+    return array.index_select(0, steps.flatten()).unflatten(0, steps.shape)
 
 
 def to_device_async(x: Tensor, device: torch.device) -> Tensor:

@@ -107,3 +107,19 @@ def test_dropout_uses_the_same_random_numbers_as_ever() -> None:
     dropped = [(Dropout(p)(torch.ones(24)) == 0).nonzero().flatten().tolist() for p in (0.3, 0.1, 0.0)]
     assert dropped == [[1, 5, 11, 12, 13, 17, 21], [2, 5, 10, 15], []]
     assert torch.rand(1).item() == pytest.approx(0.5209300518035889, abs=1e-7)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_bfloat16_is_that_in_float32(masked: bool) -> None:
+    torch.manual_seed(0)
+    attention = Attention(32, 4, 0.3).eval()
+    x, memory = torch.randn(3, 10, 32), torch.randn(3, 4, 32)
+    mask = torch.ones(10, 4).tril().bool() if masked else None
+    expected = attention(x, memory, mask).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = attention(x, memory, mask)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+    attention.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(attention(x, memory, mask), actual)  # dropout
