@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -11,6 +12,8 @@ from ddp_cli import interruption
 def main() -> None:
     """Run the command line, and exit with its code."""
     interruption.install()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every file name can be encoded
     try:
         from ddp_cli.cli import app
 

@@ -151,8 +151,9 @@ def _traceback_hint(debug: bool) -> str:
     if debug:
         return ""
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="ddp-traceback-", suffix=".txt", delete=False) as file:
-            file.write(f"ddp {__version__}: {' '.join(sys.argv)}\n{traceback.format_exc()}")
+        with tempfile.NamedTemporaryFile("wb", prefix="ddp-traceback-", suffix=".txt", delete=False) as file:
+            text = f"ddp {__version__}: {' '.join(sys.argv)}\n{traceback.format_exc()}"
+            file.write(text.encode(errors="replace"))  # arguments may not be valid UTF-8
     except OSError:
         return " DDP_DEBUG=1 prints the traceback."
     return f" The traceback is in '{file.name}'; DDP_DEBUG=1 prints it."

@@ -179,6 +179,8 @@ def check_output(path: Path, overwrite: bool, markers: tuple[str, ...] = ()) -> 
         raise DdpError(f"'{path}' exists.", "Add --overwrite to replace it, or choose another output.")
     if path.is_dir() and any(path.iterdir()) and not any((path / marker).exists() for marker in markers):
         raise DdpError(f"'{path}' is a folder that ddp did not write.", "It is not replaced: choose another output.")
+    if path.is_dir() and not markers:
+        raise DdpError(f"'{path}' is a folder, but the output is a file.", "Choose another output.")
     if path.is_file() and markers:
         raise DdpError(f"'{path}' is a file, but the output is a folder.", "Choose another output.")
     parent = path.absolute().parent

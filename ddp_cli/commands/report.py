@@ -13,9 +13,10 @@ import typer
 from ddp_cli import console
 from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
+from ddp_cli.report.page_options import DEFAULTS, PageOptions, parse_film
 
 if TYPE_CHECKING:
-    from ddp_cli.report.report import PageOptions, PageResult
+    from ddp_cli.report.report import PageResult
 
 EXAMPLES = options.examples(
     "ddp convert sample_data/lift.hdf5 --only :4 --out lift.zarr && ddp report lift.zarr",
@@ -34,7 +35,7 @@ def report(
     ],
     episodes: Annotated[
         int, typer.Option("--episodes", "-n", min=1, help="Episodes of a dataset to show in full, with videos.")
-    ] = 48,
+    ] = DEFAULTS.max_episodes,
     film: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +56,7 @@ def report(
             help="Videos of more than this are written to a folder beside the page.",
             rich_help_panel=options.OUTPUT,
         ),
-    ] = 50.0,
+    ] = DEFAULTS.max_mb,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -63,10 +64,7 @@ def report(
 
     It is one file that opens in any browser, without a network.
     """
-    from ddp_cli.report.films import parse_film
-    from ddp_cli.report.report import PageOptions
-
-    page_options = PageOptions(max_mb, episodes, parse_film(film) if film else None)
+    page_options = PageOptions(max_mb, episodes, None if film is None else parse_film(film))
     with reserve_page(out, overwrite):
         result = make_page(paths, out, page_options)
     if json:
@@ -78,12 +76,12 @@ def report(
         console.result(describe_page(result))
 
 
-def make_page(paths: list[Path], out: Path, page_options: PageOptions | None = None) -> PageResult:
+def make_page(paths: list[Path], out: Path, page_options: PageOptions = DEFAULTS) -> PageResult:
     """`report.write_page` with a progress bar; `out` is reserved, see `reserve_page`."""
-    from ddp_cli.report.report import PageOptions, write_page
+    from ddp_cli.report.report import write_page
 
     with console.progress(f"report {out.name}") as update:
-        return write_page(paths, out, page_options or PageOptions(), update)
+        return write_page(paths, out, page_options, update)
 
 
 @contextmanager

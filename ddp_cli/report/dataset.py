@@ -6,7 +6,7 @@ Shapes: n steps of an episode, E episodes, D dimensions of all vectors and the a
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.console import Update
 from ddp_cli.data.lint_source import DEFAULT_RATE, LintSource, Series, read_series
 from ddp_cli.data.recording import to_images
 from ddp_cli.errors import DataError
@@ -24,14 +25,11 @@ from ddp_cli.report.videos import Videos, fit_frame
 from ddp_cli.schema import ACTION, OBJECT
 from ddp_cli.video.images import encode_jpeg
 
-DEFAULT_EPISODES = 48  # shown in full; 96x128 images of two cameras take about 10 MB then
 THUMBNAIL = 96  # [pixels], the longer side
 BINS = 32
 
-Progress = Callable[[int, int, str], None]
 
-
-def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Progress) -> Section:
+def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Update) -> Section:
     """What a page shows of the dataset at `path`, with at most `max_episodes` episodes in full: those with findings
     first, the others evenly chosen. `progress` is called with done, total and what is counted.
     """
@@ -46,8 +44,7 @@ def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Pro
             progress(i + 1, len(source.lengths), "thumbnails")
         full = {}
         for done, i in enumerate(chosen):
-            curves = {one.key: encode_floats(one.episodes[kept.index(i)]) for one in series} if i in kept else {}
-            full[str(i)] = {"curves": curves, "videos": _encode_videos(source, i, videos)}
+            full[str(i)] = {"curves": _read_curves(source, i), "videos": _encode_videos(source, i, videos)}
             progress(done + 1, len(chosen), "episodes in full")
         return {
             "kind": "dataset",
@@ -93,6 +90,19 @@ def encode_floats(values: NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
+def _read_curves(source: LintSource, episode: int) -> dict[str, str]:
+    """Vector -> its encoded values, also those that are not finite. Vectors that cannot be read are left out."""
+    curves = {}
+    for key in source.vectors:
+        try:
+            values = source.read(key, episode)
+        except DataError:
+            continue
+        with np.errstate(over="ignore"):
+            curves[key] = encode_floats(values)
+    return curves
+
+
 def _indices(source: LintSource, names: Sequence[str]) -> list[int]:
     positions = {name: i for i, name in enumerate(source.episode_names)}
     return [positions[name] for name in names if name in positions]
@@ -109,15 +119,13 @@ def _flags(dataset: DatasetSource) -> list[list[str]]:
 
 
 def _thumbnail(source: LintSource, episode: int) -> str | None:
-    """The first image of the first camera as a JPEG in base64; None without a readable image."""
+    """The first image of the first camera that can be read, as a JPEG in base64; None without one."""
     for key in source.cameras:
         try:
             with closing(cast("Any", _frames(source, key, episode))) as frames:
-                image = next(frames, None)
-        except DataError:
-            return None
-        if image is None:
-            return None
+                image = next(frames)
+        except (DataError, StopIteration):
+            continue
         return base64.b64encode(encode_jpeg(fit_frame(image, THUMBNAIL, min_side=1), quality=70)).decode()
     return None
 

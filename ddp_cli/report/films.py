@@ -8,29 +8,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddp_cli.console import Update
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
-from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.report import EvalReport, parse_report
 from ddp_cli.parallel import default_workers, ordered_map
 from ddp_cli.report.evaluations import Report
+from ddp_cli.report.page_options import FAILURES
 
 if TYPE_CHECKING:
     from ddp_cli.evaluation.rollout import Agent, Environment
     from ddp_cli.report.videos import Videos
 
 SIZE = 256  # [pixels] of each camera
-FAILURES, ALL = "failures", "all"
-
-Progress = Callable[[int, int, str], None]
-
-
-def parse_film(text: str) -> str | int:
-    """What `--film` asks for: `failures`, `all`, or a number of episodes; DdpError for anything else."""
-    if text in (FAILURES, ALL):
-        return text
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise DdpError(f"--film '{text}' is not a choice of episodes.", "Valid: failures, all, or a number of episodes.")
 
 
 def seeds_to_film(report: Report, which: str | int) -> list[int]:
@@ -43,7 +32,7 @@ def seeds_to_film(report: Report, which: str | int) -> list[int]:
     return seeds[:which] if isinstance(which, int) else seeds
 
 
-def film_report(report: Report, which: str | int, videos: Videos, progress: Progress) -> dict[str, Any]:
+def film_report(report: Report, which: str | int, videos: Videos, progress: Update) -> dict[str, Any]:
     """Seed -> the id of its video, the control rate [Hz] and whether the film ended as the evaluation did.
 
     DataError if the report is not of one policy, SimulatorError or CheckpointError where it cannot be run again.

@@ -74,4 +74,4 @@ def _security_policy(script: str, style: str) -> str:
 
 
 def _read(name: str) -> str:
-    return (ASSETS / name).read_text()
+    return (ASSETS / name).read_text(encoding="utf-8")

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_cli.console import Update
 from ddp_cli.core.checkpoint_files import is_run
 from ddp_cli.deploy.policy_inspection import is_policy
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
-from ddp_cli.report.dataset import DEFAULT_EPISODES, dataset_section
+from ddp_cli.report.dataset import dataset_section
 from ddp_cli.report.evaluations import EvaluationFile, evaluations_section, open_loop_section, read_evaluations
 from ddp_cli.report.films import film_report
 from ddp_cli.report.page import Section, render_page
+from ddp_cli.report.page_options import DEFAULTS, PageOptions
 from ddp_cli.report.runs import runs_section
-from ddp_cli.report.videos import Videos, video_folder
-
-DEFAULT_MAX_MB = 50.0
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """`film`: which episodes of evaluations are run again and filmed, see films.parse_film; None for none."""
-
-    max_mb: float = DEFAULT_MAX_MB
-    """Videos of more than this together are written beside the page."""
-    max_episodes: int = DEFAULT_EPISODES
-    """Episodes of each dataset that are shown in full."""
-    film: str | int | None = None
+from ddp_cli.report.videos import Videos, remove_videos_beside, video_folder
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,7 @@ class PageResult:
 
 
 def write_page(
-    paths: Sequence[Path], out: Path, options: PageOptions = PageOptions(), progress: Progress = lambda *_: None
+    paths: Sequence[Path], out: Path, options: PageOptions = DEFAULTS, progress: Update = lambda *_: None
 ) -> PageResult:
     """Writes a page of `paths` to `out`, which is replaced. A DdpError names the path that cannot be shown."""
     runs = [path for path in paths if is_run(path)]
@@ -57,14 +44,19 @@ def write_page(
         sections += _evaluation_sections(files, options, videos, progress)
         sections += [_other_section(path, options, videos, progress) for path in others]
         title = ", ".join(section["title"] for section in sections)
-        contents = videos.publish(out, options.max_mb)
+        sources = videos.sources(out, options.max_mb)
+        is_beside = any(isinstance(source, str) for source in sources.values())
         with atomic_file(out) as partial:
-            partial.write_text(render_page(title, sections, contents))
-    is_beside = any(isinstance(content, str) for content in contents.values())
-    return PageResult(out, out.stat().st_size / 1e6, len(contents), video_folder(out) if is_beside else None)
+            # The title may be a file name that is not valid UTF-8.
+            partial.write_text(render_page(title, sections, sources), encoding="utf-8", errors="replace")
+            if is_beside:
+                videos.write_beside(out)
+    if not is_beside:  # not before the page that used them is replaced
+        remove_videos_beside(out)
+    return PageResult(out, out.stat().st_size / 1e6, len(sources), video_folder(out) if is_beside else None)
 
 
-def _other_section(path: Path, options: PageOptions, videos: Videos, progress: Progress) -> Section:
+def _other_section(path: Path, options: PageOptions, videos: Videos, progress: Update) -> Section:
     if not is_policy(path):
         return dataset_section(path, videos, options.max_episodes, progress)
     from ddp_cli.report.policy import policy_section  # imports torch, which other pages do not need
@@ -80,7 +72,7 @@ def is_evaluation(path: Path) -> bool:
 
 
 def _evaluation_sections(
-    files: Sequence[EvaluationFile], options: PageOptions, videos: Videos, progress: Progress
+    files: Sequence[EvaluationFile], options: PageOptions, videos: Videos, progress: Update
 ) -> list[Section]:
     """Sweeps have a section each; all other evaluations share one, which compares them."""
     sections = [open_loop_section(file.path, file.open_loop) for file in files if file.open_loop]

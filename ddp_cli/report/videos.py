@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -55,26 +56,35 @@ class Videos:
     def add(self, frames: Iterable[NDArray[Any]], rate: float) -> str:
         """The id of a new video of `frames`, images (H, W, 1 or 3) from 0 to 255, one per step at `rate` [Hz]."""
         id, path = self.new_path()
-        # A key frame per second: a browser decodes from one of them to show a step.
-        with VideoWriter(path, rate, key_frame_interval=max(1, round(rate)), compact=True) as video:
-            for frame in frames:
-                video.add(fit_frame(frame))
+        try:
+            # A key frame per second: a browser decodes from one of them to show a step.
+            with VideoWriter(path, rate, key_frame_interval=max(1, round(rate)), compact=True) as video:
+                for frame in frames:
+                    video.add(fit_frame(frame))
+        except BaseException:  # a frame could not be read: there is no such video
+            del self._files[id]
+            raise
         return id
 
-    def publish(self, page: Path, max_mb: float) -> dict[str, bytes | str]:
-        """Id of each video -> its content, or its URL relative to `page` if together they have more than `max_mb`.
-
-        In the second case the folder `video_folder(page)` is written, in the first one of an earlier page is removed.
-        """
-        folder = video_folder(page)
+    def sources(self, page: Path, max_mb: float) -> dict[str, bytes | str]:
+        """Id of each video -> its content, or its URL relative to `page` if together they have more than `max_mb`."""
         if self.megabytes <= max_mb:
-            if (folder / FIRST).is_file():
-                remove_folder(folder)
             return {id: path.read_bytes() for id, path in self._files.items()}
-        with atomic_folder(folder) as partial:
-            for path in self._files.values():
-                shutil.copyfile(path, partial / path.name)
-        return {id: quote(f"{folder.name}/{path.name}") for id, path in self._files.items()}
+        folder = os.fsencode(video_folder(page).name)  # the name may not be valid UTF-8
+        return {id: quote(folder + f"/{id}.mp4".encode()) for id in self._files}
+
+    def write_beside(self, page: Path) -> None:
+        """Writes all videos to the folder of `page`, which is replaced."""
+        with atomic_folder(video_folder(page)) as partial:
+            for id, path in self._files.items():
+                shutil.copyfile(path, partial / f"{id}.mp4")
+
+
+def remove_videos_beside(page: Path) -> None:
+    """Removes the folder of the videos of an earlier page, if there is one."""
+    folder = video_folder(page)
+    if (folder / FIRST).is_file():
+        remove_folder(folder)
 
 
 def fit_frame(image: NDArray[Any], max_side: int = MAX_SIDE, min_side: int = MIN_SIDE) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -24,6 +25,11 @@ def launch_browser(stack: Any) -> Any:
     browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
     stack.callback(browser.close)
     return browser
+
+
+def shown(values: NDArray[Any]) -> list[str]:
+    """Numbers as the page shows those at a cursor: five significant digits."""
+    return [f"{float(f'{value:.5g}'):.15g}" for value in values.tolist()]
 
 
 class OpenPage:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import ddp, ok
-from report.browser import PHONE, open_page
+from report.browser import PHONE, open_page, shown
 from report.conftest import HOSTILE, evaluation, write_json
 from report.test_page import write_run
 
@@ -21,11 +20,6 @@ def dataset_page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     page = tmp_path_factory.mktemp("page") / "page.html"
     ok(ddp("report", store.path, "--out", page, "--episodes", 3))
     return page
-
-
-def shown(values: np.ndarray) -> list[str]:
-    """Numbers as the page shows those at a cursor: five significant digits."""
-    return [f"{float(f'{value:.5g}'):.15g}" for value in values.tolist()]
 
 
 def test_a_click_on_an_episode_shows_it_and_the_keyboard_moves_through_it(
@@ -162,3 +156,15 @@ def test_a_sweep_shows_success_against_latency(browser: Any, tmp_path: Path) -> 
         assert chart.locator(".point .tick").all_text_contents() == ["1", "4", "16"]
         heights = [float(x.get_attribute("cy")) for x in chart.locator(".point circle").all()]
         assert heights[0] > heights[1] == heights[2]
+
+
+def test_points_without_a_place_on_the_chart_are_left_out(browser: Any, tmp_path: Path) -> None:
+    reports = [evaluation([True], inference_steps=i, chunk_ms=ms) for i, ms in ((1, 0.0), (4, 12.0), (8, 24.0))]
+    reports.append(evaluation([True], inference_steps=16, chunk_ms=None))
+    reports[1]["episodes"][0]["start"] = {"nut_pos": [1e16, 1e308]}
+    reports[2]["episodes"][0]["start"] = {"nut_pos": [1e16 + 2, -1e308]}
+    ok(ddp("report", write_json(tmp_path / "s.json", {"sweep": reports}), "--out", tmp_path / "page.html"))
+    with open_page(browser, tmp_path / "page.html") as opened:
+        chart = opened.page.locator("figure", has_text="success rate against latency")
+        assert chart.locator(".point .tick").all_text_contents() == ["4", "8"]
+        assert opened.page.locator("figure", has_text="at the start").count() == 1

@@ -3,13 +3,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from conftest import ddp, ok, ok_json, refused
-from report.conftest import HOSTILE, evaluation, write_json, write_recording
+from report.browser import open_page, shown
+from report.conftest import HOSTILE, LENGTHS, evaluation, write_json, write_recording
 
 from ddp_cli.data.store import Store
 from ddp_cli.evaluation.statistics import wilson_interval
@@ -64,7 +70,7 @@ def test_frames_have_even_sides_of_a_size_to_look_at(shape: tuple[int, int], exp
 def test_values_of_a_dataset_are_those_of_the_store(store: Store) -> None:
     with Videos() as videos:
         section = dataset_section(store.path, videos, 2, lambda *_: None)
-        contents = videos.publish(store.path.parent / "page.html", 50.0)
+        contents = videos.sources(store.path.parent / "page.html", 50.0)
     assert list(section["full"]) == ["0", "1"]  # the second one has a pause
     begin, end = store.episode_bounds[1]
     for key in ("pos", "action"):
@@ -92,11 +98,68 @@ def test_videos_beyond_the_limit_are_beside_the_page(store: Store, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["a b.html"]  # they are inside now
 
 
+def test_a_page_that_fails_leaves_the_one_before_with_its_videos(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    ok(ddp("report", store.path, "--out", page, "--max-mb", 0))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert len(before) == 9
+    for render in ("render_page", "atomic_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ddp_cli.report.report.{render}", lambda *_: 1 / 0)
+            for max_mb in (0, 50):
+                assert ddp("report", store.path, "--out", page, "--overwrite", "--max-mb", max_mb).exit_code == 1
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_cameras_and_values_that_cannot_be_shown_are_named(browser: Any, tmp_path: Path) -> None:
+    write_recording(tmp_path / "r.zarr")
+    group = zarr.open_group(tmp_path / "r.zarr", mode="r+")
+    position = group["data/pos"][:]
+    position[LENGTHS[0] + 3, 1] = np.nan
+    group["data/pos"][:] = position
+    for chunk in (tmp_path / "r.zarr/data/wrist").glob("[0-9]*"):
+        chunk.write_bytes(b"damaged")
+    ok(ddp("report", tmp_path / "r.zarr", "--out", tmp_path / "r.html"))
+    (section,) = sections(tmp_path / "r.html")
+    assert [list(one["videos"]) for one in section["full"].values()] == [["top"]] * 4
+    curve = np.frombuffer(base64.b64decode(section["full"]["1"]["curves"]["pos"]), "<f4").reshape(-1, 2)
+    np.testing.assert_array_equal(curve, position[LENGTHS[0] : LENGTHS[0] + LENGTHS[1]])
+    with open_page(browser, tmp_path / "r.html") as opened:
+        opened.page.locator("tr[data-episode='1']").click()
+        assert opened.text(".episode .warning") == "Cannot be read: wrist."
+        for _ in range(3):
+            opened.page.keyboard.press("ArrowRight")
+        value, missing = opened.legend(0)
+        assert value == shown(position[LENGTHS[0] + 3, :1])[0]
+        assert missing == "\u2013"
+
+
+def test_names_that_are_not_utf_8(browser: Any, tmp_path: Path) -> None:
+    write_recording(tmp_path / "r.zarr")
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.zarr"))
+    (tmp_path / "r.zarr").rename(path)
+    page = path.with_suffix(".html")
+    command = [sys.executable, "-m", "ddp_cli", "report", path, "--out", page, "--max-mb", "0", "-n", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "\\udcff.html: " in result.stdout
+    with open_page(browser, page) as opened:
+        video = opened.page.locator("video").first
+        video.evaluate("(video) => video.readyState || new Promise((done) => { video.onloadeddata = done; })")
+        assert opened.text("h1").endswith(".zarr")
+
+
 def test_a_folder_of_something_else_is_not_replaced(store: Store, tmp_path: Path) -> None:
     (tmp_path / "page-videos").mkdir()
     (tmp_path / "page-videos/mine.mp4").touch()
     line = refused(ddp("report", store.path, "--out", tmp_path / "page.html", "--overwrite"))
     assert "page-videos' is a folder that ddp did not write" in line
+    (tmp_path / "empty.html").mkdir()
+    line = refused(ddp("report", store.path, "--out", tmp_path / "empty.html", "--overwrite"))
+    assert "empty.html' is a folder, but the output is a file" in line
 
 
 def test_recordings_need_no_conversion(tmp_path: Path) -> None:
@@ -117,6 +180,7 @@ def test_recordings_need_no_conversion(tmp_path: Path) -> None:
         (["README.md", "--film", "some"], "--film 'some' is not a choice of episodes. Valid: failures, all, or a"),
         (["sample_data", "--film", "all"], "--film needs an evaluation"),
         (["docs/examples"], "docs/examples"),
+        (["README.md", "--film", ""], "--film '' is not a choice of episodes"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 const PALETTE = ['#4477aa', '#ee6677', '#228833', '#b79e2f', '#3ba7c9', '#aa3377', '#8a8a8a', '#ee8866'];
 const WHOLE_STEPS = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((factor) => factor * 10 ** power));
+const DASHES = [[], [6, 3], [2, 3]]; // of curves that share a color
 const lineCharts = new Set();
 const probe = el('span', { hidden: '' });
 document.body.append(probe);
@@ -31,7 +32,8 @@ function lineChart({ title, x, series, xLabel, log = false, height = 150, sync =
     axes: [{ ...axis, size: 28, incrs: WHOLE_STEPS, values: (_, ticks) => ticks.map((tick) => number(tick)) },
       { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? '' : number(tick, 3))) }],
     series: [{ label: xLabel, value: (_, value) => number(value) },
-      ...series.map((one, i) => ({ label: one.label, stroke: one.color || seriesColor(i), width: 1.5, spanGaps: true,
+      ...series.map((one, i) => ({ label: one.label, stroke: one.color || seriesColor(i), width: 1.5,
+        dash: DASHES[Math.floor(i / PALETTE.length) % DASHES.length], spanGaps: !onSeek, // in an episode, a gap is a fault
         points: { show: one.values.length < 40 && !onSeek, size: 5 }, value: (_, value) => number(value, 5) }))],
     cursor: onSeek
       ? { drag: { x: false, y: false }, points: { size: 6 },
@@ -74,9 +76,9 @@ function ticks(low, high, count = 4) {
   const raw = (high - low || 1) / count;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= raw);
-  const result = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) result.push(tick);
-  return result;
+  const first = Math.ceil(low / step);
+  const length = Math.floor(high / step + 1e-9) - first + 1;
+  return Number.isFinite(length) ? Array.from({ length }, (_, i) => (first + i) * step) : [];
 }
 
 /**
@@ -85,10 +87,11 @@ function ticks(low, high, count = 4) {
  */
 function pointChart({ title, points, lines = [], xLabel, yLabel, logX = false, yRange = null, square = false }) {
   const [width, height, left, bottom, top, right] = [360, square ? 330 : 220, 52, 34, 18, 14];
-  const shown = points.filter((point) => Number.isFinite(point.x) && Number.isFinite(point.y));
+  const transform = logX ? Math.log10 : (value) => value;
+  const isShown = (x, y) => Number.isFinite(x) && Number.isFinite(transform(x)) && Number.isFinite(y);
+  const shown = points.filter((point) => isShown(point.x, point.y));
   const box = el('figure', { class: 'chart' }, el('figcaption', {}, title));
   if (!shown.length) return fill(box, {}, [el('p', { class: 'note' }, 'Nothing to show.')]);
-  const transform = logX ? Math.log10 : (value) => value;
   const [xLow, xHigh] = extent(shown.map((point) => transform(point.x)));
   const [yLow, yHigh] = yRange || extent(shown.map((point) => point.y));
   const px = (x) => left + ((transform(x) - xLow) / (xHigh - xLow)) * (width - left - right);
@@ -106,7 +109,7 @@ function pointChart({ title, points, lines = [], xLabel, yLabel, logX = false, y
   image.append(svg('text', { class: 'label', x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle' }, shorten(xLabel)),
     svg('text', { class: 'label', x: -(top + height - bottom) / 2, y: 11, transform: 'rotate(-90)', 'text-anchor': 'middle' }, shorten(yLabel)));
   for (const line of lines) {
-    image.append(svg('polyline', { class: 'line', stroke: line.color, points: line.points.map(([x, y]) => `${px(x)},${py(y)}`).join(' ') }));
+    image.append(svg('polyline', { class: 'line', stroke: line.color, points: line.points.filter(([x, y]) => isShown(x, y)).map(([x, y]) => `${px(x)},${py(y)}`).join(' ') }));
   }
   for (const point of shown) image.append(drawPoint(point, px, py));
   return fill(box, {}, [image]);

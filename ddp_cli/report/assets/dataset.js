@@ -23,8 +23,9 @@ function sampleNote(section) {
 function findings(section, viewer) {
   if (!section.findings.length) return el('p', { class: 'note' }, 'Nothing was found.');
   return el('ul', { class: 'findings' }, section.findings.map((finding) => el('li', {},
-    el('span', { class: 'flag' }, finding.kind), ` ${finding.message} `,
-    finding.episodes.map((i) => [viewer.link(i), ' ']).flat())));
+    el('span', { class: 'flag' }, finding.kind), ` ${finding.message}`,
+    finding.episodes.length ? el('span', { class: 'links' }, 'show ',
+      finding.episodes.map((i) => [viewer.link(i), ' ']).flat()) : '')));
 }
 
 class EpisodeViewer {
@@ -108,7 +109,10 @@ class EpisodeViewer {
     const videos = Object.entries(full.videos).map(([label, id]) => ({ label, id }));
     this.player = new Player({ rate: this.section.rate || 10, count: episode.length, videos });
     const charts = Object.entries(full.curves).map(([key, text]) => this.makeChart(key, text, this.player));
-    this.box.replaceChildren(title, this.player.box, ...charts.map((chart) => chart.box),
+    const missing = [...this.section.cameras.filter((key) => !full.videos[key]),
+      ...Object.keys(this.section.vectors).filter((key) => !full.curves[key])];
+    this.box.replaceChildren(title, missing.length ? el('p', { class: 'warning' }, `Cannot be read: ${missing.join(', ')}.`) : '',
+      this.player.box, ...charts.map((chart) => chart.box),
       this.section.rate ? '' : el('p', { class: 'note' }, 'The control rate is not known; videos play at 10 Hz.'));
     this.player.charts = charts;
     this.player.seek(0);

@@ -55,21 +55,25 @@ function select(label, options, chosen, onChange) {
 function number(value, digits = 4) {
   if (value === null || value === undefined || !Number.isFinite(value)) return '–';
   if (Number.isInteger(value) && Math.abs(value) < 1e9) return String(value);
-  return String(Number(value.toPrecision(digits)));
+  const rounded = Number(value.toPrecision(digits));
+  return Math.abs(rounded) < 1e9 ? String(rounded) : rounded.toExponential();
 }
 
 function percent(value) {
   return value === null ? '–' : `${(100 * value).toFixed(1)}%`;
 }
 
-/** little-endian float32 in base64, in rows of `width` numbers: an array of columns. */
+/** little-endian float32 in base64, in rows of `width` numbers: an array of columns; null is not a finite number. */
 function decodeColumns(text, width) {
   const bytes = decodeBytes(text);
   const values = new Float32Array(bytes.buffer);
   const count = width ? values.length / width : 0;
   return Array.from({ length: width }, (_, column) => {
     const result = new Array(count);
-    for (let row = 0; row < count; row += 1) result[row] = values[row * width + column];
+    for (let row = 0; row < count; row += 1) {
+      const value = values[row * width + column];
+      result[row] = Number.isFinite(value) ? value : null;
+    }
     return result;
   });
 }

@@ -15,8 +15,7 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redrawChar
 
 const main = el('main');
 document.body.append(
-  el('header', {}, el('h1', {}, page.title), themeChoice(),
-    el('p', { class: 'note' }, 'Keys: left and right for steps (shift: 10), up and down for episodes, space to play.')),
+  el('header', {}, el('h1', {}, page.title), themeChoice()),
   main);
 page.sections.forEach((section, i) => {
   const root = el('section', { id: `section-${i}`, class: `kind-${section.kind}` },
@@ -27,4 +26,8 @@ page.sections.forEach((section, i) => {
   const match = location.hash.match(/^#section-(\d+)-episode-(\d+)$/);
   if (viewer && match && Number(match[1]) === i && section.kind === 'dataset' && section.episodes[match[2]]) viewer.select(Number(match[2]));
 });
+if (activeViewer) {
+  document.querySelector('header').append(el('p', { class: 'note' },
+    'Keys: left and right for steps (shift: 10), up and down for episodes, space to play.'));
+}
 document.documentElement.dataset.ready = 'true';
