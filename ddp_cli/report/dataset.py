@@ -21,7 +21,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.report.dataset_source import DatasetSource, open_dataset
 from ddp_cli.report.page import Section
 from ddp_cli.report.schema_table import normalizations, schema_rows
-from ddp_cli.report.videos import Videos, fit_frame
+from ddp_cli.report.videos import Videos, choose_evenly, fit_frame
 from ddp_cli.schema import ACTION, OBJECT
 from ddp_cli.video.images import encode_jpeg
 
@@ -76,13 +76,8 @@ def choose_episodes(flags: Sequence[Sequence[str]], at_most: int) -> list[int]:
     groups = [[i for i, one in enumerate(flags) if kind in one] for kind in kinds] + [list(range(len(flags)))]
     chosen: list[int] = []
     for group in groups:
-        chosen += _evenly([i for i in group if i not in chosen], at_most - len(chosen))
+        chosen += choose_evenly([i for i in group if i not in chosen], at_most - len(chosen))
     return sorted(chosen)
-
-
-def _evenly(items: Sequence[int], at_most: int) -> list[int]:
-    indices = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
-    return [items[i] for i in indices]
 
 
 def encode_floats(values: NDArray[Any]) -> str:

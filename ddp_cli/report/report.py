@@ -40,7 +40,7 @@ def write_page(
     if options.film is not None and not any(file.reports for file in files):
         raise DdpError("--film needs an evaluation.", "Name a report of `ddp eval`: --out, or eval/ in a run.")
     with Videos() as videos:
-        sections = [runs_section(runs)] if runs else []
+        sections = [runs_section(runs, videos)] if runs else []
         sections += _evaluation_sections(files, options, videos, progress)
         sections += [_other_section(path, options, videos, progress) for path in others]
         title = ", ".join(section["title"] for section in sections)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.config import PolicyConfig, TrainConfig, read_json
-from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.config import TrainConfig
+from ddp_cli.errors import ConfigError
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.presets import PRESETS, train_config
 from ddp_cli.report.page import Section
+from ddp_cli.report.videos import Videos, choose_evenly
 from ddp_cli.training.metrics import read_metrics
+from ddp_cli.training.run_config import parse_run_config
 
 MAX_POINTS = 2000  # of a curve; of longer ones every k-th is shown
+MAX_FILMS = 4  # of a run; others stay in its folder
+FILM = re.compile(r"step-(\d+)\.mp4")
 METRICS = {
     "loss": ("noise loss", "", True),
     "action_loss": ("auxiliary loss of the action", "", True),
@@ -29,10 +34,10 @@ METRICS = {
 """Metric -> title, unit, and whether its axis is logarithmic; in the order of the page."""
 
 
-def runs_section(runs: Sequence[Path]) -> Section:
+def runs_section(runs: Sequence[Path], videos: Videos) -> Section:
     """What a page shows of `runs`; CheckpointError if one of them is damaged."""
     names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
-    described = [_describe(run, name) for run, name in zip(runs, names, strict=True)]
+    described = [_describe(run, name, videos) for run, name in zip(runs, names, strict=True)]
     recorded = {metric for run in described for metric in run["metrics"]}
     return {
         "kind": "runs",
@@ -46,22 +51,17 @@ def runs_section(runs: Sequence[Path]) -> Section:
     }
 
 
-def _describe(run: Path, name: str) -> dict[str, Any]:
-    content = read_json(run / "config.json")
-    try:
-        policy, values = content["train"].pop("policy"), content["train"]
-        config = TrainConfig(policy=PolicyConfig(**policy), **values)
-        total, store = int(content["total_steps"]), content["store"]
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise CheckpointError(f"'{run / 'config.json'}' is damaged.", "Use another run.") from e
+def _describe(run: Path, name: str, videos: Videos) -> dict[str, Any]:
+    recorded = parse_run_config(run)
+    config, store = recorded.train, recorded.identity
     rows = read_metrics(run)
     last = max((int(row["step"]) for row in rows), default=0)
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     facts = [
-        ("command", str(content.get("command") or "not recorded")),
+        ("command", recorded.command or "not recorded"),
         ("task", f"{config.policy.task.name}, from {config.policy.obs} observations"),
-        ("store", f"{content['data']}, {store.get('demos')} demonstrations, {store.get('steps')} steps"),
-        ("progress", f"step {last} of {total}"),
+        ("store", f"{recorded.store}, {store.get('demos')} demonstrations, {store.get('steps')} steps"),
+        ("progress", f"step {last} of {recorded.total_steps}"),
         ("wall-clock time", f"{seconds / 60:.1f} min"),
     ]
     return {
@@ -71,7 +71,16 @@ def _describe(run: Path, name: str) -> dict[str, Any]:
         "preset": config.preset,
         "metrics": {key: points for key in METRICS if (points := _points(rows, key))},
         **_evaluations(run),
+        "rate": config.policy.task.schema.rate,
+        "films": _films(run, videos),
     }
+
+
+def _films(run: Path, videos: Videos) -> dict[int, str]:
+    """Training step -> id of the film of an episode, of the films of `ddp train --eval-every`, evenly chosen."""
+    matches = [(FILM.fullmatch(path.name), path) for path in (run / "videos").glob("step-*.mp4")]
+    films = sorted((int(match[1]), path) for match, path in matches if match)
+    return {step: videos.add_file(path) for step, path in choose_evenly(films, MAX_FILMS)}
 
 
 def _points(rows: Sequence[Mapping[str, float]], key: str) -> list[list[float]]:
@@ -129,9 +138,11 @@ def _success(report: Mapping[str, Any], step: int, source: str) -> dict[str, Any
     count, successes = len(report["episodes"]), sum(bool(e["success"]) for e in report["episodes"])
     low, high = wilson_interval(successes, count)
     during_training = source.endswith("-training.json")
+    sampler = f", {report['sampler']}, {report['inference_steps']} steps" if report.get("sampler") else ""
     return {
         "step": step, "rate": successes / count, "low": low, "high": high, "successes": successes, "count": count,
         "source": source, "during_training": during_training,
+        "by": "during training" if during_training else f"ddp eval{sampler}",
     }  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ddp_cli.disk import atomic_folder, remove_folder
 from ddp_cli.resize import resize
 from ddp_cli.video.video import VideoWriter
+
+Item = TypeVar("Item")
 
 MIN_SIDE, MAX_SIDE = 160, 320
 """[pixels] Smaller images are enlarged by a whole factor, larger ones are reduced."""
@@ -66,6 +68,12 @@ class Videos:
             raise
         return id
 
+    def add_file(self, path: Path) -> str:
+        """The id of an existing MP4 file."""
+        id = f"video-{len(self._files)}"
+        self._files[id] = path
+        return id
+
     def sources(self, page: Path, max_mb: float) -> dict[str, bytes | str]:
         """Id of each video -> its content, or its URL relative to `page` if together they have more than `max_mb`."""
         if self.megabytes <= max_mb:
@@ -85,6 +93,12 @@ def remove_videos_beside(page: Path) -> None:
     folder = video_folder(page)
     if (folder / FIRST).is_file():
         remove_folder(folder)
+
+
+def choose_evenly(items: Sequence[Item], at_most: int) -> list[Item]:
+    """`at_most` of `items` in even distances, the first and the last among them, or all if there are fewer."""
+    indices = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[i] for i in indices]
 
 
 def fit_frame(image: NDArray[Any], max_side: int = MAX_SIDE, min_side: int = MIN_SIDE) -> NDArray[np.uint8]:

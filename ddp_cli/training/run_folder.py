@@ -11,35 +11,24 @@ import json
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from ddp_cli.config import PolicyConfig, TrainConfig, read_json
+from ddp_cli.config import TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file, remove, remove_leftovers
-from ddp_cli.errors import CheckpointError, ConfigError, DataError, DdpError
+from ddp_cli.errors import ConfigError, DataError, DdpError
 from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
 from ddp_cli.task_file import task_from_json
+from ddp_cli.training.run_config import FORMAT, RunConfig, check_is_run, parse_run_config
 from ddp_cli.training.trainer import Trainer
 
-FORMAT = 2
-READABLE_FORMATS = (1, 2)
-"""Format 1 described tasks of robosuite without a schema."""
 INCOMPLETE_RUN = {".lock", "checkpoints", ".config.json.partial", ".config.json.lock"}
 """What an interruption leaves of a run whose `config.json` has not been written."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Content of a run's `config.json`."""
-
-    train: TrainConfig
-    store: Path
-    total_steps: int
 
 
 @dataclass(frozen=True)
@@ -136,12 +125,6 @@ def _check_incomplete(folder: Path) -> None:
         raise DdpError(f"'{folder}' already exists.", "Add --resume to continue it, or choose another --name.")
 
 
-def check_is_run(folder: Path) -> None:
-    """CheckpointError if `folder` is not that of a run."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
-
-
 def open_run_folder(folder: Path) -> Lock:
     """Lock an existing run and remove what an interrupted process left of its checkpoints."""
     check_is_run(folder)
@@ -162,40 +145,28 @@ def lock_run(folder: Path) -> Lock:
 
 
 def read_run_config(folder: Path, data: Path | None = None) -> RunConfig:
-    """Read a run's `config.json`.
+    """Read a run's `config.json`, and check its store.
 
     CheckpointError if it is missing or damaged, DataError if its store is missing or has changed.
     `data` is the path of the store, if it was moved.
     """
-    check_is_run(folder)
-    content = read_json(folder / "config.json")
-    try:
-        if content["format"] not in READABLE_FORMATS:
-            raise ConfigError(f"format {content['format']}, this version of ddp reads format {FORMAT}")
-        policy, train_values = content["train"].pop("policy"), content["train"]
-        config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
-        path, identity, total = Path(content["data"]), dict(content["store"]), int(content["total_steps"])
-        if total < 1:
-            raise ConfigError(f"total_steps {total}")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
-        raise CheckpointError(f"'{folder / 'config.json'}' is damaged: {cause}.", "Start a new run.") from e
-    if data is None and not path.exists():
+    config = parse_run_config(folder)
+    if data is None and not config.store.exists():
         runs = folder.parent.parent
         option = "" if str(runs) == "runs" else f" --runs {runs}"
         raise DataError(
-            f"the store of '{folder}' is not at '{path}' any more.",
-            f"If it was moved, resume with --data: `ddp train --task {config.policy.task.name} --name {folder.name}"
-            f"{option} --resume --data STORE.zarr`.",
+            f"the store of '{folder}' is not at '{config.store}' any more.",
+            f"If it was moved, resume with --data: `ddp train --task {config.train.policy.task.name} "
+            f"--name {folder.name}{option} --resume --data STORE.zarr`.",
         )
-    store = Store(data or path)
-    differences = _find_differences(identity, store_identity(store))
+    store = Store(data or config.store)
+    differences = _find_differences(config.identity, store_identity(store))
     if differences:
         raise DataError(
             f"'{store.path}' is not the store that this run was started with: {', '.join(differences)}.",
             "Name that store with --data, or start a new run.",
         )
-    return RunConfig(config, store.path, total)
+    return replace(config, store=store.path)
 
 
 def write_store_path(folder: Path, path: Path) -> None:

@@ -50,6 +50,7 @@ def test_episodes_are_evaluated_and_recorded_during_training(lift_zarr: Path, mo
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "last", "step-00000004"]
     page = (run / "report.html").read_text()
     assert '"step":4,"rate":0.0' in page  # the last evaluation
+    assert page.count('<script type="text/plain" id="video-') == 2  # its film, and the one before
     assert json.loads((run / "config.json").read_text())["command"] == "ddp train --task lift"
 
 

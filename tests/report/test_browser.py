@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ddp, ok
 from report.browser import PHONE, open_page, shown
@@ -13,6 +14,7 @@ from report.test_page import write_run
 
 from ddp_cli.data.store import Store
 from ddp_cli.report.page import render_page
+from ddp_cli.video.video import VideoWriter
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,23 @@ def test_evaluations_side_by_side(browser: Any, tmp_path: Path) -> None:
         assert opened.text(".start h4") == "Seed 103"
         page.locator("svg .point[data-id='101'] .target").first.click()
         assert opened.text(".start h4") == "Seed 101"
+
+
+def test_films_of_a_training_are_chosen_by_checkpoint(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "lift" / "a")
+    (run / "videos").mkdir()
+    for step, brightness in ((10, 40), (20, 200)):
+        with VideoWriter(run / f"videos/step-{step:08}.mp4", 20.0) as video:
+            for _ in range(5):
+                video.add(np.full((64, 64, 3), brightness, np.uint8))
+    ok(ddp("report", run, "--out", tmp_path / "page.html"))
+    with open_page(browser, tmp_path / "page.html") as opened:
+        opened.page.locator(".step", has_text="of 4").wait_for()
+        opened.page.keyboard.press("ArrowRight")
+        assert (opened.step(), opened.frame()) == (1, pytest.approx([200] * 3, abs=6))
+        opened.page.locator(".film").locator("xpath=..").locator("select").select_option("step 10")
+        opened.page.locator(".step", has_text="of 4").wait_for()
+        assert (opened.step(), opened.frame()) == (0, pytest.approx([40] * 3, abs=6))
 
 
 def test_a_sweep_shows_success_against_latency(browser: Any, tmp_path: Path) -> None:

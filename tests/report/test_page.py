@@ -228,18 +228,37 @@ def write_run(folder: Path) -> Path:
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     report = evaluation([True, False]) | {"checkpoint": str(folder / "checkpoints/step-00000040")}
     write_json(folder / "eval/step-00000040-training.json", report)
+    write_json(folder / "eval/step-00000040-x.json", report | {"sampler": "ddpm"})
     write_json(folder / "eval/step-00000050.json", {"other": 1})
     return folder
 
 
+@pytest.mark.parametrize("damage", [{"store": "lift"}, {"train": {}}, {"total_steps": None}, {"format": 3}])
+def test_a_damaged_run_is_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    config = write_run(tmp_path / "lift" / "a") / "config.json"
+    write_json(config, json.loads(config.read_text()) | damage)
+    assert "config.json' is damaged: " in refused(ddp("report", config.parent, "--out", tmp_path / "page.html"))
+
+
 def test_a_run_shows_its_metrics_and_what_differs_from_the_preset(tmp_path: Path) -> None:
-    section = runs_section([write_run(tmp_path / "lift" / "a")])
+    path = write_run(tmp_path / "lift" / "a")
+    films = {step: path / f"videos/step-{step:08}.mp4" for step in range(10, 80, 10)}
+    films[10].parent.mkdir()
+    for step, film in films.items():
+        film.write_bytes(b"%d" % step)
+    (path / "videos/mine.mp4").write_bytes(b"")
+    with Videos() as videos:
+        section = runs_section([path], videos)
+        contents = videos.sources(tmp_path / "page.html", 50.0)
     (run,) = section["runs"]
+    assert {step: contents[id] for step, id in run["films"].items()} == {10: b"10", 30: b"30", 50: b"50", 70: b"70"}
+    assert films[10].exists()
     assert run["name"] == "lift/a"
     assert run["metrics"]["loss"] == [[10, 0.1], [20, 0.05], [30, 1 / 30], [40, 0.025]]
     assert run["metrics"]["seconds"][-1] == [40, 5.0]  # [min], the evaluation included
     assert [metric["key"] for metric in section["metrics"]] == ["loss", "lr", "samples_per_s", "seconds"]
     assert run["settings"] == [["lr", "0.0015", "0.001"], ["steps", "0", "40"], ["minutes", "60.0", "0.0"]]
-    (success,) = run["success"]
+    success, again = run["success"]
     assert (success["step"], success["rate"], success["during_training"]) == (40, 0.5, True)
+    assert (success["by"], again["by"]) == ("during training", "ddp eval, ddpm, 10 steps")
     assert (success["low"], success["high"]) == pytest.approx(wilson_interval(1, 2))

@@ -2,15 +2,50 @@
 
 function renderRuns(section, root) {
   const { runs } = section;
+  const viewer = runs.some((run) => Object.keys(run.films).length) ? new FilmViewer(runs) : null;
   root.append(
     runs.length > 1 ? el('p', { class: 'legend' }, runs.map((run, i) => [swatch(i), `${run.name} `]).flat()) : '',
     successChart(runs),
+    viewer ? panel('Films of the evaluations during training', true, viewer.choice, viewer.box) : '',
     el('div', { class: 'charts' }, section.metrics.map((metric) => metricChart(metric, runs))),
     ...runs.map((run) => panel(run.name, true,
       factList(run.facts),
       settingsTable(run),
       partErrors(run))));
-  return null;
+  return viewer;
+}
+
+/** The films of `ddp train --eval-every`, one at a time. */
+class FilmViewer {
+  constructor(runs) {
+    this.films = runs.flatMap((run) => Object.entries(run.films).map(([step, id]) => ({ id, rate: run.rate,
+      name: runs.length > 1 ? `${run.name}, step ${step}` : `step ${step}` })));
+    this.choice = el('div');
+    this.box = el('div', { class: 'film' });
+    this.select(this.films.length - 1);
+  }
+
+  select(i) {
+    if (this.player) this.player.destroy();
+    this.selected = i;
+    const { id, rate } = this.films[i];
+    this.player = new Player({ rate, videos: [{ id, label: '' }] });
+    this.box.replaceChildren(this.player.box);
+    this.choice.replaceChildren(select('checkpoint', this.films.map((film, j) => [j, film.name]), i,
+      (value) => { this.select(Number(value)); activate(this); }));
+  }
+
+  step(distance) {
+    this.player.seek(this.player.current + distance);
+  }
+
+  item(distance) {
+    this.select(Math.max(0, Math.min(this.selected + distance, this.films.length - 1)));
+  }
+
+  toggle() {
+    this.player.toggle();
+  }
 }
 
 function swatch(i) {
@@ -42,7 +77,7 @@ function successChart(runs) {
     pointChart({ title: 'success rate by checkpoint, with 95% intervals', points, lines, xLabel: 'step', yLabel: 'success rate', yRange: [0, 1] }),
     table(['checkpoint', 'success', '95% interval', 'by'], runs.flatMap((run, i) => run.success.map((one) => [
       el('span', {}, runs.length > 1 ? swatch(i) : '', `step ${one.step}`), `${one.successes} of ${one.count} (${percent(one.rate)})`,
-      `${percent(one.low)} to ${percent(one.high)}`, one.during_training ? 'during training' : 'ddp eval']))));
+      `${percent(one.low)} to ${percent(one.high)}`, one.by]))));
 }
 
 function settingsTable(run) {

@@ -1,0 +1,53 @@
+"""The configuration that a run keeps in its `config.json`, read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddp_cli.config import PolicyConfig, TrainConfig, read_json
+from ddp_cli.errors import CheckpointError, ConfigError
+
+CONFIG = "config.json"
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 described tasks of robosuite without a schema."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Content of a run's `config.json`."""
+
+    train: TrainConfig
+    store: Path
+    total_steps: int
+    identity: dict[str, Any]
+    """What the store held when the run was started."""
+    command: str = ""
+    """The one that started the run; empty if it was not recorded."""
+
+
+def check_is_run(folder: Path) -> None:
+    """CheckpointError if `folder` is not that of a run."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"no run in '{folder}'.", "Start one without --resume.")
+
+
+def parse_run_config(folder: Path) -> RunConfig:
+    """Read a run's `config.json`; CheckpointError if it is missing or damaged. Its store may be gone."""
+    check_is_run(folder)
+    content = read_json(folder / CONFIG)
+    try:
+        if content["format"] not in READABLE_FORMATS:
+            raise ConfigError(f"format {content['format']}, this version of ddp reads format {FORMAT}")
+        policy, train_values = content["train"].pop("policy"), content["train"]
+        config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
+        total = int(content["total_steps"])
+        if total < 1:
+            raise ConfigError(f"total_steps {total}")
+        command = str(content.get("command") or "")
+        return RunConfig(config, Path(content["data"]), total, dict(content["store"]), command)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
+        raise CheckpointError(f"'{folder / CONFIG}' is damaged: {cause}.", "Start a new run.") from e
