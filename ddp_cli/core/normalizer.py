@@ -72,6 +72,11 @@ class Normalizer(nn.Module):
         """Normalized to raw values (..., d)."""
         return (x - self.get_buffer(f"{key}_offset")) / self.get_buffer(f"{key}_scale")
 
+    def bounds(self, key: str) -> tuple[list[float], list[float]]:
+        """The raw values (d,) that become -1 and 1."""
+        ones = torch.ones(len(self.columns[key]))
+        return self.unnormalize(key, -ones).tolist(), self.unnormalize(key, ones).tolist()
+
     @staticmethod
     def normalize_image(x: Tensor) -> Tensor:
         """uint8 0..255 to float32 -1..1."""

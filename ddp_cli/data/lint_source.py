@@ -122,7 +122,7 @@ def recording_source(recording: Recording, schema: Schema, rate: float | None) -
         yield from (image * factor if factor > 1 else image for image in values)
 
     return LintSource(
-        recording.episode_names, recording.lengths, rate, _dimensions(schema, schema.action),
+        recording.episode_names, recording.lengths, rate, dimension_names(schema, schema.action),
         _pixels(schema, list(schema.cameras)), read, images, action=schema.action,
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def store_source(store: Store) -> LintSource:
         names,
         [end - begin for begin, end in bounds],
         schema.rate,
-        _dimensions(schema, action),
+        dimension_names(schema, action),
         _pixels(schema, store.image_keys),
         read,
         images,
@@ -186,7 +186,8 @@ def _pixels(schema: Schema, keys: Sequence[str]) -> dict[str, int]:
     return {key: schema.cameras[key].height * schema.cameras[key].width for key in keys}
 
 
-def _dimensions(schema: Schema, action: Sequence[ActionPart]) -> dict[str, tuple[str, ...]]:
+def dimension_names(schema: Schema, action: Sequence[ActionPart]) -> dict[str, tuple[str, ...]]:
+    """What pages and findings call each dimension of the vectors and of the action."""
     dimensions = {key: _name(key, vector.width, vector.names) for key, vector in schema.vectors.items()}
     return dimensions | {ACTION: tuple(name for part in action for name in _name_part(part))}
 

@@ -97,6 +97,7 @@ def test_hostile_names_are_text(browser: Any, dataset_page: Path, tmp_path: Path
     run = write_run(folder / HOSTILE.replace("/", "_"))
     ok(ddp("report", write_json(folder / "e.json", hostile), run, "--out", folder / "page.html"))
     policy = {"kind": "policy", "title": HOSTILE, "facts": [[HOSTILE, HOSTILE]], "schema": [[HOSTILE] * 6],
+              "normalization": [{"label": HOSTILE, "normalization": "range", "low": 0, "high": 1}],
               "files": [[HOSTILE, 1]], "proof": [HOSTILE], "latency": None, "is_exported": True}  # fmt: skip
     (folder / "policy.html").write_text(render_page(HOSTILE, [policy], {}))
     for path in (dataset_page, folder / "page.html", folder / "policy.html"):

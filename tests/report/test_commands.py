@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ddp, ok, ok_json, refused
 from report.browser import open_page
 from report.conftest import write_recording
 from report.test_page import sections
 
 from ddp_cli.commands.report import update_run_page
+from ddp_cli.core.checkpoint import load_policy
 
 REACH = "reach_env:Reach-v0"
 
@@ -61,8 +63,25 @@ def test_a_policy_shows_its_proof(reach_run: Path, browser: Any, tmp_path: Path)
     assert (policy["proof"], policy["latency"]) == (proof["words"], proof["latency"])
     assert dict(policy["files"])["policy.json"] == (tmp_path / "policy/policy.json").stat().st_size
     assert [row[0] for row in policy["schema"]] == ["img", "pos", "action"]
+    assert policy["normalization"] == []  # it is inside the graph
     with open_page(browser, tmp_path / "page.html") as opened:
         assert proof["words"][0] in opened.text(".kind-policy")
+
+
+def test_a_checkpoint_shows_what_its_normalizer_does(reach_run: Path, browser: Any, tmp_path: Path) -> None:
+    checkpoint = reach_run / "checkpoints/last"
+    ok(ddp("report", checkpoint, "--out", tmp_path / "page.html"))
+    normalizer = load_policy(checkpoint)[0].normalizer
+    rows = {row["label"]: row for row in sections(tmp_path / "page.html")[0]["normalization"]}
+    assert list(rows) == ["pos[0]", "pos[1]", "action[0]", "action[1]"]
+    for row in rows.values():
+        key, column = row["label"][:-3], int(row["label"][-2])
+        values = torch.zeros(2, 2)
+        values[:, column] = torch.tensor([row["low"], row["high"]])
+        normalized = normalizer.normalize(key, values)[:, column]
+        torch.testing.assert_close(normalized, torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
+    with open_page(browser, tmp_path / "page.html") as opened:
+        assert "becomes -1 to 1" in opened.text(".kind-policy")
 
 
 def test_a_page_that_fails_does_not_end_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

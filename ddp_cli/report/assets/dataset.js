@@ -179,12 +179,7 @@ function histograms(section) {
   return el('div', { class: 'histograms' }, section.dimensions.map((dimension) => {
     const { low, high, mean, std, normalization } = dimension;
     const constant = high - low < 1e-4;
-    const text = {
-      range: `${number(low)} to ${number(high)} becomes -1 to 1`,
-      gaussian: `mean ${number(mean)} and deviation ${number(std)} become 0 and 1`,
-      identity: 'not normalized',
-    }[normalization];
     const marks = normalization === 'gaussian' ? [[mean, 'mean'], [mean - std, 'mean - std'], [mean + std, 'mean + std']] : [];
-    return histogram({ title: dimension.label, counts: dimension.counts, low, high, marks, note: constant ? `constant: ${number(mean)}` : text });
+    return histogram({ title: dimension.label, counts: dimension.counts, low, high, marks, note: constant ? `constant: ${number(mean)}` : normalizationText(dimension) });
   }));
 }

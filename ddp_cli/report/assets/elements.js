@@ -40,6 +40,15 @@ function schemaTable(rows) {
   return table(['name', 'kind', 'shape', 'meaning', 'normalization', 'source'], rows);
 }
 
+/** What becomes of a value in a policy. */
+function normalizationText({ normalization, low, high, mean, std }) {
+  return {
+    range: `${number(low)} to ${number(high)} becomes -1 to 1`,
+    gaussian: `mean ${number(mean)} and deviation ${number(std)} become 0 and 1`,
+    identity: 'not normalized',
+  }[normalization];
+}
+
 /** A part of a section that can be folded. */
 function panel(title, open, ...children) {
   return el('details', open ? { open: '' } : {}, el('summary', {}, el('h3', {}, title)), ...children);

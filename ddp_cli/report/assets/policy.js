@@ -10,6 +10,8 @@ function renderPolicy(section, root) {
   root.append(
     factList(facts),
     panel('Schema', true, schemaTable(section.schema)),
+    section.normalization.length ? panel('Normalization', section.normalization.length <= 24,
+      table(['value', 'normalization'], section.normalization.map((row) => [row.label, normalizationText(row)]))) : '',
     panel('Proof', true, section.proof.length ? el('ul', {}, section.proof.map((line) => el('li', {}, line))) : el('p', { class: 'note' },
       section.is_exported ? 'This format is not compared with the checkpoint.' : 'A checkpoint is what exports are compared with.')),
     panel('Files', true, table(['file', 'MB'], [...section.files.map(([name, bytes]) => [name, (bytes / 1e6).toFixed(3)]),
