@@ -78,23 +78,8 @@ def print_json(value: Any) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Update]:
     """A progress bar on a terminal, or a line every 15 s elsewhere; yields `update(done, total, detail)`."""
-    started = time.perf_counter()
     if _notes.quiet or not _notes.is_terminal:
-        last_line, first_done = started, -1
-
-        def print_line(done: int, total: int, detail: str) -> None:
-            nonlocal last_line, first_done
-            now = time.perf_counter()
-            first_done = done if first_done < 0 else first_done
-            if now - last_line >= SECONDS_BETWEEN_LINES:
-                last_line = now
-                remaining = (now - started) * (total - done) / max(1, done - first_done)
-                note(
-                    f"{title} {done}/{total} {detail}, {duration(now - started)} elapsed, "
-                    f"{duration(remaining)} remaining"
-                )
-
-        yield print_line
+        yield _line_printer(title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TextColumn("{task.fields[detail]}"), TimeRemainingColumn())  # fmt: skip
@@ -105,6 +90,25 @@ def progress(title: str) -> Iterator[Update]:
             bar.update(task, completed=done, total=total, detail=detail)
 
         yield update
+
+
+def _line_printer(title: str) -> Update:
+    started = last_line = begun = time.perf_counter()
+    first_done = last_done = last_total = -1
+
+    def print_line(done: int, total: int, detail: str) -> None:
+        nonlocal last_line, begun, first_done, last_done, last_total
+        now = time.perf_counter()
+        if total != last_total or done < last_done:  # something else is counted: its rate is measured from here
+            begun, first_done = now, done
+        last_done, last_total = done, total
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            seconds = (now - begun) * (total - done) / (done - first_done) if done > first_done else None
+            remaining = "" if seconds is None else f", {duration(seconds)} remaining"
+            note(f"{title} {done}/{total} {detail}, {duration(now - started)} elapsed{remaining}")
+
+    return print_line
 
 
 def duration(seconds: float) -> str:

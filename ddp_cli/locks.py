@@ -23,6 +23,7 @@ from pathlib import Path
 from ddp_cli.errors import DdpError
 
 POLL_INTERVAL_S = 0.2
+MAX_ATTEMPTS = 100  # to create a file in a folder that other processes remove
 
 
 class Lock:
@@ -133,6 +134,7 @@ def lock_output(path: Path, wait: Callable[[str], None] | None = None) -> Iterat
 
 def _acquire_output_lock(path: Path, wait: Callable[[str], None] | None) -> Lock:
     lock_path = _lock_path(path.absolute())  # the working folder may change meanwhile
+    attempts = 0
     while True:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -140,8 +142,10 @@ def _acquire_output_lock(path: Path, wait: Callable[[str], None] | None) -> Lock
             if lock.is_current():
                 return lock
             lock.release()
-        except FileNotFoundError:  # the last holder removed the folder
-            continue
+        except FileNotFoundError as e:  # the last holder removed the folder, or it takes no files, as /proc
+            attempts += 1
+            if attempts == MAX_ATTEMPTS:
+                raise OSError(e.errno, "no file can be created there", str(path)) from e
         except BlockingIOError:
             try:
                 holder = read_holder(lock_path)

@@ -192,3 +192,8 @@ def test_processes_that_wait_for_one_another_write_one_by_one(tmp_path: Path) ->
     assert [process.wait() for process in processes] == [0] * 4
     assert path.read_text() == "200"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_files_is_an_error() -> None:
+    with pytest.raises(OSError, match="no file can be created there"), lock_output(Path("/proc/page.html")):
+        pass

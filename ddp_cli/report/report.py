@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddp_cli.console import Update
 from ddp_cli.core.checkpoint_files import is_run
+from ddp_cli.data.lint_source import list_some
 from ddp_cli.deploy.policy_inspection import is_policy
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError, DdpError
@@ -58,10 +59,17 @@ def write_page(
 
 def _other_section(path: Path, options: PageOptions, videos: Videos, progress: Update) -> Section:
     if not is_policy(path):
+        _reject_folder_of_runs(path)
         return dataset_section(path, videos, options.max_episodes, progress)
     from ddp_cli.report.policy import policy_section  # imports torch, which other pages do not need
 
     return policy_section(path)
+
+
+def _reject_folder_of_runs(path: Path) -> None:
+    runs = sorted(str(run) for pattern in ("*", "*/*") for run in path.glob(pattern) if is_run(run))
+    if runs:
+        raise DataError(f"'{path}' is a folder of runs.", f"Name one or several of them: {list_some(runs)}.")
 
 
 def is_evaluation(path: Path) -> bool:

@@ -240,6 +240,13 @@ def test_a_damaged_run_is_refused(damage: dict[str, Any], tmp_path: Path) -> Non
     assert "config.json' is damaged: " in refused(ddp("report", config.parent, "--out", tmp_path / "page.html"))
 
 
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs/lift/a")
+    for folder in (run.parent, run.parent.parent):
+        line = refused(ddp("report", folder, "--out", tmp_path / "page.html"))
+        assert f"'{folder}' is a folder of runs. Name one or several of them: {run}." in line
+
+
 def test_a_run_shows_its_metrics_and_what_differs_from_the_preset(tmp_path: Path) -> None:
     path = write_run(tmp_path / "lift" / "a")
     films = {step: path / f"videos/step-{step:08}.mp4" for step in range(10, 80, 10)}
