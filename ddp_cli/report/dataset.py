@@ -6,7 +6,7 @@ Shapes: n steps of an episode, E episodes, D dimensions of all vectors and the a
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from ddp_cli.video.images import encode_jpeg
 
 THUMBNAIL = 96  # [pixels], the longer side
 BINS = 32
+UNREADABLE = "unreadable"  # as the lint calls such findings
 
 
 def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Update) -> Section:
@@ -36,12 +37,13 @@ def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Upd
     with open_dataset(path) as dataset:
         source = dataset.episodes
         series, kept, _ = read_series(source)
-        flags = _flags(dataset)
-        chosen = choose_episodes(flags, max_episodes)
         thumbnails = []
         for i in range(len(source.lengths)):
             thumbnails.append(_thumbnail(source, i))
             progress(i + 1, len(source.lengths), "thumbnails")
+        findings = _findings(dataset, thumbnails)
+        flags = _flags(findings, len(source.lengths))
+        chosen = choose_episodes(flags, max_episodes)
         full = {}
         for done, i in enumerate(chosen):
             full[str(i)] = {"curves": _read_curves(source, i), "videos": _encode_videos(source, i, videos)}
@@ -51,9 +53,7 @@ def dataset_section(path: Path, videos: Videos, max_episodes: int, progress: Upd
             "title": path.name,
             "facts": dataset.facts,
             "schema": schema_rows(dataset.schema, dataset.action) if dataset.schema else [],
-            "findings": [
-                {**finding, "episodes": _indices(source, finding["episodes"])} for finding in dataset.findings
-            ],
+            "findings": findings,
             "rate": source.rate,
             "vectors": source.vectors,
             "cameras": list(source.cameras),
@@ -98,19 +98,25 @@ def _read_curves(source: LintSource, episode: int) -> dict[str, str]:
     return curves
 
 
-def _indices(source: LintSource, names: Sequence[str]) -> list[int]:
-    positions = {name: i for i, name in enumerate(source.episode_names)}
-    return [positions[name] for name in names if name in positions]
+def _findings(dataset: DatasetSource, thumbnails: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The findings of the dataset with indices of episodes, and one on images that the lint did not look at."""
+    positions = {name: i for i, name in enumerate(dataset.episodes.episode_names)}
+    findings = [
+        {**finding, "episodes": [positions[name] for name in finding["episodes"] if name in positions]}
+        for finding in dataset.findings
+    ]
+    known = {i for finding in findings if finding["kind"] == UNREADABLE for i in finding["episodes"]}
+    others = [i for i, image in enumerate(thumbnails) if image is None and i not in known]
+    if dataset.episodes.cameras and others:
+        findings.append({"kind": UNREADABLE, "message": "the first image of no camera can be read", "episodes": others})
+    return findings
 
 
-def _flags(dataset: DatasetSource) -> list[list[str]]:
+def _flags(findings: Sequence[Mapping[str, Any]], count: int) -> list[list[str]]:
     """The kinds of findings on each episode, without those on all of them."""
-    flags: list[list[str]] = [[] for _ in dataset.episodes.lengths]
-    for finding in dataset.findings:
-        for i in _indices(dataset.episodes, finding["episodes"]):
-            if finding["kind"] not in flags[i]:
-                flags[i].append(finding["kind"])
-    return flags
+    kinds = list(dict.fromkeys(finding["kind"] for finding in findings))
+    places = {kind: {i for one in findings if one["kind"] == kind for i in one["episodes"]} for kind in kinds}
+    return [[kind for kind in kinds if i in places[kind]] for i in range(count)]
 
 
 def _thumbnail(source: LintSource, episode: int) -> str | None:

@@ -178,6 +178,19 @@ def test_a_sweep_shows_success_against_latency(browser: Any, tmp_path: Path) -> 
         assert heights[0] > heights[1] == heights[2]
 
 
+def test_a_thousand_starts_are_scrolled_to_the_selected_one(browser: Any, tmp_path: Path) -> None:
+    paths = [write_json(tmp_path / f"{name}.json", evaluation([name == "a"] * 1000)) for name in "ab"]
+    ok(ddp("report", *paths, "--out", tmp_path / "page.html"))
+    with open_page(browser, tmp_path / "page.html", PHONE) as opened:
+        assert "118, 119 and 980 more." in opened.text(".paired")
+        opened.page.locator(".row:nth-child(1) [data-seed='1099']").click()
+        for row in (1, 2):
+            cells = opened.page.locator(f".row:nth-child({row}) .cells").bounding_box()
+            cell = opened.page.locator(f".row:nth-child({row}) [data-seed='1099']").bounding_box()
+            assert cells["height"] < PHONE["height"] / 2
+            assert cells["y"] < cell["y"] < cell["y"] + cell["height"] < cells["y"] + cells["height"]
+
+
 def test_points_without_a_place_on_the_chart_are_left_out(browser: Any, tmp_path: Path) -> None:
     reports = [evaluation([True], inference_steps=i, chunk_ms=ms) for i, ms in ((1, 0.0), (4, 12.0), (8, 24.0))]
     reports.append(evaluation([True], inference_steps=16, chunk_ms=None))

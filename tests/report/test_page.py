@@ -136,6 +136,22 @@ def test_cameras_and_values_that_cannot_be_shown_are_named(browser: Any, tmp_pat
         assert missing == "\u2013"
 
 
+def test_episodes_without_a_readable_image_are_a_finding(tmp_path: Path) -> None:
+    count = 60  # the lint looks at 20 of them
+    root = zarr.open_group(tmp_path / "r.zarr", mode="w", zarr_format=2)
+    rng = np.random.default_rng(0)
+    root.create_array("data/top", data=rng.integers(0, 255, (2 * count, 8, 8, 3), np.uint8), chunks=(2, 8, 8, 3))
+    root.create_array("data/action", data=rng.normal(size=(2 * count, 2)).astype(np.float32))
+    root.create_array("meta/episode_ends", data=np.arange(2, 2 * count + 2, 2))
+    for i in (7, 8, 9):
+        (tmp_path / f"r.zarr/data/top/{i}.0.0.0").write_bytes(b"damaged")
+    ok(ddp("report", tmp_path / "r.zarr", "--out", tmp_path / "r.html", "-n", 3))
+    (section,) = sections(tmp_path / "r.html")
+    episodes = [finding["episodes"] for finding in section["findings"] if finding["kind"] == "unreadable"]
+    assert {i for one in episodes for i in one} == {7, 8, 9}
+    assert list(section["full"]) == ["7", "8", "9"]
+
+
 def test_names_that_are_not_utf_8(browser: Any, tmp_path: Path) -> None:
     write_recording(tmp_path / "r.zarr")
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.zarr"))

@@ -27,10 +27,15 @@ function summary(one) {
   if (one.score !== null && one.score !== undefined) {
     facts.push(['score', number(one.score, 3) + (one.score_interval ? `, 95% interval ${number(one.score_interval[0], 3)} to ${number(one.score_interval[1], 3)}` : '')]);
   }
-  if (one.lost.length) facts.push(['not run', `seeds ${one.lost.join(', ')}`]);
+  if (one.lost.length) facts.push(['not run', `seeds ${listSome(one.lost)}`]);
   return el('div', { class: 'evaluation' }, el('h3', {}, one.name),
     el('p', { class: 'headline' }, el('strong', {}, percent(one.success_rate)), ` ${one.successes} of ${one.episodes.length} episodes`),
     bar, el('p', { class: 'note' }, `95% interval ${percent(one.interval[0])} to ${percent(one.interval[1])}`), factList(facts));
+}
+
+/** The first few of `values`, and how many more there are. */
+function listSome(values, count = 20) {
+  return values.slice(0, count).join(', ') + (values.length > count ? ` and ${values.length - count} more` : '');
 }
 
 function paired({ paired: pair, evaluations, differing }) {
@@ -39,7 +44,7 @@ function paired({ paired: pair, evaluations, differing }) {
   return el('p', { class: 'paired' }, `Both succeed in ${pair.both} starts, only ${first} in ${pair.only_first}, only ${second} in `
     + `${pair.only_second}, neither in ${pair.neither}. ${first} minus ${second}: ${percent(pair.difference)}, 95% interval `
     + `${percent(pair.interval[0])} to ${percent(pair.interval[1])}, p = ${p} (exact McNemar test). `
-    + (differing.length ? `Different outcomes: seeds ${differing.join(', ')}.` : 'All outcomes are equal.'));
+    + (differing.length ? `Different outcomes: seeds ${listSome(differing)}.` : 'All outcomes are equal.'));
 }
 
 function sweepChart(evaluations) {
@@ -90,7 +95,13 @@ class StartViewer {
   select(seed) {
     if (seed === undefined) return;
     for (const button of this.buttons.get(this.selected) || []) button.classList.remove('selected');
-    for (const button of this.buttons.get(seed)) button.classList.add('selected');
+    for (const button of this.buttons.get(seed)) {
+      button.classList.add('selected');
+      const cells = button.parentElement;
+      const [top, bottom] = [button.offsetTop - 8, button.offsetTop + button.offsetHeight + 8];
+      if (top < cells.scrollTop) cells.scrollTop = top;
+      else if (bottom > cells.scrollTop + cells.clientHeight) cells.scrollTop = bottom - cells.clientHeight;
+    }
     this.selected = seed;
     for (const player of this.players) player.destroy();
     this.players = [];
