@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import ddp, ok, ok_json, refused
-from report.browser import open_page, shown
+from report.browser import OpenPage, open_page, shown
 from report.conftest import HOSTILE, LENGTHS, evaluation, write_json, write_recording
 
 from ddp_cli.data.store import Store
@@ -113,6 +113,24 @@ def test_a_page_that_fails_leaves_the_one_before_with_its_videos(
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
+def is_drawn(opened: OpenPage, steps: list[float]) -> list[bool]:
+    """Whether the first chart has a pixel of the second curve, which is red, at each of `steps` from 0 to 29."""
+    return opened.page.evaluate(
+        """(steps) => {
+            const chart = document.querySelector('.episode .uplot');
+            const [canvas, over] = [chart.querySelector('canvas'), chart.querySelector('.u-over')];
+            const { width, height } = canvas;
+            const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+            const isRed = (at) => data[at] - data[at + 1] > 60 && data[at + 3] > 100;
+            return steps.map((step) => {
+                const x = Math.round((over.offsetLeft + (over.clientWidth * step) / 29) * width / canvas.clientWidth);
+                return Array.from({ length: height }, (_, y) => 4 * (y * width + x)).some(isRed);
+            });
+        }""",
+        steps,
+    )
+
+
 def test_cameras_and_values_that_cannot_be_shown_are_named(browser: Any, tmp_path: Path) -> None:
     write_recording(tmp_path / "r.zarr")
     group = zarr.open_group(tmp_path / "r.zarr", mode="r+")
@@ -134,6 +152,7 @@ def test_cameras_and_values_that_cannot_be_shown_are_named(browser: Any, tmp_pat
         value, missing = opened.legend(0)
         assert value == shown(position[LENGTHS[0] + 3, :1])[0]
         assert missing == "\u2013"
+        assert is_drawn(opened, [1.5, 2.5, 3.5, 4.5]) == [True, False, False, True]
 
 
 def test_episodes_without_a_readable_image_are_a_finding(tmp_path: Path) -> None:
