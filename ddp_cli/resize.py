@@ -55,11 +55,11 @@ def _regions(original: tuple[int, int], size: tuple[int, int], fit: str) -> tupl
         filled = [max(1, round(side * scale)) for side in original]
     elif fit == CROP:
         scale = max(size[0] / original[0], size[1] / original[1])
-        used = [min(side, max(1, round(target / scale))) for side, target in zip(original, size, strict=True)]
+        used = [min(side, max(1, round(target / scale))) for side, target in zip(original, size)]
     elif fit != STRETCH:
         raise ValueError(f"fit '{fit}', expected {STRETCH}, {PAD} or {CROP}")
     (top, left), (y, x) = (
-        [(whole - part) // 2 for whole, part in zip(sizes, parts, strict=True)]
+        [(whole - part) // 2 for whole, part in zip(sizes, parts)]
         for sizes, parts in ((original, used), (size, filled))
     )
     return (

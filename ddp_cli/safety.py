@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.8, which robots still run, lacks it
 
 Array = NDArray[np.float64]
 
@@ -80,7 +83,7 @@ class ActionLimits:
                 f"{len(self.kinds)}.",
                 "",
             )
-        if not all(low <= high for low, high in zip(self.low, self.high, strict=True)):  # rejects nan
+        if not all(low <= high for low, high in zip(self.low, self.high)):  # rejects nan
             raise ActionError(f"limits from {list(self.low)} to {list(self.high)} are not a box.", "")
         if not {MOTION, GOAL, GRIPPER}.issuperset(self.kinds):
             raise ActionError(f"unknown kinds of values {list(self.kinds)}.", f"Valid: {MOTION}, {GOAL}, {GRIPPER}.")

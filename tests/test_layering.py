@@ -8,6 +8,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,11 +131,41 @@ def test_a_library_belongs_to_its_rooms(library: str) -> None:
         ("safety", set()),
         ("resize", set()),
         ("deploy/runtime", {"ddp_cli.safety", "ddp_cli.resize"}),
+        ("deploy/streaming", {"ddp_cli.safety", "ddp_cli.deploy.runtime"}),
     ],
 )
 def test_files_that_leave_the_package_import_each_other_alone(name: str, imported: set[str]) -> None:
-    """safety.py and resize.py are copied with runtime.py."""
+    """safety.py and resize.py are copied with runtime.py; streaming.py imports others for their types alone."""
     assert package_imports(PACKAGE / f"{name}.py") == imported
+
+
+@pytest.mark.parametrize("name", ["deploy/client", "deploy/runtime", "deploy/streaming", "safety", "resize"])
+def test_files_that_leave_the_package_suit_python_3_8(name: str) -> None:
+    """Of what later versions added: syntax, `zip(strict=)`, unions, subscripts of built-in classes, `typing.Self`."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(), feature_version=(3, 8))
+    for node in walk_executed(tree):
+        is_union = isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
+        is_strict = isinstance(node, ast.Call) and any(keyword.arg == "strict" for keyword in node.keywords)
+        value = node.value if isinstance(node, ast.Subscript) else None
+        is_subscript = ast.unparse(value).split(".")[-1] in NOT_SUBSCRIPTED if value else False
+        is_self = isinstance(node, ast.ImportFrom) and any(alias.name == "Self" for alias in node.names)
+        is_newer = is_union or is_strict or is_subscript or is_self
+        assert not is_newer, ast.unparse(node)
+
+
+NOT_SUBSCRIPTED = {"list", "dict", "tuple", "set", "deque", "ndarray", "Future", "Callable", "Mapping", "Sequence"}
+
+
+def walk_executed(node: ast.AST) -> Iterator[ast.AST]:
+    """`node` and all nodes below it but annotations and what only type checkers read."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for field, value in ast.iter_fields(node):
+        if field not in {"annotation", "returns"}:
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from walk_executed(child)
 
 
 def test_help_loads_nothing_heavy() -> None:

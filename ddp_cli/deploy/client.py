@@ -23,13 +23,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
 from websockets.sync.client import connect
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
 
 MAX_DEPTH = 3  # of the map of an array: "obs", list of observations, observation
 DTYPES = ("uint8", "float32", "float64", "int64", "int32")

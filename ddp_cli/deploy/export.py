@@ -5,6 +5,7 @@ onnx         policy.onnx    observations and noise -> actions, including all den
              runtime.py     runs it, with numpy and onnxruntime
              safety.py      the limits of its actions, those of evaluation
              resize.py      resizes images of the size in the recording, as at conversion
+             streaming.py   computes the next actions while the robot moves
 pt2          encoder.pt2, denoiser.pt2, saved by torch.export
 aoti         the same, compiled for this machine by AOTInductor: run without Python
 safetensors  model.safetensors, the weights
@@ -35,7 +36,7 @@ from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import Windows, window_bounds, window_steps
 from ddp_cli.data.store import Store
-from ddp_cli.deploy import runtime
+from ddp_cli.deploy import runtime, streaming
 from ddp_cli.deploy.export_check import (
     TOLERANCES,
     compare_actions,
@@ -227,7 +228,7 @@ def _write_onnx(
     else:
         graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
     onnx.save(graph, folder / runtime.GRAPH_FILE)
-    for module in (runtime, safety, resize):
+    for module in (runtime, safety, resize, streaming):
         source = Path(str(module.__file__))
         shutil.copy(source, folder / source.name)
     return differences

@@ -30,6 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
 if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
     from ddp_cli.resize import resize
     from ddp_cli.safety import ActionError, ActionLimits
@@ -46,8 +49,6 @@ else:  # a copy: by their paths, because other packages may have the same names
 
 FORMAT_VERSION = 2
 SPEC_FILE, GRAPH_FILE = "policy.json", "policy.onnx"
-
-Array = np.ndarray[Any, Any]
 
 
 class PolicyError(Exception):
@@ -159,7 +160,7 @@ class Policy:
         noise = self.sample_noise(np.random.default_rng()) if noise is None else np.asarray(noise, np.float32)
         if noise.shape != self._noise_shape:
             raise PolicyError(f"the noise has shape {noise.shape}, expected {self._noise_shape}.")
-        action: Array = self._session.run(["action"], inputs | {"noise": noise[:, None]})[0][0]
+        action: Array = self._session.run(["action"], {**inputs, "noise": noise[:, None]})[0][0]
         if not np.isfinite(action).all():
             raise PolicyError("the policy predicts actions that are not finite.")
         return action

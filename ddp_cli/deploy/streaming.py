@@ -1,4 +1,11 @@
-"""Streaming control: observations arrive at any rate, actions are returned at the control rate.
+"""Streaming control: observations arrive at any rate, actions are returned at the control rate. Requires numpy only;
+this file may be copied beside runtime.py.
+
+    policy = Policy.load("policy")
+    with ActionStream.from_policy(policy, start=where_the_robot_is) as stream:
+        while running:                                  # at the control rate in policy.json
+            stream.observe({key: one observation})      # at any rate, from any thread
+            robot.command(stream.action())              # returns at once
 
 The next chunk is computed while the current one is executed. Everything is aligned by timestamps [s]:
 
@@ -37,21 +44,30 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ddp_cli.errors import ConfigError, DdpError
-from ddp_cli.evaluation.rollout import Observation, clamp_chunk
-from ddp_cli.safety import ActionError, ActionLimits, Array
+if TYPE_CHECKING:  # nothing of the package is needed to run: this file may be copied
+    from typing import Self
 
-Chunk = NDArray[np.floating[Any]]
+    from numpy.typing import NDArray
+
+    from ddp_cli.deploy.runtime import Policy
+    from ddp_cli.safety import ActionLimits, Array
+
+    Observation = Mapping[str, NDArray[Any]]
+    Chunk = NDArray[np.floating[Any]]
+
 JITTER_TOLERANCE = 0.25  # [periods], by which an observation may be newer than the tick it is used for
 LATENCY_WINDOW = 10_000  # latest chunks that the latency statistics cover
+
+
+class StreamError(ValueError):
+    """Settings or timestamps that cannot be used, or a chunk that cannot be executed."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +96,19 @@ class _PendingChunk:
 class ActionStream:
     """Schedules the chunks predicted by `act` (see the docstring of this module).
 
-    act            To observations, oldest first -> chunk (Ta, Da); runs in the stream's own thread
-    control_hz     rate at which `action` is called
-    replan_every   R, periods from one request to the next, 1 to Ta
-    start          action to hold before the first chunk; required for actions that are goals: the current pose
-    clock          [s], provides missing timestamps
-    latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` seconds
-                   later, measured by the timestamps
+        act            To observations, oldest first -> chunk (Ta, Da); runs in `pool`
+        control_hz     rate at which `action` is called
+        replan_every   R, periods from one request to the next, 1 to Ta
+        start          action to hold before the first chunk; required for actions that are goals: the current pose
+        waits          the robot stands still until the first chunk arrives, which starts with its first action then. Wait
+                   for `request` before the first `action`. No `start` is needed
+        prepare        turns an observation into the copy that `act` receives, in the thread that calls `observe`
+        clock          [s], provides missing timestamps
+        latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
+                       later, measured by the timestamps
+        pool           threads that several streams share; by default the stream has one of its own
+
+    StreamError if a setting is invalid.
     """
 
     def __init__(
@@ -99,21 +121,31 @@ class ActionStream:
         control_hz: float,
         replan_every: int | None = None,
         start: Chunk | None = None,
+        waits: bool = False,
+        prepare: Callable[[Observation], Observation] | None = None,
         clock: Callable[[], float] = time.monotonic,
         latency: Callable[[], float] | None = None,
+        pool: Executor | None = None,
     ) -> None:
         replan_every = max(1, n_action_steps // 2) if replan_every is None else replan_every
         if not 1 <= replan_every <= n_action_steps:
-            raise ConfigError(f"replan_every = {replan_every} must be between 1 and n_action_steps = {n_action_steps}.")
+            raise StreamError(f"replan_every = {replan_every} must be between 1 and n_action_steps = {n_action_steps}.")
         if not 0 < control_hz < math.inf:
-            raise ConfigError(f"control_hz = {control_hz} must be a positive rate.")
+            raise StreamError(f"control_hz = {control_hz} must be a positive rate.")
         self.period = 1.0 / control_hz  # [s]
         self.budget = min(n_action_steps - replan_every, n_action_steps // 2) * self.period  # [s]
-        self._act, self._clock, self._latency = act, clock, latency
-        self._action_limits, self._last_action = action_limits, _initial_action(action_limits, start)
+        self._act, self._prepare, self._clock, self._latency = act, prepare or _copy_arrays, clock, latency
+        self._action_limits, self._waits = action_limits, waits
+        self._last_action: Array | None = None  # not known before the first chunk of a robot that waits
+        if start is not None or not waits:
+            try:
+                self._last_action = action_limits.initial_action(start)
+            except ValueError as e:  # an ActionError, by a class that is built in: safety.py is not imported
+                raise StreamError(str(e)) from e
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
         self._lock = threading.Lock()  # observe may be called from other threads
-        self._observations: list[tuple[float, Observation]] = []  # sorted by timestamp
+        self._stamps: list[float] = []  # of `_observations`, sorted [s]
+        self._observations: list[Observation] = []
         self._pending: _PendingChunk | None = None
         self._request_time = -math.inf  # of the last request [s]
         self._request_stamp = -math.inf  # of its newest observation [s]
@@ -121,49 +153,69 @@ class ActionStream:
         self._origin = 0.0  # of `_chunk` [s]
         self._chunks = self._waiting_ticks = self._late_ticks = 0
         self._latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)  # [s]
-        self._pool = ThreadPoolExecutor(1, "ddp-stream")  # starts its thread on first use
+        self._own_pool = None if pool else ThreadPoolExecutor(1, "ddp-stream")  # starts its thread on first use
+        self._pool: Executor = pool or self._own_pool  # type: ignore[assignment]
         self._closed = False
+
+    @classmethod
+    def from_policy(cls, policy: Policy, seed: int | None = None, **settings: Any) -> Self:
+        """The stream of an exported policy, whose policy.json has the control rate, To, Ta and the limits of actions.
+
+        With a `seed` the noise of the chunks is reproducible, their timing is not. `settings` are those of the class.
+        Observations are checked by `observe`, which raises a PolicyError for one that does not match the policy.
+        """
+        generator = np.random.default_rng(seed)
+
+        def act(history: Sequence[Observation]) -> Chunk:
+            obs = {key: np.stack([step[key] for step in history]) for key in policy.obs}
+            return policy.predict(obs, policy.sample_noise(generator))
+
+        def prepare(obs: Observation) -> Observation:
+            return {key: np.array(policy.validate_obs(key, obs)) for key in policy.obs}
+
+        return cls(
+            act, n_obs_steps=policy.n_obs_steps, n_action_steps=policy.n_action_steps, action_limits=policy.limits,
+            control_hz=policy.spec["control_hz"], prepare=prepare, **settings,
+        )  # fmt: skip
 
     # -- observations -------------------------------------------------------------------------
 
     def observe(self, obs: Observation, stamp: float | None = None) -> None:
         """Add an observation {key: array} taken at `stamp` [s], by default now. Arrays are copied; thread-safe."""
-        copied = {key: np.array(value) for key, value in obs.items()}
+        copied = self._prepare(obs)
         with self._lock:
-            bisect.insort(self._observations, (self._resolve_stamp(stamp), copied), key=_stamp)
+            stamp = self._resolve_stamp(stamp)
+            i = self._count_until(stamp)
+            self._stamps.insert(i, stamp)
+            self._observations.insert(i, copied)
             # Keep what the next request can use: To periods with tolerance, and one older observation.
-            oldest = self._observations[-1][0] - (self._n_obs_steps + 2) * self.period
-            del self._observations[: max(0, self._count_until(oldest) - 1)]
+            oldest = self._stamps[-1] - (self._n_obs_steps + 2) * self.period
+            surplus = max(0, self._count_until(oldest) - 1)
+            del self._stamps[:surplus], self._observations[:surplus]
 
     def _count_until(self, stamp: float) -> int:
         """Number of observations with a timestamp up to `stamp`."""
-        return bisect.bisect_right(self._observations, stamp, key=_stamp)
+        return bisect.bisect_right(self._stamps, stamp)
 
     def _build_history(self, newest: int) -> list[Observation]:
         """The To observations one period apart that end with the one at index `newest`."""
-        end = self._observations[newest][0]
         history = []
         for age in range(self._n_obs_steps - 1, 0, -1):
-            target = end - age * self.period
-            candidates = self._observations[: self._count_until(target + JITTER_TOLERANCE * self.period)]
-            closest = min(candidates or self._observations[:1], key=lambda item: abs(item[0] - target))
-            history.append(closest[1])
-        return [*history, self._observations[newest][1]]
+            target = self._stamps[newest] - age * self.period
+            candidates = range(max(1, self._count_until(target + JITTER_TOLERANCE * self.period)))
+            history.append(self._observations[min(candidates, key=lambda i: abs(self._stamps[i] - target))])
+        return [*history, self._observations[newest]]
 
     # -- actions ------------------------------------------------------------------------------
 
     def action(self, stamp: float | None = None) -> Array:
         """The action (Da,) for the control tick at `stamp` [s], by default now. Call it once per period.
 
-        Returns immediately. Raises, once, the exception of the policy, or a DdpError if its chunk is not finite.
+        Returns immediately. Raises, once, the exception of the policy, or a StreamError if its chunk is not finite.
         """
         with self._lock:
             now = self._resolve_stamp(stamp)
-            if self._closed:
-                raise DdpError("the stream is closed.", "Create a new one.")
-            self._receive_chunk(now)
-            if self._request_chunk(now):
-                self._receive_chunk(now)  # without latency it is executed from this tick on
+            self._advance(now)
             index = self._to_periods(now - self._origin)
             if self._chunk is not None and 0 <= index < self._n_action_steps:
                 self._last_action = self._chunk[index]
@@ -172,33 +224,66 @@ class ActionStream:
                 self._waiting_ticks += 1
             else:
                 self._late_ticks += 1
-            self._last_action = self._action_limits.hold_action(self._last_action)
+            self._last_action = self._hold_action()
             return self._last_action.copy()
+
+    def request(self, stamp: float | None = None) -> Future[Any] | None:
+        """The chunk that is being computed at `stamp` [s], requested now if one is due; None if there is none.
+
+        Its end can be waited for, its content is of no use. Raises what `action` does.
+        """
+        with self._lock:
+            self._advance(self._resolve_stamp(stamp))
+            return self._pending.result if self._pending else None
+
+    @property
+    def has_chunk(self) -> bool:
+        """Whether a chunk has been received."""
+        return self._chunk is not None
 
     def hold(self) -> Array:
         """The action (Da,) that stops the robot; send it after `action` raised."""
         with self._lock:
-            return self._action_limits.hold_action(self._last_action)
+            return self._hold_action()
+
+    def _hold_action(self) -> Array:
+        if self._last_action is None:
+            raise StreamError("there is no action to hold yet: wait for the first chunk.")
+        return self._action_limits.hold_action(self._last_action)
+
+    def follow(self, action: Chunk) -> None:
+        """Say that `action` (Da,), of an operator, was executed in place of the one last returned: it is held next."""
+        with self._lock:
+            self._last_action = self._action_limits.validate_action(action, "action")
+
+    def _advance(self, now: float) -> None:
+        """Receive the requested chunk if it has arrived, and request the next one if it is due."""
+        if self._closed:
+            raise StreamError("the stream is closed. Create a new one.")
+        self._receive_chunk(now)
+        if self._request_chunk(now):
+            self._receive_chunk(now)  # without latency it is executed from this tick on
 
     def _request_chunk(self, now: float) -> bool:
         """Request the next chunk if it is due and there is a new observation; whether it was requested."""
         is_due = now - self._request_time >= (self._replan_every - 0.5) * self.period
         if self._pending or not is_due or not self._observations:
             return False
-        ahead = self._observations[-1][0] - now
+        ahead = self._stamps[-1] - now
         if ahead > self.period:
-            raise DdpError(
-                f"the timestamp of an observation is {ahead:g} s ahead of the action's.", "Use one clock for both."
-            )
+            raise StreamError(f"the timestamp of an observation is {ahead:g} s ahead of the action's: use one clock.")
         newest = self._count_until(now + JITTER_TOLERANCE * self.period) - 1
-        stamp = self._observations[newest][0] if newest >= 0 else -math.inf
+        stamp = self._stamps[newest] if newest >= 0 else -math.inf
         if stamp <= self._request_stamp or now - stamp >= (self._n_action_steps - 0.5) * self.period:
             return False
         history = self._build_history(newest)
         self._request_time, self._request_stamp = now, stamp
         origin = now - max(0, self._to_periods(now - stamp)) * self.period
+        # Until this chunk arrives, the actions of `_chunk` from `origin` on are executed. A policy that is conditioned
+        # on them is to be given them here, as the arguments of `_act`.
         if self._latency:
-            latency, result = self._latency(), Future[tuple[Chunk, float]]()
+            latency = self._latency()
+            result: Future[tuple[Chunk, float]] = Future()
             result.set_result((self._act(history), latency))
             self._pending = _PendingChunk(result, origin, now + latency)
         else:
@@ -218,17 +303,20 @@ class ActionStream:
         self._pending = None  # also after an error, which is raised once
         chunk, latency = pending.result.result()
         if len(chunk) != self._n_action_steps:
-            raise DdpError(f"the policy predicts {len(chunk)} actions, n_action_steps is {self._n_action_steps}.")
-        context = f"chunk {self._chunks + 1} of the stream"
-        self._chunk = clamp_chunk(self._action_limits, chunk, self._last_action, context)
-        self._origin = pending.origin
+            raise StreamError(f"the policy predicts {len(chunk)} actions, n_action_steps is {self._n_action_steps}.")
+        is_first, context = self._chunk is None, f"chunk {self._chunks + 1} of the stream"
+        try:
+            self._chunk = self._action_limits.clamp(chunk, self._last_action, context)
+        except ValueError as e:  # an ActionError
+            raise StreamError(str(e)) from e
+        self._origin = now if is_first and self._waits else pending.origin
         self._chunks += 1
         self._latencies.append(latency)
 
     def _resolve_stamp(self, stamp: float | None) -> float:
         resolved = self._clock() if stamp is None else float(stamp)
         if not math.isfinite(resolved):
-            raise DdpError(f"the timestamp {resolved} is not finite.", "Give seconds, or None for now.")
+            raise StreamError(f"the timestamp {resolved} is not finite: give seconds, or None for now.")
         return resolved
 
     def _to_periods(self, seconds: float) -> int:
@@ -244,9 +332,13 @@ class ActionStream:
             return StreamStats(self._chunks, self._waiting_ticks, self._late_ticks, p50, p95, self.budget * 1000.0)
 
     def close(self) -> None:
-        """End the thread, after the chunk that it is computing."""
-        self._closed = True
-        self._pool.shutdown(cancel_futures=True)
+        """End the stream, and its thread after the chunk that it is computing."""
+        with self._lock:
+            self._closed = True
+            if self._pending:
+                self._pending.result.cancel()  # unless it has begun
+        if self._own_pool:
+            self._own_pool.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -255,12 +347,5 @@ class ActionStream:
         self.close()
 
 
-def _initial_action(limits: ActionLimits, start: Chunk | None) -> Array:
-    try:
-        return limits.initial_action(start)
-    except ActionError as e:
-        raise ConfigError(e.message, e.hint) from e
-
-
-def _stamp(item: tuple[float, Observation]) -> float:
-    return item[0]
+def _copy_arrays(obs: Observation) -> Observation:
+    return {key: np.array(value) for key, value in obs.items()}

@@ -36,7 +36,8 @@ class GraphBuilder:
 
     def __call__(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         output = name or f"{self._prefix}{op_type}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
+        # Named, because ONNX Runtime 1.19, the last one for Python 3.8, gives several unnamed nodes the same name.
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=output, **attributes))
         return output
 
     def constant(self, value: Any, dtype: type = np.float32) -> str:

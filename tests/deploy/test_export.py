@@ -27,7 +27,7 @@ def test_an_onnx_folder_is_self_contained(checkpoint: Path, lift_store: Store, t
     result = export_checkpoint(checkpoint, lift_store, tmp_path / "policy")
     assert result.files == [
         "README.md", "denoiser.onnx", "encoder.onnx", "policy.json", "policy.onnx", "proof.json", "resize.py",
-        "runtime.py", "safety.py",
+        "runtime.py", "safety.py", "streaming.py",
     ]  # fmt: skip
     assert max(result.proof["differences"].values()) < 1e-4
     assert result.proof["latency"]["p50_ms"] > 0

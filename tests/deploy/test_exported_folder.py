@@ -32,6 +32,7 @@ def folder(policy_folder: Path, tmp_path: Path) -> Path:
         "encoder.onnx",
         "denoiser.onnx",
         "runtime.py",
+        "streaming.py",
         "safety.py",
         "resize.py",
         "proof.json",

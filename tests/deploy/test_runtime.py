@@ -20,11 +20,16 @@ STANDALONE_SCRIPT = """
 import sys
 import numpy as np
 from runtime import Policy, ChunkRunner
+from streaming import ActionStream
 
 policy = Policy.load(sys.argv[1])
 obs = dict(np.load(sys.argv[2]))
 np.save(sys.argv[3], policy.act(obs, policy.sample_noise(np.random.default_rng(5))))
 assert ChunkRunner(policy, seed=5).chunk([{k: v[i] for k, v in obs.items()} for i in range(2)]).shape == (8, 7)
+with ActionStream.from_policy(policy, waits=True) as stream:
+    stream.observe({k: v[0] for k, v in obs.items()})
+    stream.request().result(60)
+    assert stream.action().shape == (7,) and stream.stats().chunks == 1
 print([name for name in ("torch", "ddp_cli", "onnx", "scipy") if name in sys.modules])
 """
 
@@ -40,7 +45,7 @@ def policy(policy_folder: Path) -> Policy:
 
 
 def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder: Path, tmp_path: Path) -> None:
-    """In a virtual environment with these two, and the copies of runtime.py, safety.py and resize.py in the folder."""
+    """In a virtual environment with these two, and the copies of the exported Python files."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     site_packages = next((tmp_path / "env/lib").glob("python*/site-packages"))
     for package in (np, onnxruntime):
@@ -52,7 +57,7 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder:
     obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
     (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
-    for name in ("runtime.py", "safety.py", "resize.py"):
+    for name in ("runtime.py", "safety.py", "resize.py", "streaming.py"):
         shutil.copy(policy_folder / name, tmp_path)
     command = [
         tmp_path / "env/bin/python",

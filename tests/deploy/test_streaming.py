@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from deploy.stamped_agent import PERIOD, TA, StampedAgent, intended_time, make_stream, observe, run_ticks
 
-from ddp_cli.deploy.streaming import ActionStream
-from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.deploy.streaming import ActionStream, StreamError
 from ddp_cli.robots import ABSOLUTE_PARTS
 from ddp_cli.safety import ActionLimits
 
@@ -70,8 +69,48 @@ def test_absolute_goals_are_held() -> None:
     actions = [stream.action(tick * PERIOD) for tick in range(12)]  # only one observation, so there is one chunk
     np.testing.assert_array_equal(actions, [start, *[goal] * 11])
     assert (stream.stats().waiting_ticks, stream.stats().late_ticks) == (1, 4)
-    with pytest.raises(ConfigError, match="actions that are goals need a pose"):
+    with pytest.raises(StreamError, match="actions that are goals need a pose"):
         ActionStream(lambda _: goal, **settings)
+
+
+def test_a_robot_that_waits_starts_with_the_first_action() -> None:
+    goal = np.array([0.2, 0.1, 0.9, 0, 1, 0, 1, 0, 0, -1.0])
+    chunk = np.tile(goal, (TA, 1))
+    chunk[:, 0] = np.arange(TA) / 100
+    latencies = iter([3 * PERIOD, PERIOD, PERIOD])
+    stream = ActionStream(
+        lambda _: chunk, n_obs_steps=1, n_action_steps=TA, control_hz=20, waits=True,
+        action_limits=ActionLimits.from_parts(ABSOLUTE_PARTS), latency=lambda: next(latencies),
+    )  # fmt: skip
+    observe(stream, 0.0)
+    assert stream.request(0.0) is not None
+    with pytest.raises(StreamError, match="wait for the first chunk"):
+        stream.action(0.0)
+    assert not stream.has_chunk
+    indices = []
+    for tick in range(3, 9):
+        observe(stream, tick * PERIOD)
+        indices.append(round(100 * stream.action(tick * PERIOD)[0]))
+    assert indices == [0, 1, 1, 2, 3, 4]  # the second chunk, of tick 4, arrives at tick 5
+
+
+def test_the_action_of_an_operator_is_held() -> None:
+    start = np.array([0.1, 0.0, 1.0, 1, 0, 0, 0, 1, 0, 0.0])
+    limits = ActionLimits.from_parts(ABSOLUTE_PARTS)
+    stream = ActionStream(
+        StampedAgent().act,
+        n_obs_steps=1,
+        n_action_steps=TA,
+        control_hz=20,
+        action_limits=limits,
+        start=start,
+        latency=lambda: 0.0,
+    )
+    operator = start + np.eye(10)[0]
+    stream.follow(operator)
+    np.testing.assert_array_equal(stream.action(0.0), operator)
+    with pytest.raises(ValueError, match="is not an action"):
+        stream.follow(operator[:3])
 
 
 def test_variable_latency_never_makes_an_action_stale() -> None:
@@ -180,7 +219,7 @@ def test_invalid_chunks_raise_once() -> None:
     assert run_ticks(stream, 5) == [None, 1, 2, 3, 4]
     for tick, message in ((5, "not finite.*chunk 2"), (9, "predicts 5 actions, n_action_steps is 8"), (13, "shape")):
         observe(stream, tick * PERIOD)
-        with pytest.raises(DdpError, match=message):
+        with pytest.raises(StreamError, match=message):
             stream.action(tick * PERIOD)
         assert stream.hold().tolist() == [0, 0, 0, 0, 0, 0, 1]
         remaining = [n for n in range(tick + 1, tick + 4) if n < TA]  # of the only valid chunk
@@ -192,17 +231,17 @@ def test_invalid_chunks_raise_once() -> None:
 def test_invalid_settings_and_timestamps_are_refused() -> None:
     for replan_every in (0, 9):
         message = f"replan_every = {replan_every} must be between 1 and n_action_steps = 8"
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(StreamError, match=message):
             make_stream(StampedAgent(), replan_every=replan_every)
-    with pytest.raises(ConfigError, match="control_hz"):
+    with pytest.raises(StreamError, match="control_hz"):
         make_stream(StampedAgent(), control_hz=0)
     stream = make_stream(StampedAgent())
     for method in (observe, ActionStream.action):
-        with pytest.raises(DdpError, match="the timestamp nan is not finite"):
+        with pytest.raises(StreamError, match="the timestamp nan is not finite"):
             method(stream, stamp=float("nan"))
     observe(stream, 1e9)  # seconds since 1970; actions use seconds since the start
-    with pytest.raises(DdpError, match="ahead of the action.*one clock"):
+    with pytest.raises(StreamError, match="ahead of the action.*one clock"):
         stream.action(5.0)
     stream.close()
-    with pytest.raises(DdpError, match="closed"):
+    with pytest.raises(StreamError, match="closed"):
         stream.action(5.0)

@@ -6,11 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_observation
 from deploy.stamped_agent import PERIOD, StampedAgent, intended_time, make_stream, observe, run_ticks
 
+from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 from ddp_cli.deploy.streaming import ActionStream
 
 
@@ -73,6 +77,47 @@ def test_an_error_in_the_thread_is_raised_by_the_next_action() -> None:
         release.release()
         repeat_action(stream, 4 * PERIOD, 1)
         assert run_ticks(stream, 2, 5) == [5, 6]
+
+
+def test_streams_of_one_pool_compute_as_many_chunks_at_once_as_it_has_threads() -> None:
+    running, most, lock = [0], [0], threading.Lock()
+
+    def transform(chunk: np.ndarray) -> np.ndarray:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+        return chunk
+
+    with ThreadPoolExecutor(2) as pool:
+        streams = [make_stream(StampedAgent(transform), None, pool=pool) for _ in range(8)]
+        for stream in streams:
+            observe(stream, 0.0)
+        chunks = [stream.request(0.0) for stream in streams]
+        for chunk in chunks:
+            chunk.result(30)
+        for stream in streams:
+            assert intended_time(stream.action(PERIOD)) == pytest.approx(PERIOD)
+            stream.close()
+        assert pool.submit(lambda: 1).result() == 1, "the pool belongs to all of them"
+    assert most == [2]
+
+
+def test_an_exported_policy_is_a_stream(policy_folder: Path) -> None:
+    """Without latency it acts as ChunkRunner does, with the rate, the steps and the limits of policy.json."""
+    policy = Policy.load(policy_folder)
+    runner = ChunkRunner(policy, seed=3)
+    stream = ActionStream.from_policy(policy, seed=3, replan_every=policy.n_action_steps, latency=lambda: 0.0)
+    assert stream.period == 1 / policy.spec["control_hz"]
+    for tick in range(20):
+        obs = random_observation(policy, tick)
+        stream.observe(obs, tick * PERIOD)
+        np.testing.assert_array_equal(stream.action(tick * PERIOD).astype(np.float32), runner.action(obs))
+    key = next(iter(policy.obs))
+    with pytest.raises(PolicyError, match=key):
+        stream.observe({**obs, key: obs[key][:1]}, 1.0)
 
 
 def test_streaming_imports_neither_torch_nor_a_simulator() -> None:
