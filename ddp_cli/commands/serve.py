@@ -45,10 +45,19 @@ def serve(
         int,
         typer.Option("--max-clients", min=1, help="Further connections are refused.", rich_help_panel=NETWORK),
     ] = 64,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync",
+            help="Compute a chunk while the robot waits, one action in every chunk: reproducible by a seed.",
+            rich_help_panel=options.EXECUTION,
+        ),
+    ] = False,
 ) -> None:
     """Serve an exported policy over websockets.
 
-    Runs until Ctrl-C. The client is ddp_cli/deploy/client.py, a file that can be copied.
+    Actions are returned at once, and the next ones computed while the robot moves. The client is
+    ddp_cli/deploy/client.py, a file that can be copied. Runs until Ctrl-C.
     """
     try:
         from ddp_cli.deploy.server import Server, ServerOptions, generate_token, is_loopback
@@ -68,7 +77,7 @@ def serve(
         token = generate_token()
         console.result(f"token {token}")
     address = f"[{host}]" if ":" in host else host
-    server_options = ServerOptions(host, port, token, max_clients=max_clients)
+    server_options = ServerOptions(host, port, token, max_clients=max_clients, sync=sync)
 
     async def run() -> None:
         server = Server(loaded, server_options, console.note)

@@ -4,22 +4,30 @@
         client.reset(seed=0)                      # start an episode
         action = client.action({key: array})      # one observation -> one action (Da,), once per control step
 
+The server answers at once: it computes the next chunk of actions while the robot executes the current one. Only the
+first action of an episode takes the time of the policy. If a chunk is late, the action stops the robot. Actions are
+aligned by the time of their observations (`stamp`), so call `action` at the control rate in policy.json; a simulator
+that runs at another speed gives its own time, step / rate. With `ddp serve --sync` the server has no notion of time:
+one action in Ta takes the time of the policy, and a seed makes all of them reproducible.
+
 Protocol: every message is one msgpack map in a binary frame. An array is the map {"dtype", "shape", "data"}, its data
 the little-endian bytes in C order. Requests and their replies:
 
     {"op": "reset", "seed": integer or nil}          -> {"ok": true}
-    {"op": "action", "obs": {key: array}}            -> {"action": array (Da,)}
+    {"op": "action", "obs": {key: array}, "stamp": seconds or nil}   -> {"action": array (Da,)}
     {"op": "chunk", "obs": [{key: array}, ...]}      -> {"action": array (Ta, Da)}; new observations, oldest first
     {"op": "describe"}                               -> {"policy": content of policy.json}
 
-The reply to an invalid request is {"error": text}. An "id" in a request is repeated in its reply. Each connection has
-its own observation history.
+A stamp is the time of the observation by a clock of the client; without one, it is when the request arrives. The reply
+to an invalid request is {"error": text}. An "id" in a request is repeated in its reply. Each connection has its own
+observation history.
 
 Shapes: Ta n_action_steps, Da action.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -104,9 +112,10 @@ class Client:
         """Start an episode: forget all observations. With a `seed` its actions are reproducible."""
         self._request({"op": "reset", "seed": seed})
 
-    def action(self, obs: Mapping[str, Array]) -> Array:
-        """The action (Da,) for an observation. Call it once per control step."""
-        return np.asarray(self._request({"op": "action", "obs": dict(obs)})["action"])
+    def action(self, obs: Mapping[str, Array], stamp: float | None = None) -> Array:
+        """The action (Da,) for an observation taken at `stamp` [s], by default now. Call it once per control step."""
+        stamp = time.monotonic() if stamp is None else stamp
+        return np.asarray(self._request({"op": "action", "obs": dict(obs), "stamp": stamp})["action"])
 
     def chunk(self, observations: Sequence[Mapping[str, Array]]) -> Array:
         """The next actions (Ta, Da), from new observations, oldest first."""

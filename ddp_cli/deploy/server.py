@@ -1,8 +1,8 @@
 """Serves an exported policy to robots over websockets; `client.py` documents the protocol.
 
-Each connection has its own observation history and previous action. An invalid message is answered with an error and
-the connection stays open; a message that is too large closes it (code 1009, as in the websocket protocol), and so does
-a client that does not read its replies. GET /health returns the status.
+Each connection has its own observations and actions (served_client.py). An invalid message is answered with an error
+and the connection stays open; a message that is too large closes it (code 1009, as in the websocket protocol), and so
+does a client that does not read its replies. GET /health returns the status.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import math
 import os
 import secrets
 import signal
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -30,15 +28,15 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ddp_cli.deploy.client import pack, unpack
-from ddp_cli.deploy.runtime import ChunkRunner, Policy
+from ddp_cli.deploy.runtime import Policy
+from ddp_cli.deploy.served_client import InferencePool, StreamingClient, SynchronousClient, run_in
 
-LATENCY_WINDOW = 10_000  # latest replies that the latency statistics cover
 LOG_INTERVAL = 60.0  # [s]
 SHUTDOWN_TIMEOUT = 5.0  # [s], for requests received before the shutdown
 SEND_TIMEOUT = 10.0  # [s], after which a client that does not read its replies is disconnected
 POLL_INTERVAL = 0.01  # [s], during the shutdown
-SEED_LIMIT = 2**63
 MAX_ITEMS = 256  # of a list or map in a request
+MAX_INLINE_BYTES = 1 << 18  # larger requests are decoded, and their images resized, outside of the event loop
 MAX_ERROR_LENGTH = 500  # [characters], because errors quote the request
 
 
@@ -53,6 +51,8 @@ class ServerOptions:
     max_bytes: int | None = None
     """Largest accepted message; by default large enough for a dozen observations."""
     max_clients: int = 64
+    sync: bool = False
+    """Compute a chunk when the previous one is used up, instead of meanwhile."""
 
 
 def is_loopback(host: str) -> bool:
@@ -74,8 +74,8 @@ class Server:
         self._policy, self._options, self._log = policy, options, log
         self._clients = self._active_requests = 0
         self._answered = self._errors = 0
-        self._latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)  # of replies that ran the policy [ms]
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "ddp-serve")
+        self._pool = InferencePool()
+        self._workers = ThreadPoolExecutor(os.cpu_count(), "ddp-decode")
         self._stop = asyncio.Event()
 
     async def run(self, on_ready: Callable[[int], None] = lambda _: None) -> None:
@@ -88,6 +88,7 @@ class Server:
         # Browsers send an Origin header: refuse it, so that no web page can control a robot.
         listener = serve(
             self._serve_client, options.host, options.port, process_request=self._process_request, origins=[None],
+            compression=None,  # images of cameras hardly shrink, and it takes longer than everything else
             max_size=options.max_bytes or default_max_bytes(self._policy), max_queue=2,
         )  # fmt: skip
         async with listener as server:
@@ -100,7 +101,8 @@ class Server:
             deadline = loop.time() + SHUTDOWN_TIMEOUT
             while self._active_requests and loop.time() < deadline:
                 await asyncio.sleep(POLL_INTERVAL)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._workers):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._log(self.summary())
 
     def stop(self) -> None:
@@ -109,7 +111,8 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """The content of /health."""
-        p50, p95 = np.percentile(self._latencies, (50, 95)).tolist() if self._latencies else (None, None)
+        latencies = list(self._pool.latencies)
+        p50, p95 = np.percentile(latencies, (50, 95)).tolist() if latencies else (None, None)
         return {
             "status": "ok", "clients": self._clients, "answered": self._answered, "errors": self._errors,
             "p50_ms": p50, "p95_ms": p95,
@@ -118,7 +121,9 @@ class Server:
     def summary(self) -> str:
         """The status in one line."""
         status = self.status()
-        latency = f", {status['p50_ms']:.1f} ms per chunk (p95 {status['p95_ms']:.1f} ms)" if self._latencies else ""
+        latency = (
+            f", {status['p50_ms']:.1f} ms per chunk (p95 {status['p95_ms']:.1f} ms)" if self._pool.latencies else ""
+        )
         return f"{status['clients']} clients, {status['answered']} replies, {status['errors']} errors{latency}"
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -135,44 +140,48 @@ class Server:
 
     async def _serve_client(self, connection: ServerConnection) -> None:
         self._clients += 1
-        runner, loop = ChunkRunner(self._policy), asyncio.get_running_loop()
+        client = (SynchronousClient if self._options.sync else StreamingClient)(self._policy, self._pool)
         try:
             async for message in connection:
                 if self._stop.is_set():
                     break
                 self._active_requests += 1
                 try:
-                    reply = await loop.run_in_executor(self._pool, _handle_message, runner, message)
-                    self._count(reply)
-                    await self._send(connection, reply)
+                    await self._send(connection, await self._reply(client, message))
                 finally:
                     self._active_requests -= 1
         except ConnectionClosed:
             pass  # clients may disconnect at any time, also without a closing handshake
         finally:
+            client.close()
             self._clients -= 1
 
-    async def _send(self, connection: ServerConnection, reply: _Reply) -> None:
+    async def _reply(self, client: SynchronousClient, message: str | bytes) -> bytes:
+        request_id = None
+        try:
+            if isinstance(message, str):
+                raise TypeError("expected a binary message (msgpack), received text")
+            workers = self._workers if len(message) > MAX_INLINE_BYTES else None
+            request = await run_in(workers, unpack, message, MAX_ITEMS)
+            if not isinstance(request, dict):
+                raise TypeError("a message must be a map")
+            request_id = request.get("id") if isinstance(request.get("id"), int) else None
+            reply = pack({**await client.answer(request, workers), "id": request_id})
+        except Exception as e:  # noqa: BLE001 - whatever a message causes concerns its sender alone
+            self._errors += 1
+            error = str(e) or type(e).__name__
+            error = error if len(error) <= MAX_ERROR_LENGTH else f"{error[:MAX_ERROR_LENGTH]}..."
+            return pack({"error": error, "id": request_id})
+        self._answered += 1
+        return reply
+
+    async def _send(self, connection: ServerConnection, reply: bytes) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
-                await connection.send(reply.message)
+                await connection.send(reply)
         except TimeoutError:  # a closing handshake would wait as long
             self._errors += 1
             connection.transport.abort()
-
-    def _count(self, reply: _Reply) -> None:
-        self._errors += reply.is_error
-        self._answered += not reply.is_error
-        if reply.latency_ms is not None:
-            self._latencies.append(reply.latency_ms)
-
-
-@dataclass(frozen=True)
-class _Reply:
-    message: bytes
-    is_error: bool
-    latency_ms: float | None
-    """None where the policy did not run."""
 
 
 def default_max_bytes(policy: Policy) -> int:
@@ -182,39 +191,3 @@ def default_max_bytes(policy: Policy) -> int:
         for obs in policy.obs.values()
     )
     return 12 * sum(sizes) + (1 << 16)
-
-
-def _handle_message(runner: ChunkRunner, message: str | bytes) -> _Reply:
-    start, request_id = perf_counter(), None
-    try:
-        if isinstance(message, str):
-            raise TypeError("expected a binary message (msgpack), received text")
-        request = unpack(message, MAX_ITEMS)
-        if not isinstance(request, dict):
-            raise TypeError("a message must be a map")
-        request_id = request.get("id") if isinstance(request.get("id"), int) else None
-        content, ran_policy = _handle_request(runner, request)
-    except Exception as e:  # noqa: BLE001 - whatever a message causes concerns its sender alone
-        error = str(e) or type(e).__name__
-        error = error if len(error) <= MAX_ERROR_LENGTH else f"{error[:MAX_ERROR_LENGTH]}..."
-        return _Reply(pack({"error": error, "id": request_id}), True, None)
-    return _Reply(pack({**content, "id": request_id}), False, (perf_counter() - start) * 1e3 if ran_policy else None)
-
-
-def _handle_request(runner: ChunkRunner, request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The content of the reply, and whether the policy ran for it."""
-    op, obs = request.get("op"), request.get("obs")
-    if op == "action" and isinstance(obs, dict):
-        runs_policy = not runner.pending
-        return {"action": runner.action(obs)}, runs_policy
-    if op == "chunk" and isinstance(obs, list) and all(isinstance(item, dict) for item in obs):
-        return {"action": runner.chunk(obs)}, True
-    if op == "reset":
-        seed = request.get("seed")
-        if seed is not None and not (type(seed) is int and 0 <= seed < SEED_LIMIT):
-            raise ValueError(f"invalid seed {seed!r}, expected an integer from 0")
-        runner.reset(seed)
-        return {"ok": True}, False
-    if op == "describe":
-        return {"policy": runner.policy.spec}, False
-    raise ValueError('expected {"op": "action", "obs": {...}}, "chunk" with a list of obs, "reset" or "describe"')

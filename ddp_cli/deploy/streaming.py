@@ -96,17 +96,17 @@ class _PendingChunk:
 class ActionStream:
     """Schedules the chunks predicted by `act` (see the docstring of this module).
 
-        act            To observations, oldest first -> chunk (Ta, Da); runs in `pool`
-        control_hz     rate at which `action` is called
-        replan_every   R, periods from one request to the next, 1 to Ta
-        start          action to hold before the first chunk; required for actions that are goals: the current pose
-        waits          the robot stands still until the first chunk arrives, which starts with its first action then. Wait
-                   for `request` before the first `action`. No `start` is needed
-        prepare        turns an observation into the copy that `act` receives, in the thread that calls `observe`
-        clock          [s], provides missing timestamps
-        latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
-                       later, measured by the timestamps
-        pool           threads that several streams share; by default the stream has one of its own
+    act            To observations, oldest first -> chunk (Ta, Da); runs in `pool`
+    control_hz     rate at which `action` is called
+    replan_every   R, periods from one request to the next, 1 to Ta
+    start          action to hold before the first chunk; required for actions that are goals: the current pose
+    waits          the robot stands still until the first chunk arrives, whose first action it executes then: wait for
+                   `request` before the first `action`. No `start` is needed
+    prepare        turns an observation into the copy that `act` receives, in the thread that calls `observe`
+    clock          [s], provides missing timestamps
+    latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
+                   later, measured by the timestamps
+    pool           threads that several streams share; by default the stream has one of its own
 
     StreamError if a setting is invalid.
     """
@@ -267,6 +267,7 @@ class ActionStream:
     def _request_chunk(self, now: float) -> bool:
         """Request the next chunk if it is due and there is a new observation; whether it was requested."""
         is_due = now - self._request_time >= (self._replan_every - 0.5) * self.period
+        is_due |= self._waits and self._chunk is None  # after an error: the robot stands still until then
         if self._pending or not is_due or not self._observations:
             return False
         ahead = self._stamps[-1] - now

@@ -1,5 +1,8 @@
 """Latency of a robot at 20 Hz while other clients misbehave: `python tests/bench/server_load.py policy/`.
 
+With `--robots N`, instead: latency of N robots at once, their late actions, and the memory of the server over
+`--seconds`. The first actions of episodes, which wait for the policy, are left out.
+
 `ddp serve` runs in a process of its own. Quiet and loaded phases alternate. In a loaded phase a second process sends
 malformed messages on eight connections, floods the server with requests whose replies it never reads, and leaves
 connections half-open: before, during and after the handshake, and in the middle of a frame.
@@ -8,6 +11,7 @@ connections half-open: before, during and after the handshake, and in the middle
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import multiprocessing
@@ -26,6 +30,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
@@ -196,10 +201,64 @@ def control(address: str, seconds: float, obs: Obs) -> list[float]:
     return latencies
 
 
+async def control_all(address: str, robots: int, seconds: float, obs: Obs) -> tuple[list[float], int]:
+    """Latencies [ms] of the actions of all robots but the first of each, and how many of them stopped a robot."""
+    latencies: list[float] = []
+    stops, loop, message = 0, asyncio.get_running_loop(), dict(obs)
+
+    async def run(number: int) -> None:
+        nonlocal stops
+        async with async_connect(address, max_size=None, compression=None) as connection:
+            await asyncio.sleep(number / robots / CONTROL_HZ)  # robots are not in step with each other
+            start = loop.time()
+            for tick in range(int(seconds * CONTROL_HZ)):
+                await asyncio.sleep(start + tick / CONTROL_HZ - loop.time())
+                request = pack({"op": "action", "obs": message, "stamp": loop.time()})
+                before = time.perf_counter()
+                await connection.send(request)
+                reply = await connection.recv()
+                took = (time.perf_counter() - before) * 1e3
+                if tick == 0:
+                    start = loop.time()
+                    continue
+                latencies.append(took)
+                stops += not np.any(unpack(reply)["action"][:3])  # type: ignore[arg-type]
+
+    await asyncio.gather(*(run(number) for number in range(robots)))
+    return latencies, stops
+
+
+def measure_robots(folder: Path, robots: int, seconds: float, sync: bool) -> None:
+    with serving(folder, *["--sync"] * sync) as (address, pid):
+        with Client(address) as client:
+            entries = client.describe()["obs"]
+        rng = np.random.default_rng(0)
+        obs = {
+            key: rng.integers(0, 255, entry["shape"], np.uint8)
+            if entry["dtype"] == "uint8"
+            else rng.normal(size=entry["shape"]).astype(np.float32)
+            for key, entry in entries.items()
+        }
+        asyncio.run(control_all(address, robots, 3.0, obs))  # warms up
+        memory = [resident_megabytes(pid)]
+        for _ in range(4):
+            latencies, stops = asyncio.run(control_all(address, robots, seconds / 4, obs))
+            p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
+            print(
+                f"{robots} robots: p50 {p50:.2f} ms   p95 {p95:.2f} ms   p99 {p99:.2f} ms   max {max(latencies):.1f} ms"
+                f"   {len(latencies)} actions, {stops} of them stopped a robot",
+                flush=True,
+            )
+            memory.append(resident_megabytes(pid))
+        with urllib.request.urlopen(address.replace("ws:", "http:") + "/health") as response:
+            health = json.loads(response.read())
+    print(f"{health}, memory {' -> '.join(f'{m:.0f}' for m in memory)} MB")
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, int]]:
+def serving(folder: Path, *options: str) -> Iterator[tuple[str, int]]:
     """The address and process id of a server."""
-    command = [sys.executable, "-m", "ddp_cli.cli", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "ddp_cli.cli", "serve", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -218,9 +277,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", type=Path)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a phase")
+    parser.add_argument("--robots", type=int, default=0, help="measure so many robots at once")
+    parser.add_argument("--sync", action="store_true", help="of `ddp serve`")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--messages", type=int, default=1000, help="malformed messages, in all rounds together")
     args = parser.parse_args()
+    if args.robots:
+        measure_robots(args.policy, args.robots, args.seconds, args.sync)
+        return
     latencies: dict[str, list[float]] = {"quiet": [], "loaded": []}
     outcomes, context = Counter[str](), multiprocessing.get_context("spawn")
     with serving(args.policy) as (address, pid):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,12 @@ from conftest import ddp, random_observation, refused
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from ddp_cli.deploy import server as server_module
 from ddp_cli.deploy.client import Client, ServerError, pack, unpack
 from ddp_cli.deploy.runtime import ChunkRunner, Policy
 from ddp_cli.deploy.server import Server, ServerOptions, is_loopback
+
+PERIOD = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def health(address: str) -> dict:
 
 def test_replies_equal_the_policy(policy: Policy) -> None:
     steps = [random_observation(policy, i) for i in range(10)]
-    with serving(policy) as (address, log), Client(address) as client:
+    with serving(policy, sync=True) as (address, log), Client(address) as client:
         assert client.describe()["obs"] == policy.obs
         client.reset(7)
         actions = np.stack([client.action(step) for step in steps])
@@ -82,12 +86,88 @@ def test_each_client_has_its_own_history(policy: Policy) -> None:
             client.reset(number)
             return np.stack([client.action(random_observation(policy, 100 * number + i)) for i in range(12)])
 
-    with serving(policy) as (address, _), ThreadPoolExecutor(8) as pool:
+    with serving(policy, sync=True) as (address, _), ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda n: run_client(address, n), range(8)))
     for number, actions in enumerate(results):
         runner = ChunkRunner(policy, seed=number)
         expected = np.stack([runner.action(random_observation(policy, 100 * number + i)) for i in range(12)])
         np.testing.assert_array_equal(actions, expected)
+
+
+def test_an_action_never_waits_for_the_policy_but_the_first(policy_folder: Path) -> None:
+    """One of two clients is in its first chunk all the time, and uses up every thread of the policy."""
+    slow = SlowPolicy(policy_folder)
+    with serving(slow) as (address, _), Client(address) as client, ThreadPoolExecutor(8) as pool:
+        client.reset(0)
+        start = time.perf_counter()
+        client.action(random_observation(slow), 0.0)
+        assert time.perf_counter() - start > SlowPolicy.SECONDS
+
+        def first_action(number: int) -> None:
+            with Client(address) as other:
+                other.action(random_observation(slow, number))
+
+        others = [pool.submit(first_action, i) for i in range(8)]
+        actions, durations = [], []
+        for tick in range(1, 12):
+            start = time.perf_counter()
+            actions.append(client.action(random_observation(slow, tick), tick * PERIOD))
+            durations.append(time.perf_counter() - start)
+        assert max(durations) < SlowPolicy.SECONDS, durations
+        assert not all(other.done() for other in others)
+        assert np.abs(actions[:7]).max() > 0, "the rest of the first chunk"
+        for other in others:
+            other.result()
+
+
+class SlowPolicy(Policy):
+    SECONDS = 0.5
+
+    def predict(self, *args: object) -> np.ndarray:
+        time.sleep(self.SECONDS)
+        return super().predict(*args)
+
+
+def test_a_stream_executes_the_chunks_of_the_policy(policy: Policy) -> None:
+    steps = [random_observation(policy, i) for i in range(6)]
+    with serving(policy) as (address, _), Client(address) as client:
+        for _ in range(2):
+            client.reset(7)
+            actions = np.stack([client.action(steps[tick], tick * PERIOD) for tick in range(4)])
+            runner = ChunkRunner(policy, seed=7)
+            np.testing.assert_array_equal(actions, np.stack([runner.action(step) for step in steps[:4]]))
+            for _ in range(200):  # the second chunk was requested at tick 4, and is executed once it has arrived
+                action = client.action(steps[4], 4 * PERIOD)
+                if not np.array_equal(action, runner.action(steps[4])):
+                    break
+                runner = ChunkRunner(policy, seed=7)
+                _ = [runner.action(step) for step in steps[:4]]
+                time.sleep(0.01)
+            second = policy.limits.clamp(_second_chunk(policy, steps), actions[-1])
+            np.testing.assert_array_equal(action, second[0].astype(np.float32))
+        with pytest.raises(ServerError, match="invalid stamp 'now'"):
+            client._request({"op": "action", "obs": steps[0], "stamp": "now"})
+
+
+def _second_chunk(policy: Policy, steps: list) -> np.ndarray:
+    generator = np.random.default_rng(7)
+    policy.sample_noise(generator)
+    obs = {key: np.stack([steps[3][key], steps[4][key]]) for key in policy.obs}
+    return policy.predict(obs, policy.sample_noise(generator))
+
+
+def test_large_images_are_decoded_outside_of_the_event_loop(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_INLINE_BYTES", 100)
+    threads = []
+    validate = Policy.validate_obs
+    monkeypatch.setattr(
+        Policy,
+        "validate_obs",
+        lambda *args: (threads.append(threading.current_thread().name), validate(*args))[1],
+    )
+    with serving(policy) as (address, _), Client(address) as client:
+        assert client.action(random_observation(policy)).shape == (7,)
+    assert all(name.startswith("ddp-decode") for name in threads[: len(policy.obs)]), threads
 
 
 def invalid_message(rng: np.random.Generator, valid: bytes) -> bytes | str:
@@ -131,7 +211,7 @@ def test_a_client_is_served_during_invalid_messages_and_disconnections(policy: P
                     connection.send(invalid_message(client_rng, valid))
                     assert "error" in unpack(connection.recv(timeout=20))
 
-    with serving(policy, max_bytes=1 << 16) as (address, _):
+    with serving(policy, sync=True, max_bytes=1 << 16) as (address, _):
         runner = ChunkRunner(policy, seed=1)
         with Client(address) as client, connect(address) as connection, ThreadPoolExecutor(6) as pool:
             client.reset(1)
@@ -185,8 +265,8 @@ def test_invalid_requests_raise_in_the_client(policy: Policy) -> None:
 
 def test_a_late_reply_is_not_taken_for_the_next(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     step, release = random_observation(policy), threading.Event()
-    act = Policy.act
-    monkeypatch.setattr(Policy, "act", lambda *args: (release.wait(5), act(*args))[1])
+    predict = Policy.predict
+    monkeypatch.setattr(Policy, "predict", lambda *args: (release.wait(5), predict(*args))[1])
     with serving(policy) as (address, _), Client(address, timeout=0.3) as client:
         client.reset(0)
         with pytest.raises(TimeoutError):

@@ -1,0 +1,132 @@
+"""What a server keeps of one client: its observations, its noise, and the actions predicted for it.
+
+Everything but the policy itself runs in the event loop of the server, for all clients: a client never waits for the
+chunk of another one. The policy runs in a pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ddp_cli.deploy.runtime import ChunkRunner, Policy
+from ddp_cli.deploy.streaming import ActionStream
+
+SEED_LIMIT = 2**63
+LATENCY_WINDOW = 10_000  # latest calls of the policy that the latency statistics cover
+NICENESS = 10  # of the threads that run the policy: the event loop answers first
+
+Content = dict[str, Any]
+
+
+class InferencePool(ThreadPoolExecutor):
+    """Threads that run a policy, one for each core, and how long it took [ms]."""
+
+    def __init__(self) -> None:
+        super().__init__(os.cpu_count(), "ddp-serve", _lower_priority)
+        self.latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def timed() -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.latencies.append((time.perf_counter() - start) * 1e3)
+            return result
+
+        return super().submit(timed)
+
+
+def _lower_priority() -> None:
+    """Lower the priority of this thread, where the system has one for each thread (Linux)."""
+    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+class SynchronousClient:
+    """Computes a chunk when the previous one is used up, while the robot waits: a seed gives the same actions again."""
+
+    def __init__(self, policy: Policy, pool: Executor) -> None:
+        self._runner, self._pool = ChunkRunner(policy), pool
+
+    async def answer(self, request: Content, workers: Executor | None) -> Content:
+        """The content of the reply. Raises whatever is wrong with the request.
+
+        `workers`: where observations that are too large for the event loop are checked and resized.
+        """
+        op, obs = request.get("op"), request.get("obs")
+        if op == "action" and isinstance(obs, dict):
+            return {"action": await self._action(obs, request.get("stamp"), workers)}
+        if op == "chunk" and isinstance(obs, list) and all(isinstance(item, dict) for item in obs):
+            return {"action": await run_in(self._pool, self._runner.chunk, obs)}
+        if op == "reset":
+            self.reset(_check_seed(request.get("seed")))
+            return {"ok": True}
+        if op == "describe":
+            return {"policy": self._runner.policy.spec}
+        raise ValueError('expected {"op": "action", "obs": {...}}, "chunk" with a list of obs, "reset" or "describe"')
+
+    async def _action(self, obs: Content, _stamp: object, workers: Executor | None) -> Any:
+        runs_policy = not self._runner.pending
+        return await run_in(self._pool if runs_policy else workers, self._runner.action, obs)
+
+    def reset(self, seed: int | None) -> None:
+        """Start an episode."""
+        self._runner.reset(seed)
+
+    def close(self) -> None:
+        """Forget what was predicted for the client."""
+
+
+class StreamingClient(SynchronousClient):
+    """Answers `action` at once, from a stream whose next chunk is computed meanwhile. Only the first action of an
+    episode waits, for the first chunk.
+    """
+
+    def __init__(self, policy: Policy, pool: Executor) -> None:
+        super().__init__(policy, pool)
+        self._stream = self._make_stream(None)
+
+    def _make_stream(self, seed: int | None) -> ActionStream:
+        return ActionStream.from_policy(self._runner.policy, seed, waits=True, pool=self._pool)
+
+    def reset(self, seed: int | None) -> None:
+        super().reset(seed)
+        self._stream.close()
+        self._stream = self._make_stream(seed)
+
+    async def _action(self, obs: Content, stamp: object, workers: Executor | None) -> Any:
+        if stamp is not None and type(stamp) not in {int, float}:
+            raise ValueError(f"invalid stamp {stamp!r}, expected seconds")
+        now = time.monotonic() if stamp is None else float(stamp)  # type: ignore[arg-type]
+        stream = self._stream
+        await run_in(workers, stream.observe, obs, now)
+        if not stream.has_chunk and (chunk := stream.request(now)):
+            start = time.monotonic()
+            await asyncio.wait({asyncio.wrap_future(chunk)})
+            now += time.monotonic() - start
+        return stream.action(now).astype(np.float32)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+async def run_in(pool: Executor | None, function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` returns, called in a thread of `pool`, or at once where there is none."""
+    if pool is None:
+        return function(*args)
+    result: Awaitable[Any] = asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    return await result
+
+
+def _check_seed(seed: object) -> int | None:
+    if seed is not None and not (type(seed) is int and 0 <= seed < SEED_LIMIT):
+        raise ValueError(f"invalid seed {seed!r}, expected an integer from 0")
+    return seed
