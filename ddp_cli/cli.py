@@ -32,6 +32,7 @@ from ddp_cli.commands import (
     preview,
     report,
     rollout,
+    run,
     serve,
     train,
 )
@@ -193,6 +194,7 @@ COMMANDS: dict[str, list[tuple[str, Callable[..., None], str]]] = {
         ("export", export.export, export.EXAMPLES),
         ("import", import_.import_, import_.EXAMPLES),
         ("serve", serve.serve, serve.EXAMPLES),
+        ("run", run.run, run.EXAMPLES),
     ],
     SETUP: [("doctor", doctor.doctor, doctor.EXAMPLES)],
 }

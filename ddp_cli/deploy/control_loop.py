@@ -1,0 +1,216 @@
+"""The control loop of `ddp run`: observations of a robot in, actions out, at the rate of the schema."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.deploy.robot import STAMP, Robot
+from ddp_cli.deploy.streaming import ActionStream, StreamError
+from ddp_cli.deploy.watchdog import Watchdog
+from ddp_cli.errors import DdpError
+from ddp_cli.evaluation.rollout import Agent
+from ddp_cli.safety import ActionError, Array
+from ddp_cli.tasks import Task
+
+WATCHDOG_PERIODS, MIN_WATCHDOG = 10, 0.5
+"""Control periods, and seconds at least, without a step after which the robot is stopped."""
+
+Observation = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """`sync`: compute a chunk when the previous one is used up, while the robot waits. `real_time`: keep to the control
+    rate; without it, steps follow each other at once. `max_age` [s] of an observation.
+    """
+
+    max_steps: int
+    sync: bool = False
+    real_time: bool = True
+    replan_every: int | None = None
+    max_age: float = 0.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One control step."""
+
+    obs: Observation
+    action: Array
+    is_takeover: bool
+
+
+class RunAgent(Agent, Protocol):
+    """An agent that knows its control rate and the length of its chunks."""
+
+    @property
+    def control_hz(self) -> float: ...
+    @property
+    def n_action_steps(self) -> int: ...
+
+
+@dataclass
+class Timing:
+    """Times of all steps [ms]."""
+
+    late: list[float] = field(default_factory=list)
+    """From when a command was due to when it was sent."""
+    busy: list[float] = field(default_factory=list)
+    """From the observation to the command."""
+    chunks: list[float] = field(default_factory=list)
+    """To predict a chunk."""
+    held_ticks: int = 0
+    """Ticks at which a chunk was late, and the robot was stopped."""
+    skipped_ticks: int = 0
+    """Ticks that passed while a step took longer than its period."""
+
+    def summary(self) -> dict[str, Any]:
+        """Medians, 95th and 99th percentiles."""
+        percentiles = {
+            name: dict(zip(("p50", "p95", "p99"), np.percentile(values, (50, 95, 99)).round(3).tolist(), strict=True))
+            for name, values in (("late_ms", self.late), ("busy_ms", self.busy), ("chunk_ms", self.chunks))
+            if values
+        }
+        return {**percentiles, "held_ticks": self.held_ticks, "skipped_ticks": self.skipped_ticks}
+
+
+class ControlLoop:
+    """Runs episodes of `agent` on `robot`. Whatever happens, `robot.stop` is called at the end of each.
+
+    `on_step` is called after each command. It returns True or False to end the episode with or without success, and
+    None to go on, as the method `outcome` of a robot does.
+    """
+
+    def __init__(self, robot: Robot, agent: RunAgent, task: Task, options: LoopOptions) -> None:
+        self._robot, self._agent, self._task, self._options = robot, agent, task, options
+        self._period = 1.0 / agent.control_hz
+        self.timing = Timing()
+
+    def run(self, seed: int, on_step: Callable[[Step], bool | None] = lambda _: None) -> tuple[bool | None, int]:
+        """One episode: its success, None where nobody knows, and its steps."""
+        try:
+            self._robot.reset()
+            self._agent.reset(seed)
+            timeout = max(MIN_WATCHDOG, WATCHDOG_PERIODS * self._period)
+            with self._make_stream() as stream:
+                observation = self._observe(stream, self._now(0))
+                if not self._options.sync and (chunk := stream.request()):
+                    concurrent.futures.wait([chunk])  # the robot stands still
+                with Watchdog(timeout, self._robot.stop) as watchdog:
+                    result = self._run_steps(stream, watchdog, observation, on_step)
+                self.timing.held_ticks += stream.stats().late_ticks
+            return result
+        except (StreamError, ActionError) as e:
+            raise DdpError(str(e)) from e
+        finally:
+            self._robot.stop()
+
+    def _make_stream(self) -> ActionStream:
+        agent, sync = self._agent, self._options.sync
+        start = getattr(self._robot, "start", lambda: None)()
+        return ActionStream(
+            self._act, n_obs_steps=agent.n_obs_steps, n_action_steps=agent.n_action_steps, start=start, waits=True,
+            action_limits=agent.action_limits, control_hz=agent.control_hz,
+            replan_every=agent.n_action_steps if sync else self._options.replan_every,
+            latency=(lambda: 0.0) if sync else None,
+        )  # fmt: skip
+
+    def _act(self, history: Any) -> Any:
+        start = time.perf_counter()
+        chunk = self._agent.act(history)
+        self.timing.chunks.append((time.perf_counter() - start) * 1e3)
+        return chunk
+
+    def _now(self, step: int) -> float:
+        """The time [s]; with `sync` chunks take none, so it is that of the step."""
+        return step * self._period if self._options.sync else time.monotonic()
+
+    def _run_steps(
+        self,
+        stream: ActionStream,
+        watchdog: Watchdog,
+        observation: Observation,
+        on_step: Callable[[Step], bool | None],
+    ) -> tuple[bool | None, int]:
+        takeover = getattr(self._robot, "takeover", lambda: None)
+        outcome = getattr(self._robot, "outcome", lambda: None)
+        begin, tick = time.monotonic(), 0
+        for step in range(self._options.max_steps):
+            due, start = begin + tick * self._period, time.monotonic()
+            if step > 0:
+                observation = self._observe(stream, self._now(step))
+            action, operator = stream.action(self._now(step)), takeover()
+            if operator is not None:
+                stream.follow(operator)
+                action = np.asarray(operator, np.float64)
+            if watchdog.expired:
+                raise DdpError("the control loop stood still, and the robot was stopped.", "Find out what blocks it.")
+            self._robot.command(action)
+            now = time.monotonic()
+            self.timing.late.append((now - due) * 1e3)
+            self.timing.busy.append((now - start) * 1e3)
+            watchdog.feed()
+            ends = (on_step(Step(observation, action, operator is not None)), outcome())
+            success = next((end for end in ends if end is not None), None)
+            if success is not None:
+                return success, step + 1
+            tick = self._wait(begin, tick)
+        return None, self._options.max_steps
+
+    def _wait(self, begin: float, tick: int) -> int:
+        """Wait for the next tick, and return its number. Ticks that have passed are skipped."""
+        if not self._options.real_time:
+            return tick + 1
+        passed = int((time.monotonic() - begin) / self._period)
+        self.timing.skipped_ticks += max(0, passed - tick - 1)
+        tick = max(tick + 1, passed)
+        time.sleep(max(0.0, begin + tick * self._period - time.monotonic()))
+        return tick
+
+    def _observe(self, stream: ActionStream, now: float) -> Observation:
+        """Observe, and give the observation to `stream`. DdpError if it is old, or does not match the task."""
+        raw = dict(self._robot.observe())
+        stamp = raw.pop(STAMP, None)
+        age = 0.0 if stamp is None else time.monotonic() - float(stamp)
+        if age > self._options.max_age:
+            raise DdpError(
+                f"the observation is {age:.2f} s old, more than {self._options.max_age:g} s: the robot was stopped.",
+                "Check its sensors, or allow more with --max-age.",
+            )
+        observation = take_observation(self._task, self._agent.obs, raw)
+        needed = {**self._task.images(self._agent.obs), **self._task.vectors(self._agent.obs)}
+        stream.observe({key: observation[key] for key in needed}, now - (0.0 if self._options.sync else age))
+        return observation
+
+
+def take_observation(task: Task, obs: str, raw: Mapping[str, Any]) -> Observation:
+    """The arrays of `task` in the observation of a robot: images uint8, resized if they have the size of the recording,
+    vectors float32. Vectors that an `obs` policy does not observe may be missing. DdpError names what does not match.
+    """
+    cameras, vectors = task.images(obs), task.vectors("state")
+    missing = [key for key in (*cameras, *task.vectors(obs)) if key not in raw]
+    if missing:
+        raise DdpError(
+            f"the robot does not observe '{missing[0]}'.", f"The policy needs {', '.join((*cameras, *vectors))}."
+        )
+    observation: Observation = {}
+    for key, camera in cameras.items():
+        image = np.asarray(raw[key])
+        image = camera.take(image) if image.dtype == np.uint8 and image.ndim == 3 else image
+        if image.shape != camera.shape or image.dtype != np.uint8:
+            raise DdpError(f"'{key}' is {image.dtype} {image.shape}.", f"The policy takes uint8 {camera.shape}.")
+        observation[key] = image.copy()
+    for key, width in vectors.items():
+        if key in raw:
+            vector = np.array(raw[key])
+            if vector.shape != (width,) or vector.dtype.kind not in "fiu" or not np.isfinite(vector).all():
+                raise DdpError(f"'{key}' is {vector.tolist()}.", f"The policy takes {width} finite numbers.")
+            observation[key] = vector.astype(np.float32)
+    return observation
