@@ -33,6 +33,7 @@ class CopyOptions:
     check: int
     overwrite: bool
     json: bool
+    only_takeovers: bool = False
 
     def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], Result], unit: str = "steps") -> Result:
         """What `write` returns, called with a progress callback while `out` is reserved: `options.reserve_output`."""
@@ -76,7 +77,9 @@ def convert_store(store: Store, copy: CopyOptions) -> Path:
     steps = copy.run(
         out,
         STORE_MARKERS,
-        lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress),
+        lambda progress: copy_store(
+            store, out, copy.only, copy.actions, copy.zarr_format, progress, copy.only_takeovers
+        ),
     )
     copy.report(out, len(Store(out).episode_ends), steps)
     return out

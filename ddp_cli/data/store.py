@@ -142,6 +142,14 @@ class Store:
         return {str(name): bool(success) for name, success in episodes.items()} if isinstance(episodes, dict) else {}
 
     @property
+    def takeovers(self) -> dict[str, list[list[int]]]:
+        """Name of each episode in which an operator took over from a policy -> first step and one past the last of
+        every takeover.
+        """
+        takeovers = self.attrs["source"].get("takeovers")
+        return {str(name): spans for name, spans in takeovers.items()} if isinstance(takeovers, dict) else {}
+
+    @property
     def episode_names(self) -> list[str]:
         """Names of the episodes in their source; their numbers where the store does not say."""
         names, n = self.attrs["source"].get("demos"), len(self.episode_ends)

@@ -29,8 +29,10 @@ def copy_store(
     convention: str | None,
     zarr_format: int,
     progress: Callable[[int, int], None],
+    only_takeovers: bool = False,
 ) -> int:
-    """Writes the episodes of `store` that `only` selects to `out`, with actions in `convention` (None: unchanged).
+    """Writes the episodes of `store` that `only` selects to `out`, with actions in `convention` (None: unchanged);
+    with `only_takeovers`, the steps in which an operator took over from a policy, each takeover as an episode.
     Returns the number of steps. An interrupted copy is resumed.
     """
     indices = select_episodes(len(store.episode_ends), only, f"'{store.path}'")
@@ -53,10 +55,30 @@ def copy_store(
         return episode
 
     attributes = _attributes(store, indices, convention)
+    if only_takeovers:
+        bounds, names = _takeovers(store, indices)
+        lengths = [end - begin for begin, end in bounds]
+        kept = {k: v for k, v in attributes["source"].items() if k not in {"policy_episodes", "takeovers"}}
+        attributes |= {"source": kept | {"demos": names}}
     with lock_output(out), StoreWriter(out, store.task, lengths, attributes, zarr_format) as writer:
         writer.extend(map(read_episode, bounds[writer.episodes :]), progress)
         writer.finish({"check": _check_of_copy(store, attributes)})
     return sum(lengths)
+
+
+def _takeovers(store: Store, indices: list[int]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Rows and names of all takeovers in the episodes `indices`; DataError if there are none."""
+    bounds, names = [], []
+    for i in indices:
+        name, begin = store.episode_names[i], store.episode_bounds[i][0]
+        for first, end in store.takeovers.get(name, []):
+            bounds.append((begin + first, begin + end))
+            names.append(f"{name}/{first}")
+    if not bounds:
+        raise DataError(
+            f"'{store.path}' holds no steps in which an operator took over.", "Copy it without --only-takeovers."
+        )
+    return bounds, names
 
 
 def _check_base_is_known(store: Store) -> None:

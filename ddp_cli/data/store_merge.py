@@ -47,6 +47,11 @@ def merge_stores(
         for store, label in zip(stores, labels, strict=True)
         for name, success in store.policy_episodes.items()
     }
+    takeovers = {
+        f"{label}/{name}": spans
+        for store, label in zip(stores, labels, strict=True)
+        for name, spans in store.takeovers.items()
+    }
     hashes = [store.content_hash() for store in stores]
     attributes: dict[str, Any] = {
         **{key: first.attrs[key] for key in ("render", "env_args", "versions", "action")},
@@ -55,6 +60,7 @@ def merge_stores(
             "file": ", ".join(labels), "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(), "demos": names,
             "instructions": instructions(stores),
             **({"policy_episodes": policy_episodes} if policy_episodes else {}),
+            **({"takeovers": takeovers} if takeovers else {}),
         },
         "merged_from": [{"file": store.path.name, "sha256": h} for store, h in zip(stores, hashes, strict=True)],
     }  # fmt: skip
