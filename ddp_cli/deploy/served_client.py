@@ -110,7 +110,8 @@ class StreamingClient(SynchronousClient):
         await run_in(workers, stream.observe, obs, now)
         if not stream.has_chunk and (chunk := stream.request(now)):
             start = time.monotonic()
-            await asyncio.wait({asyncio.wrap_future(chunk)})
+            # An error of the policy is raised by `action`.
+            await asyncio.gather(asyncio.wrap_future(chunk), return_exceptions=True)
             now += time.monotonic() - start
         return stream.action(now).astype(np.float32)
 

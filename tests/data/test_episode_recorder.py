@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -103,12 +102,7 @@ def test_a_missing_observation_is_named(lift_store: Store, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_complete_episodes(policy_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(policy_folder, tmp_path / "policy")
-    (tmp_path / "own.py").write_text(
-        "import sys\nfrom ddp_cli.deploy.robot import MockRobot\nfrom ddp_cli.tasks import get_task\n"
-        "class Mock(MockRobot):\n    def __init__(self): super().__init__(get_task('lift'), 'image')\n"
-    )
-    command = [sys.executable, "-m", "ddp_cli", "run", "policy", "--robot", "own:Mock", "--max-steps", "20"]
+    command = [sys.executable, "-m", "ddp_cli", "run", policy_folder, "--robot", "mock", "--max-steps", "20"]
     command += ["--episodes", "50", "--record", "tries.zarr"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + 120

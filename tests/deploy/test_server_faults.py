@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from pathlib import Path
@@ -78,12 +79,14 @@ class FailingPolicy(Policy):
         raise OverflowError("unexpected")
 
 
-def test_unexpected_errors_keep_the_connection(policy_folder: Path) -> None:
+def test_unexpected_errors_keep_the_connection(policy_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     policy = FailingPolicy(policy_folder)
     with serving(policy) as (address, _), connect(address) as connection:
         for _ in range(2):
             connection.send(pack({"op": "action", "obs": random_observation(policy), "id": 7}))
             assert unpack(connection.recv(timeout=20)) == {"error": "unexpected", "id": 7}
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_only_places_of_arrays_are_decoded() -> None:
