@@ -22,7 +22,7 @@ from ddp_cli.deploy.streaming import ActionStream
 
 SEED_LIMIT = 2**63
 LATENCY_WINDOW = 10_000  # latest calls of the policy that the latency statistics cover
-NICENESS = 10  # of the threads that run the policy: the event loop answers first
+NICENESS = 2  # of the threads that run the policy: the event loop answers first
 
 Content = dict[str, Any]
 
