@@ -70,7 +70,6 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return self.out(y.transpose(1, 2).reshape(b, t, c))
 
-
     def _attend_in_bf16(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """`F.scaled_dot_product_attention`, whose kernel for CPUs takes two to eight times as long for ten tokens."""
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
