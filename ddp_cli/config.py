@@ -70,6 +70,9 @@ class PolicyConfig(BaseConfig):
     """True: observations are tokens of the transformer's memory. False: inpainting, in [action, features]."""
     pred_action_steps_only: bool = False
     """Predict only the n_action_steps that are executed, instead of the whole horizon."""
+    prefix_steps: int = Field(0, ge=0, le=511, exclude_if=lambda steps: steps == 0)
+    """Number of executed actions that may be given: training gives a random number of them, up to this one, and the
+    policy learns to continue them. 0: none; it is then left out of files, which earlier versions can read."""
 
     # transformer
     n_layer: int = Field(8, ge=1, le=64)
@@ -154,6 +157,13 @@ class PolicyConfig(BaseConfig):
             raise ValueError(f"n_cond_layers {self.n_cond_layers} needs time_as_cond: there is no memory to encode")
         if self.pred_action_steps_only and not self.obs_as_cond:
             raise ValueError("pred_action_steps_only needs obs_as_cond: inpainting fills in the whole window")
+        if self.prefix_steps >= self.n_action_steps:
+            raise ValueError(
+                f"prefix_steps {self.prefix_steps} must be less than n_action_steps {self.n_action_steps}: "
+                "a chunk needs an action to predict"
+            )
+        if self.prefix_steps and not self.obs_as_cond:
+            raise ValueError(f"prefix_steps {self.prefix_steps} needs obs_as_cond: inpainting marks no tokens as given")
         if self.n_emb % self.n_head or self.n_emb % 2:
             raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
         return self
@@ -182,6 +192,10 @@ class PolicyConfig(BaseConfig):
             num_inference_steps = self.num_train_timesteps
         changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
+
+    def with_prefix_steps(self, steps: int) -> PolicyConfig:
+        """A copy with another `prefix_steps`."""
+        return PolicyConfig(**self.model_dump() | {"prefix_steps": steps})
 
     @property
     def resolved_timestep_spacing(self) -> str:

@@ -7,6 +7,10 @@ to actions and observations up to t.
 When inpainting, the tokens are [action, features] and the memory is k alone. Without `time_as_cond` there is no memory,
 and k is the first token of a transformer encoder.
 
+With `prefix_steps`, some tokens are given clean while the others are noisy. All share the token of k, so a learned
+embedding is added to the given ones. It marks them as clean, which a time of 0 for each of them does in the paper
+(core/prefix.py); the memory stays the same for all tokens, so it can still be folded (inference/folded_denoiser.py).
+
 Shapes: B batch, T tokens, To observation steps, D trajectory width (Da, or Da + Do when inpainting), Do features,
 C = n_emb, S memory tokens (1 + To, or 1), h heads.
 """
@@ -132,6 +136,8 @@ class Denoiser(nn.Module):
         self.input_emb = nn.Linear(self.trajectory_width, c)
         tokens = config.horizon + (0 if config.time_as_cond else 1)
         self.pos_emb = nn.Parameter(torch.empty(1, tokens, c))
+        # Initially zero: it takes no random numbers, and a network that was trained without it computes the same.
+        self.prefix_emb = nn.Parameter(torch.zeros(c)) if config.prefix_steps else None
         self.cond_emb = nn.Linear(feature_dim, c) if config.obs_as_cond else None
         self.encoder = ConditionEncoder(config) if config.time_as_cond else None
         if config.time_as_cond:
@@ -151,8 +157,12 @@ class Denoiser(nn.Module):
             if name.endswith("pos_emb"):
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, trajectory: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        """`timesteps` is (B,), or a scalar for the whole batch; `cond` is None when inpainting."""
+    def forward(
+        self, trajectory: Tensor, timesteps: Tensor, cond: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """`timesteps` is (B,), or a scalar for the whole batch; `cond` is None when inpainting. `given` (B, T) bool
+        says which tokens are clean; None: none.
+        """
         timesteps = torch.as_tensor(timesteps, device=trajectory.device).expand(trajectory.shape[0])
         x = self.input_emb(trajectory)  # (B, T, C)
         time = timestep_embedding(timesteps, self.n_emb)[:, None].to(x.dtype)  # (B, 1, C)
@@ -162,11 +172,17 @@ class Denoiser(nn.Module):
         else:
             memory = time if cond is None or self.cond_emb is None else torch.cat([time, self.cond_emb(cond)], dim=1)
             memory = self.encoder(self.drop(memory + self.cond_pos_emb))  # (B, S, C)
-        x = self.drop(x + self.pos_emb[:, : x.shape[1]])
+        x = x + self.pos_emb[:, : x.shape[1]]
+        marks = self.mark_given(given)
+        x = self.drop(x if marks is None else x + marks)
         for layer in self.layers:
             x = layer(x, self.mask, memory, self.memory_mask)
         x = self.head(self.ln_f(x))
         return x[:, 1:] if self.encoder is None else x
+
+    def mark_given(self, given: Tensor | None) -> Tensor | None:
+        """What is added to the tokens (B, T, C) to mark those that are `given` (B, T); None: nothing."""
+        return None if given is None or self.prefix_emb is None else given[..., None] * self.prefix_emb
 
 
 def causal_masks(config: PolicyConfig) -> tuple[Tensor | None, Tensor | None]:

@@ -21,14 +21,16 @@ from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
 from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample, sample_noise
 from ddp_cli.core.normalizer import Normalizer, column_normalizations
+from ddp_cli.core.prefix import given_steps, no_prefix_error, place_prefix, sample_prefix_lengths
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
+from ddp_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-DenoiserFactory = Callable[[Tensor], DenoiseFn]
-"""Conditions a denoiser on features (B, To, Do)."""
+DenoiserFactory = Callable[[Tensor, Tensor | None], DenoiseFn]
+"""Conditions a denoiser on features (B, To, Do) and on the steps (B, T) that are given, None: none."""
 
 FUSION_DIM = 128
 """Number of features that `fusion` appends."""
@@ -94,6 +96,16 @@ class DiffusionPolicy(nn.Module):
         self.config = self.config.with_sampler(sampler, num_inference_steps)
         self.steps = make_denoising_steps(self.config)
 
+    def set_inpainting_steps(self, steps: int) -> None:
+        """Take prefixes of up to `steps` actions, though the policy was not trained to continue them: they are put into
+        the trajectory, and the rest fits as well as the denoiser happens to make it.
+        """
+        if self.denoiser.prefix_emb is not None:
+            raise ConfigError(
+                f"the policy was trained with prefix_steps {self.config.prefix_steps}.", "Use it without inpainting."
+            )
+        self.config = self.config.with_prefix_steps(steps)
+
     def encode_obs(
         self, obs: Mapping[str, Tensor], crop_offsets: Mapping[str, Tensor] | None = None, n_steps: int | None = None
     ) -> Tensor:
@@ -119,7 +131,7 @@ class DiffusionPolicy(nn.Module):
     def sample_training_noise(
         self, batch_size: int, generator: torch.Generator, noise_samples: int = 1, random_crops: bool = True
     ) -> TrainingNoise:
-        """The random part of the loss of a batch, on the CPU: noise, timesteps and, if `random_crops`, crop offsets."""
+        """The random part of the loss of a batch, see core/training_noise.py."""
         return sample_training_noise(
             self.config, self.trajectory_shape, batch_size, generator, noise_samples, random_crops
         )
@@ -131,12 +143,14 @@ class DiffusionPolicy(nn.Module):
         noise: Tensor | None = None,
         timesteps: Tensor | None = None,
         crop_offsets: Mapping[str, Tensor] | None = None,
+        prefix_lengths: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the denoiser's prediction at random noise levels (DDPM, eq. 14), a scalar.
 
         `batch`: {"obs": {key: (B, To, ...)}, "action": (B, T, Da)}; inpainting needs the observations of all T steps.
-        `noise` (B, T, D) and `timesteps` (B,) are sampled when missing, on the device of the batch by torch's default
-        generator. Images are cropped at `crop_offsets` {key: (B, To, 2)}; when missing, centrally, even in train mode.
+        `noise` (B, T, D), `timesteps` (B,) and, with `prefix_steps`, `prefix_lengths` (B,) are sampled when missing by
+        torch's default generator, the first two on the device of the batch. Images are cropped at `crop_offsets`
+        {key: (B, To, 2)}; when missing, centrally, even in train mode.
         """
         features = self.encode_obs(batch["obs"], crop_offsets, self.config.n_encoded_steps)
         actions = self.normalizer.normalize("action", batch["action"])
@@ -145,13 +159,18 @@ class DiffusionPolicy(nn.Module):
             noise = torch.randn(batch_size, *self.trajectory_shape, device=device)
         if timesteps is None:
             timesteps = sample_timesteps(self.config, (batch_size,), device=device)
-        return self.loss_from_features(features, actions, noise[:, None], timesteps[:, None])
+        if prefix_lengths is None and self.config.prefix_steps:
+            prefix_lengths = sample_prefix_lengths(self.config, (batch_size,), None).to(device)
+        lengths = None if prefix_lengths is None else prefix_lengths[:, None]
+        return self.loss_from_features(features, actions, noise[:, None], timesteps[:, None], lengths)
 
-    def loss_from_features(self, features: Tensor, actions: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def loss_from_features(
+        self, features: Tensor, actions: Tensor, noise: Tensor, timesteps: Tensor, prefix_lengths: Tensor | None = None
+    ) -> Tensor:
         """`compute_loss` without the encoder: each encoded observation is used with R noise samples.
 
         `features` (B, To, Do), or (B, T, Do) when inpainting; normalized `actions` (B, T, Da); `noise` (B, R, T, D);
-        `timesteps` (B, R).
+        `timesteps` (B, R); `prefix_lengths` (B, R), None: no action is given.
         """
         noise_samples = noise.shape[1]
         noise, timesteps = noise.flatten(0, 1), timesteps.flatten()
@@ -160,16 +179,17 @@ class DiffusionPolicy(nn.Module):
         if self.config.obs_as_cond:
             start = self.config.trajectory_start
             trajectory, cond = actions[:, start : start + self.config.trajectory_steps], features
-            mask = None
+            given = None if prefix_lengths is None else given_steps(self.config, prefix_lengths.flatten())
+            mask = None if given is None else given[..., None]
         else:
             # Detached, as published: a target that can move towards the prediction would collapse.
             trajectory, cond = torch.cat([actions, features.detach()], dim=-1), None
-            mask = self.inpainting_mask()
+            given, mask = None, self.inpainting_mask()
         noisy = self.noise_scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
         if mask is not None:
             noisy = torch.where(mask, trajectory, noisy)
         target = noise if self.config.prediction_type == "epsilon" else trajectory
-        loss = F.mse_loss(self.denoiser(noisy, timesteps, cond).float(), target, reduction="none")
+        loss = F.mse_loss(self.denoiser(noisy, timesteps, cond, given).float(), target, reduction="none")
         return (loss if mask is None else loss * ~mask).mean()
 
     @torch.no_grad()
@@ -177,35 +197,51 @@ class DiffusionPolicy(nn.Module):
         self,
         obs: Mapping[str, Tensor],
         generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
+        prefix_length: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """{"action": (B, Ta, Da) to execute, starting at the last observation; "action_pred": (B, T, Da)}.
 
         `obs` holds at least To observations; the first To are used. `generator`, on the CPU, samples the noise.
+        With `prefix_steps` N, the actions to execute start with the first `prefix_length` (B,) of `prefix` (B, N, Da),
+        in raw units; ConfigError if the policy has none.
         """
         features = self.encode_obs(obs)
-        return self.predict_from_features(features, self.sample_noise(len(features), generator).to(features.device))
+        noise = self.sample_noise(len(features), generator).to(features.device)
+        return self.predict_from_features(features, noise, None, prefix, prefix_length)
 
     @torch.no_grad()
     def predict_from_features(
-        self, features: Tensor, noise: Tensor, make_denoiser: DenoiserFactory | None = None
+        self,
+        features: Tensor,
+        noise: Tensor,
+        make_denoiser: DenoiserFactory | None = None,
+        prefix: Tensor | None = None,
+        prefix_length: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`predict_action` from features (B, To, Do) and noise (n_noise_tensors, B, T, D). `make_denoiser` replaces the
         denoiser by a faster equivalent (inference/folded_denoiser.py).
         """
         config = self.config
-        inpainting = None
+        inpainting = given = None
+        if prefix is not None:
+            if not config.prefix_steps:
+                raise no_prefix_error()
+            assert prefix_length is not None
+            given = given_steps(config, prefix_length)
+            inpainting = (given[..., None], place_prefix(config, self.normalizer.normalize("action", prefix)))
         if not config.obs_as_cond:
             values = F.pad(features, (config.action_dim, 0, 0, config.trajectory_steps - config.n_obs_steps))
             inpainting = (self.inpainting_mask(), values)
-        x = sample((make_denoiser or self._make_denoiser)(features), noise, self.steps, inpainting)
+        x = sample((make_denoiser or self._make_denoiser)(features, given), noise, self.steps, inpainting)
         actions = self.normalizer.unnormalize("action", x[..., : config.action_dim])
         start = config.action_start
         return {"action": actions[:, start : start + config.n_action_steps], "action_pred": actions}
 
-    def _make_denoiser(self, features: Tensor) -> DenoiseFn:
+    def _make_denoiser(self, features: Tensor, given: Tensor | None) -> DenoiseFn:
         cond = features if self.config.obs_as_cond else None
         timesteps = torch.tensor([step.timestep for step in self.steps], device=features.device)
-        return lambda x, i: self.denoiser(x, timesteps[i], cond)
+        return lambda x, i: self.denoiser(x, timesteps[i], cond, given)
 
 
 def _make_fusion(obs_dim: int, hidden_dim: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The random part of the training loss: crops of images, noise levels (timesteps) and noise.
+"""The random part of the training loss: crops of images, noise levels (timesteps), noise and lengths of prefixes.
 
 Shapes: B batch, R noise samples per observation, T steps and D width of a trajectory.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
+from ddp_cli.core.prefix import sample_prefix_lengths
 from ddp_cli.core.vision import sample_crop_offsets
 from ddp_cli.core.windows import to_device_async
 
@@ -24,6 +25,7 @@ class TrainingNoise:
     crop_offsets: dict[str, Tensor]  # per camera (B, n_encoded_steps, 2); empty: central crops
     noise: Tensor  # (B, R, T, D)
     timesteps: Tensor  # (B, R)
+    prefix_lengths: Tensor | None = None  # (B, R); None for policies without prefix_steps
 
     def select(self, rows: slice, device: torch.device) -> TrainingNoise:
         """The noise of the samples `rows`, on `device`."""
@@ -31,6 +33,7 @@ class TrainingNoise:
             {key: to_device_async(offsets[rows], device) for key, offsets in self.crop_offsets.items()},
             to_device_async(self.noise[rows], device),
             to_device_async(self.timesteps[rows], device),
+            None if self.prefix_lengths is None else to_device_async(self.prefix_lengths[rows], device),
         )
 
 
@@ -42,7 +45,9 @@ def sample_training_noise(
     noise_samples: int,
     random_crops: bool,
 ) -> TrainingNoise:
-    """The random part of the loss of a batch, on the CPU: noise, timesteps and, if `random_crops`, crop offsets."""
+    """The random part of the loss of a batch, on the CPU: noise, timesteps, lengths of prefixes (with `prefix_steps`)
+    and, if `random_crops`, crop offsets.
+    """
     crop_offsets = {}
     if random_crops:
         for key, camera in config.cameras.items():
@@ -51,7 +56,10 @@ def sample_training_noise(
             offsets = sample_crop_offsets(n_images, size, config.crop(key), generator)
             crop_offsets[key] = offsets.unflatten(0, (batch_size, config.n_encoded_steps))
     noise = torch.randn(batch_size, noise_samples, *trajectory_shape, generator=generator)
-    return TrainingNoise(crop_offsets, noise, sample_timesteps(config, (batch_size, noise_samples), generator))
+    shape = batch_size, noise_samples
+    timesteps = sample_timesteps(config, shape, generator)
+    prefix_lengths = sample_prefix_lengths(config, shape, generator) if config.prefix_steps else None
+    return TrainingNoise(crop_offsets, noise, timesteps, prefix_lengths)
 
 
 def sample_timesteps(

@@ -32,6 +32,7 @@ class ExportedAgent:
         self.actions: str = config.actions
         self.n_obs_steps = config.n_obs_steps
         self.n_action_steps = config.n_action_steps
+        self.prefix_steps = config.prefix_steps
         self.control_hz = config.task.schema.rate
         self.action_limits = policy.limits
         self._generator = torch.Generator()
@@ -39,11 +40,15 @@ class ExportedAgent:
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
 
-    def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
-        """The next actions (Ta, Da) for the last To observations, oldest first, not yet limited."""
+    def act(
+        self, history: Sequence[Mapping[str, NDArray[Any]]], prefix: NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.floating[Any]]:
+        """The next actions (Ta, Da) for the last To observations, oldest first, not yet limited. They start with the
+        actions `prefix` (P, Da), at most `prefix_steps`.
+        """
         obs = {key: np.stack([step[key] for step in history]) for key in self.policy.obs}
         try:
-            return self.policy.predict(obs, sample_torch_noise(self.policy, self._generator))
+            return self.policy.predict(obs, sample_torch_noise(self.policy, self._generator), prefix)
         except PolicyError as e:
             raise DdpError(str(e)) from e
 

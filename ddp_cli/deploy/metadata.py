@@ -24,6 +24,7 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "n_obs_steps": config.n_obs_steps,
         "horizon": config.horizon,
         "n_action_steps": config.n_action_steps,
+        "prefix_steps": config.prefix_steps,
         "action": meta.get("action"),
         "action_parts": [part.to_json() for part in config.action_parts],
         "limits": action_limits(policy, meta).to_json(),

@@ -1,7 +1,7 @@
 """Exports the parts of a policy as ONNX graphs, traced by torch, in several precisions.
 
 encoder    observations -> features
-denoiser   noisy trajectory, timesteps, features -> prediction
+denoiser   noisy trajectory, timesteps, features -> prediction; with `prefix_steps` also the steps that are given
 
 Shapes: B batch, To n_obs_steps, T trajectory steps, Do features, D trajectory width.
 """
@@ -23,8 +23,9 @@ from onnx import helper
 from torch import Tensor, nn
 
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.core.prefix import given_steps
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.inference.onnx_policy import compose_policy_graph, obs_keys
+from ddp_cli.inference.onnx_policy import add_given_steps, compose_policy_graph, obs_keys
 
 MAX_BATCH_SIZE = 4096  # that exported graphs and programs accept
 
@@ -42,7 +43,8 @@ class Encoder(nn.Module):
 
 def denoiser_input_names(policy: DiffusionPolicy) -> list[str]:
     """Inputs of the denoiser, in order; with inpainting the features are part of the trajectory."""
-    return ["trajectory", "timesteps", "features"][: 3 if policy.config.obs_as_cond else 2]
+    names = ["trajectory", "timesteps", "features"][: 3 if policy.config.obs_as_cond else 2]
+    return [*names, "given"] if policy.config.prefix_steps else names
 
 
 def make_example_inputs(
@@ -56,7 +58,10 @@ def make_example_inputs(
     timesteps = torch.randint(0, policy.config.num_train_timesteps, (batch_size,), generator=generator)
     with torch.no_grad():
         features = policy.encode_obs(obs)
-    return encoder_inputs, (trajectory, timesteps, features)[: len(denoiser_input_names(policy))]
+    lengths = torch.arange(batch_size) % (policy.config.prefix_steps + 1)
+    inputs = {"trajectory": trajectory, "timesteps": timesteps, "features": features}
+    inputs |= {"given": given_steps(policy.config, lengths)}
+    return encoder_inputs, tuple(inputs[name] for name in denoiser_input_names(policy))
 
 
 def dynamic_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -120,16 +125,18 @@ def join_graphs(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onn
     """The graph of the whole policy, from the graphs of its parts."""
     main = GraphBuilder("main/")
     main.inline_model(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
+    given = add_given_steps(main, policy)
 
     def build_denoiser(g: GraphBuilder, x: str) -> str:
         batch = g("Slice", g("Shape", x), g.int64(0), g.int64(1))
         timestep = g("Gather", g.int64(*(step.timestep for step in policy.steps)), "i", axis=0)
         inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}
+        inputs |= {"given": given} if given else {}
         g.inline_model(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_input_names(policy)}, "out")
         return "out"
 
     opset = max(x.version for model in (encoder, denoiser) for x in model.opset_import if not x.domain)
-    model = compose_policy_graph(policy, main, "features", build_denoiser, opset)
+    model = compose_policy_graph(policy, main, "features", build_denoiser, opset, given)
     other_domains = {x.domain: x.version for part in (encoder, denoiser) for x in part.opset_import if x.domain}
     model.opset_import.extend(helper.make_opsetid(*item) for item in other_domains.items())
     return model

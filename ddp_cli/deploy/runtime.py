@@ -64,6 +64,7 @@ class Policy:
         try:
             self.obs: dict[str, dict[str, Any]] = self.spec["obs"]
             self.n_obs_steps, self.n_action_steps = self.spec["n_obs_steps"], self.spec["n_action_steps"]
+            self.prefix_steps = int(self.spec.get("prefix_steps", 0))
             self._noise_shape = tuple(self.spec["noise"])
             self.limits = ActionLimits.from_json(self.spec["limits"])
             expected_hash = self.spec.get("sha256", {}).get(GRAPH_FILE)
@@ -115,6 +116,8 @@ class Policy:
     def _expected_shapes(self) -> dict[str, list[int]]:
         """Shape of each input and output of the graph, without the batch dimension."""
         shapes = {"noise": [int(size) for size in self._noise_shape], "action": [self.n_action_steps, self.limits.dim]}
+        if self.prefix_steps:
+            shapes = {**shapes, "prefix": [self.prefix_steps, self.limits.dim], "prefix_length": []}
         for key, obs in self.obs.items():
             size = [int(n) for n in obs["shape"]]
             shapes[key] = [self.n_obs_steps, *(size if len(size) < 3 else [size[2], *size[:2]])]
@@ -137,21 +140,29 @@ class Policy:
         """The noise of one prediction, (N, T, D) float32: the initial trajectory, then the noise of each step."""
         return generator.standard_normal(self._noise_shape, np.float32)
 
-    def act(self, obs: Mapping[str, Any], noise: Array | None = None, previous_action: Array | None = None) -> Array:
+    def act(
+        self,
+        obs: Mapping[str, Any],
+        noise: Array | None = None,
+        previous_action: Array | None = None,
+        prefix: Array | None = None,
+    ) -> Array:
         """The next actions (Ta, Da), float32, within the limits, from observations {key: (To, ...)}, oldest first.
 
         `noise` (N, T, D) determines the result; by default it is sampled. `previous_action` (Da,) is the last one
-        before the chunk: if an absolute action has no valid rotation, the previous rotation is held. PolicyError if
-        there is none to hold, for actions that are not finite, and for invalid arguments.
+        before the chunk: if an absolute action has no valid rotation, the previous rotation is held. `prefix` (P, Da),
+        P up to `prefix_steps`, are the first actions of the chunk, those that will be executed while it is predicted;
+        the rest continues them. PolicyError if there is no rotation to hold, for actions that are not finite, and for
+        invalid arguments.
         """
         try:
             if previous_action is not None:
                 previous_action = self.limits.validate_action(np.asarray(previous_action), "previous_action")
-            return self.limits.clamp(self.predict(obs, noise), previous_action).astype(np.float32)
+            return self.limits.clamp(self.predict(obs, noise, prefix), previous_action).astype(np.float32)
         except ActionError as e:
             raise PolicyError(str(e)) from e
 
-    def predict(self, obs: Mapping[str, Any], noise: Array | None = None) -> Array:
+    def predict(self, obs: Mapping[str, Any], noise: Array | None = None, prefix: Array | None = None) -> Array:
         """The actions of `act` before they are limited: for callers that apply `limits` themselves, never for a robot.
 
         PolicyError if they are not finite.
@@ -160,10 +171,26 @@ class Policy:
         noise = self.sample_noise(np.random.default_rng()) if noise is None else np.asarray(noise, np.float32)
         if noise.shape != self._noise_shape:
             raise PolicyError(f"the noise has shape {noise.shape}, expected {self._noise_shape}.")
-        action: Array = self._session.run(["action"], {**inputs, "noise": noise[:, None]})[0][0]
+        inputs = {**inputs, "noise": noise[:, None], **self._prefix_inputs(prefix)}
+        action: Array = self._session.run(["action"], inputs)[0][0]
         if not np.isfinite(action).all():
             raise PolicyError("the policy predicts actions that are not finite.")
         return action
+
+    def _prefix_inputs(self, prefix: Array | None) -> dict[str, Array]:
+        """The inputs of the graph for the actions `prefix` (P, Da); none for a policy that takes no prefix."""
+        if not self.prefix_steps:
+            if prefix is None:
+                return {}
+            raise PolicyError("the policy takes no prefix: it has no prefix_steps. Train one with prefix_steps.")
+        n, da = self.prefix_steps, self.limits.dim
+        actions = np.zeros((0, da), np.float32) if prefix is None else np.asarray(prefix, np.float32)
+        if actions.ndim != 2 or len(actions) > n or actions.shape[1] != da:
+            raise PolicyError(f"the prefix has shape {actions.shape}, expected (P, {da}) with P from 0 to {n}.")
+        if not np.isfinite(actions).all():
+            raise PolicyError("the prefix is not finite.")
+        padded = np.pad(actions, ((0, n - len(actions)), (0, 0)))
+        return {"prefix": padded[None], "prefix_length": np.array([len(actions)])}
 
     def validate_obs(self, key: str, obs: Mapping[str, Any], *leading: int) -> Array:
         """`obs[key]` as the policy's dtype; PolicyError if its shape, dtype or values are invalid.

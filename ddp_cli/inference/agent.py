@@ -23,16 +23,26 @@ class PolicyAgent:
 
     `engine`: torch, compile (torch.compile), onnx (ONNX Runtime, CPU only) or auto (onnx on
     a CPU, where it was measured to be the fastest, if the denoiser supports it; torch elsewhere).
-    `limits` of the actions: by default those that follow from the normalizer.
+    `limits` of the actions: by default those that follow from the normalizer. `inpainting_steps`: the longest prefix
+    of a policy that was trained without (`DiffusionPolicy.set_inpainting_steps`).
     """
 
-    def __init__(self, policy: DiffusionPolicy, engine: str = "auto", limits: ActionLimits | None = None) -> None:
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        engine: str = "auto",
+        limits: ActionLimits | None = None,
+        inpainting_steps: int = 0,
+    ) -> None:
+        if inpainting_steps:
+            policy.set_inpainting_steps(inpainting_steps)
         self.policy = policy
         self.action_limits = limits or action_limits(policy, {})
         self.obs: str = policy.config.obs
         self.actions: str = policy.config.actions
         self.n_obs_steps = policy.config.n_obs_steps
         self.n_action_steps = policy.config.n_action_steps
+        self.prefix_steps = policy.config.prefix_steps
         self.control_hz = policy.config.task.schema.rate
         self.engine = choose_engine(policy.config, policy.device.type, engine)
         self._predict = make_predict_fn(policy, self.engine)
@@ -41,10 +51,15 @@ class PolicyAgent:
     def reset(self, seed: int) -> None:
         self._generator.manual_seed(seed)
 
-    def act(self, history: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.floating[Any]]:
-        """The action chunk (Ta, Da) for the last To observations, not yet limited."""
+    def act(
+        self, history: Sequence[Mapping[str, NDArray[Any]]], prefix: NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.floating[Any]]:
+        """The action chunk (Ta, Da) for the last To observations, not yet limited. It starts with the actions `prefix`
+        (P, Da), at most `prefix_steps`.
+        """
         obs = history_to_batch(history, self.policy.device)
-        return self._predict(obs, self._generator)[0].cpu().numpy()
+        given = None if prefix is None else torch.as_tensor(prefix, dtype=torch.float32)[None]
+        return self._predict(obs, self._generator, given)[0].cpu().numpy()
 
 
 def history_to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import get_args
+from collections.abc import Mapping
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ddp_cli.choices import Engine
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.cuda_graph import GraphedFunction
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.compiled_policy import compile_function
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_torch_denoise_fn, supports_folding
@@ -19,8 +20,15 @@ from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
 
 NOISE = "noise"  # among the inputs of a prediction, beside the observations
 
-PredictFn = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
-"""(observations {key: (B, To, ...)}, generator of the noise, on the CPU) -> actions (B, Ta, Da)."""
+
+class PredictFn(Protocol):
+    """Predicts action chunks."""
+
+    def __call__(self, obs: Mapping[str, Tensor], generator: torch.Generator, prefix: Tensor | None = None) -> Tensor:
+        """Actions (B, Ta, Da) from observations {key: (B, To, ...)}; `generator`, on the CPU, samples the noise.
+
+        The actions start with `prefix` (B, P, Da), in raw units; ConfigError if the policy takes none, or fewer.
+        """
 
 
 def choose_engine(config: PolicyConfig, device: str, engine: str) -> str:
@@ -44,7 +52,7 @@ def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
     if engine == "onnx":
         return make_onnx_predict_fn(policy, torch.get_num_threads())
     if not supports_folding(policy.config):
-        return lambda obs, generator: policy.predict_action(obs, generator)["action"]
+        return _unfolded_predict_fn(policy)
     denoise_fn = make_torch_denoise_fn(policy.denoiser)
     encode_obs = policy.encode_obs
     if engine == "compile":
@@ -52,12 +60,24 @@ def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
     folded = FoldedDenoiser(policy, denoise_fn)
 
     def predict(inputs: Mapping[str, Tensor]) -> Tensor:
-        return policy.predict_from_features(encode_obs(inputs), inputs[NOISE], folded.condition_on)["action"]
+        prefix, length = inputs.get(PREFIX), inputs.get(PREFIX_LENGTH)
+        features = encode_obs({key: x for key, x in inputs.items() if key not in (NOISE, PREFIX, PREFIX_LENGTH)})
+        return policy.predict_from_features(features, inputs[NOISE], folded.condition_on, prefix, length)["action"]
 
     run = GraphedFunction(predict) if policy.device.type == "cuda" else predict
 
-    def predict_action(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def predict_action(obs: Mapping[str, Tensor], generator: torch.Generator, prefix: Tensor | None = None) -> Tensor:
         batch_size = len(next(iter(obs.values())))
-        return run({**obs, NOISE: policy.sample_noise(batch_size, generator).to(policy.device)})
+        inputs = {NOISE: policy.sample_noise(batch_size, generator), **prefix_inputs(policy.config, prefix, batch_size)}
+        return run({**obs, **{key: x.to(policy.device) for key, x in inputs.items()}})
+
+    return predict_action
+
+
+def _unfolded_predict_fn(policy: DiffusionPolicy) -> PredictFn:
+    def predict_action(obs: Mapping[str, Tensor], generator: torch.Generator, prefix: Tensor | None = None) -> Tensor:
+        inputs = prefix_inputs(policy.config, prefix, len(next(iter(obs.values()))))
+        inputs = {key: x.to(policy.device) for key, x in inputs.items()}
+        return policy.predict_action(obs, generator, **inputs)["action"]
 
     return predict_action

@@ -40,8 +40,8 @@ class FoldedMemory:
     values: Tensor  # (L, B, h, S, C)
 
 
-FoldedDenoiseFn = Callable[[Tensor, FoldedMemory], Tensor]
-"""(trajectory (B, T, D), its folded memory) -> output of the denoiser (B, T, D)."""
+FoldedDenoiseFn = Callable[[Tensor, FoldedMemory, Tensor | None], Tensor]
+"""(trajectory (B, T, D), its folded memory, marks of the given tokens (B, T, C) or None) -> output (B, T, D)."""
 
 
 def supports_folding(config: PolicyConfig) -> bool:
@@ -83,21 +83,21 @@ class FoldedDenoiser:
         return self.denoiser.encoder(tokens + self.denoiser.cond_pos_emb[:, positions])
 
     @torch.no_grad()
-    def condition_on(self, features: Tensor) -> DenoiseFn:
-        """The denoiser conditioned on features (B, To, Do)."""
+    def condition_on(self, features: Tensor, given: Tensor | None = None) -> DenoiseFn:
+        """The denoiser conditioned on features (B, To, Do) and on the steps (B, T) that are given."""
         assert self.denoiser.cond_emb is not None
         obs_memory = fold(self.denoiser, self._encode(self.denoiser.cond_emb(features), slice(1, None)))
         # Position 0 of S belongs to the diffusion step; it is overwritten in every denoising step.
         memory = FoldedMemory(
             F.pad(obs_memory.keys, (1, 0)), F.pad(obs_memory.offsets, (1, 0)), F.pad(obs_memory.values, (0, 0, 1, 0))
         )
-        time = self.timestep_memory
+        time, marks = self.timestep_memory, self.denoiser.mark_given(given)
 
         def denoise(x: Tensor, i: int) -> Tensor:
             memory.keys[..., 0] = time.keys[:, i : i + 1, ..., 0]
             memory.offsets[..., 0] = time.offsets[:, i : i + 1, ..., 0]
             memory.values[..., 0, :] = time.values[:, i : i + 1, ..., 0, :]
-            return self.denoise_fn(x, memory)
+            return self.denoise_fn(x, memory, marks)
 
         return denoise
 
@@ -113,9 +113,10 @@ def make_torch_denoise_fn(denoiser: Denoiser) -> FoldedDenoiseFn:
         for layer in layers
     ]
 
-    def denoise(x: Tensor, memory: FoldedMemory) -> Tensor:
+    def denoise(x: Tensor, memory: FoldedMemory, marks: Tensor | None) -> Tensor:
         x = denoiser.input_emb(x)
         x = x + denoiser.pos_emb[:, : x.shape[1]]
+        x = x if marks is None else x + marks
         b, t, c = x.shape
         masked = None if denoiser.memory_mask is None else ~denoiser.memory_mask[:, None]  # (T, 1, S)
         for i, layer in enumerate(layers):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddp_cli.core.denoiser import Denoiser, TransformerLayer
-from ddp_cli.inference.onnx_graph import GraphBuilder
+from ddp_cli.inference.onnx_graph import FLOAT, GraphBuilder
 
 
 def add_fold(g: GraphBuilder, denoiser: Denoiser, features: str) -> tuple[str, str, str]:
@@ -48,11 +48,23 @@ def add_fold(g: GraphBuilder, denoiser: Denoiser, features: str) -> tuple[str, s
     return keys, offsets, values
 
 
-def add_denoiser(g: GraphBuilder, denoiser: Denoiser, tokens: int, x: str, memory: Sequence[str]) -> str:
-    """The denoiser's output (B, T, D) for a trajectory `x` (B, T, D) of `tokens` steps and its folded memory."""
+def add_marks(g: GraphBuilder, denoiser: Denoiser, given: str | None) -> str | None:
+    """`denoiser.mark_given` of the steps `given` (B, T)."""
+    if given is None or denoiser.prefix_emb is None:
+        return None
+    return g("Mul", g("Cast", g("Unsqueeze", given, g.int64(2)), to=FLOAT), g.constant(denoiser.prefix_emb))
+
+
+def add_denoiser(
+    g: GraphBuilder, denoiser: Denoiser, tokens: int, x: str, memory: Sequence[str], marks: str | None = None
+) -> str:
+    """The denoiser's output (B, T, D) for a trajectory `x` (B, T, D) of `tokens` steps and its folded memory. `marks`
+    (B, T, C) are those of `add_marks`.
+    """
     layers: Any = denoiser.layers
     bias, memory_bias = (_attention_bias(mask) for mask in (denoiser.mask, denoiser.memory_mask))
     x = g("Add", g.linear_layer(x, denoiser.input_emb), g.constant(denoiser.pos_emb[:, :tokens]))
+    x = x if marks is None else g("Add", x, marks)
     for i, layer in enumerate(layers):
         x = g("Add", x, _self_attention(g, layer, x, tokens, bias))
         layer_memory = [g("Gather", name, g.constant(i, int), axis=0) for name in memory]

@@ -2,7 +2,8 @@
 
 The denoising steps are those of core/diffusion.py; their coefficients are a table in the graph. All noise is an input,
 so the caller controls the randomness. Checkpoints on a CPU run by this graph, and `ddp export` writes the same one: the
-policy that was evaluated is, bit for bit, the one that is deployed.
+policy that was evaluated is, bit for bit, the one that is deployed. With `prefix_steps` N, the actions start with the
+first `prefix_length` (B,) actions of `prefix` (B, N, Da), in raw units; without, the graph has no such inputs.
 
 Shapes: B batch, To n_obs_steps, T trajectory steps, Ta n_action_steps, Da action, Do features, D trajectory width.
 """
@@ -18,8 +19,9 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser
-from ddp_cli.inference.onnx_denoiser import add_denoiser, add_fold
+from ddp_cli.inference.onnx_denoiser import add_denoiser, add_fold, add_marks
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, tensor_info
 
@@ -41,6 +43,8 @@ def build_policy_graph(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> o
     """The graph of a policy whose denoiser can be folded (`supports_folding`)."""
     main, denoiser = GraphBuilder("main/"), policy.denoiser
     features = add_encoder(main, policy)
+    given = add_given_steps(main, policy)
+    marks = add_marks(main, denoiser, given)
     obs_memory = add_fold(main, denoiser, features)
     time = FoldedDenoiser(policy).timestep_memory
     time_memory = [main.constant(x) for x in (time.keys, time.offsets, time.values)]
@@ -56,20 +60,25 @@ def build_policy_graph(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> o
             g("Concat", g("Expand", g("Gather", all_steps, step, axis=1), expanded_shape), obs, axis=axis)
             for all_steps, obs, axis in zip(time_memory, obs_memory, token_axes, strict=True)
         ]
-        return add_denoiser(g, denoiser, policy.config.trajectory_steps, x, memory)
+        return add_denoiser(g, denoiser, policy.config.trajectory_steps, x, memory, marks)
 
-    return compose_policy_graph(policy, main, features, build_denoiser, opset)
+    return compose_policy_graph(policy, main, features, build_denoiser, opset, given)
 
 
 def compose_policy_graph(
-    policy: DiffusionPolicy, main: GraphBuilder, features: str, build_denoiser: DenoiserBuilder, opset: int
+    policy: DiffusionPolicy,
+    main: GraphBuilder,
+    features: str,
+    build_denoiser: DenoiserBuilder,
+    opset: int,
+    given: str | None = None,
 ) -> onnx.ModelProto:
     """The graph from observations and `noise` (n_noise_tensors, B, T, D) to `action` (B, Ta, Da).
 
-    `main` already computes `features` (B, To, Do).
+    `main` already computes `features` (B, To, Do) and, with `prefix_steps`, the steps `given` (B, T).
     """
     config = policy.config
-    inpainting = None if config.obs_as_cond else _inpainting(main, policy, features)
+    inpainting = _inpainting(main, policy, features, given)
     x_init = main("Gather", "noise", main.constant(0, int), axis=0)
     body = _loop_body(policy, build_denoiser, inpainting)
     loop_inputs = [main.constant(len(policy.steps), int), main.constant(True, bool), x_init, x_init]
@@ -77,7 +86,8 @@ def compose_policy_graph(
     _add_action(main, policy, "x_last" if inpainting is None else main("Where", *inpainting, "x_last"))
     noise = tensor_info("noise", [policy.n_noise_tensors, "batch", *policy.trajectory_shape])
     action = tensor_info("action", ["batch", config.n_action_steps, config.action_dim])
-    graph = helper.make_graph(main.nodes, "policy", [*_obs_inputs(policy), noise], [action], main.constants)
+    inputs = [*_obs_inputs(policy), noise, *_prefix_inputs(policy)]
+    graph = helper.make_graph(main.nodes, "policy", inputs, [action], main.constants)
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
 
@@ -89,6 +99,14 @@ def _obs_inputs(policy: DiffusionPolicy) -> list[ValueInfo]:
         for key, camera in config.cameras.items()
     ]
     return images + [tensor_info(k, ["batch", config.n_obs_steps, width]) for k, width in config.low_dim.items()]
+
+
+def _prefix_inputs(policy: DiffusionPolicy) -> list[ValueInfo]:
+    config = policy.config
+    if not config.prefix_steps:
+        return []
+    prefix = tensor_info(PREFIX, ["batch", config.prefix_steps, config.action_dim])
+    return [prefix, tensor_info(PREFIX_LENGTH, ["batch"], TensorProto.INT64)]
 
 
 def _loop_body(
@@ -138,9 +156,27 @@ def _add_step(
     g("Identity", x_next, name="x_next")
 
 
-def _inpainting(g: GraphBuilder, policy: DiffusionPolicy, features: str) -> tuple[str, str]:
-    """Mask and values of the given entries of the trajectory."""
+def add_given_steps(g: GraphBuilder, policy: DiffusionPolicy) -> str | None:
+    """`core.prefix.given_steps` (B, T) of the input `prefix_length`; None for policies without `prefix_steps`."""
     config = policy.config
+    if not config.prefix_steps:
+        return None
+    steps = np.arange(config.trajectory_steps) - config.action_start
+    before = g("Less", g.int64(*steps), g("Unsqueeze", PREFIX_LENGTH, g.int64(1)))
+    return g("And", g.constant(steps >= 0, bool), before)
+
+
+def _inpainting(g: GraphBuilder, policy: DiffusionPolicy, features: str, given: str | None) -> tuple[str, str] | None:
+    """Mask and values of the given entries of the trajectory; None if there are none."""
+    config = policy.config
+    if given is not None:
+        scale, offset = (g.constant(policy.normalizer.get_buffer(f"action_{part}")) for part in ("scale", "offset"))
+        prefix = g("Add", g("Mul", PREFIX, scale), offset)
+        after = config.trajectory_steps - config.action_start - config.prefix_steps
+        values = g("Pad", prefix, g.int64(0, config.action_start, 0, 0, after, 0))
+        return g("Unsqueeze", given, g.int64(2)), values
+    if config.obs_as_cond:
+        return None
     mask = g.constant(policy.inpainting_mask())
     values = g("Pad", features, g.int64(0, 0, config.action_dim, 0, config.trajectory_steps - config.n_obs_steps, 0))
     return mask, values
@@ -155,10 +191,8 @@ def _add_action(g: GraphBuilder, policy: DiffusionPolicy, x: str) -> None:
     g("Div", g("Sub", x, offset), scale, name="action")
 
 
-def make_onnx_predict_fn(
-    policy: DiffusionPolicy, threads: int
-) -> Callable[[Mapping[str, Tensor], torch.Generator], Tensor]:
-    """`policy.predict_action(obs, generator)["action"]` on a CPU, by ONNX Runtime with `threads` threads."""
+def make_onnx_predict_fn(policy: DiffusionPolicy, threads: int) -> Callable[..., Tensor]:
+    """Predicts action chunks (engine.py's `PredictFn`) on a CPU, by ONNX Runtime with `threads` threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -167,9 +201,11 @@ def make_onnx_predict_fn(
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     n_steps = policy.config.n_obs_steps
 
-    def predict(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        feeds = {key: obs[key][:, :n_steps].contiguous().numpy() for key in obs_keys(policy)}
-        noise = policy.sample_noise(len(next(iter(feeds.values()))), generator).numpy()
-        return torch.from_numpy(session.run(["action"], feeds | {"noise": noise})[0])
+    def predict(obs: Mapping[str, Tensor], generator: torch.Generator, prefix: Tensor | None = None) -> Tensor:
+        inputs = {key: obs[key][:, :n_steps].contiguous() for key in obs_keys(policy)}
+        batch_size = len(next(iter(inputs.values())))
+        inputs |= {"noise": policy.sample_noise(batch_size, generator)}
+        inputs |= prefix_inputs(policy.config, prefix, batch_size)
+        return torch.from_numpy(session.run(["action"], {key: x.numpy() for key, x in inputs.items()})[0])
 
     return predict

@@ -14,10 +14,12 @@ from ddp_cli.training.trainer import Trainer
 
 SETTINGS_WITHOUT_WEIGHTS = {
     "task", "n_action_steps", "p_drop_emb", "p_drop_attn", "clip_sample", "sampler", "num_inference_steps",
-    "timestep_spacing",
+    "timestep_spacing", "prefix_steps",
 }  # fmt: skip
 """Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations,
 the actions and the rate are compared, and `n_action_steps` only where it is the length of the trajectory."""
+
+PREFIX_EMBEDDING = "denoiser.prefix_emb"
 
 
 def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
@@ -25,6 +27,8 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
     what the weights mean, and weights.
     """
     weights, expected = load_weights(checkpoint), trainer.policy.state_dict()
+    if PREFIX_EMBEDDING in expected:  # initially zero: without effect in a policy that was trained without
+        weights = {PREFIX_EMBEDDING: expected[PREFIX_EMBEDDING].cpu()} | weights
     checkpoint_config = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
     differences = _compare_settings(checkpoint_config, trainer.config.policy)
     differences += [f"{name} is missing" for name in expected if name not in weights] + [

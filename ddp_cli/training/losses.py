@@ -31,7 +31,10 @@ class Objective(nn.Module):
         policy = self.policy
         features = policy.encode_obs(batch["obs"], noise.crop_offsets, policy.config.n_encoded_steps)
         actions = policy.normalizer.normalize("action", batch["action"])
-        losses = {"noise": policy.loss_from_features(features, actions, noise.noise, noise.timesteps)}
+        diffusion_loss = policy.loss_from_features(
+            features, actions, noise.noise, noise.timesteps, noise.prefix_lengths
+        )
+        losses = {"noise": diffusion_loss}
         if "action" in self.heads:
             inputs = features[..., -FUSION_DIM:] if policy.fusion is not None else features
             chunk = self.heads["action"](inputs.flatten(1)).unflatten(1, self.chunk_shape)

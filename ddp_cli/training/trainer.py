@@ -198,6 +198,7 @@ def _flatten(batch: Batch, noise: TrainingNoise) -> dict[str, Tensor]:
     tensors = {f"batch.{key}": x for key, x in batch.items() if key != "obs"}
     tensors |= {f"obs.{key}": x for key, x in batch["obs"].items()}
     tensors |= {f"crop.{key}": x for key, x in noise.crop_offsets.items()}
+    tensors |= {} if noise.prefix_lengths is None else {"prefix_lengths": noise.prefix_lengths}
     return tensors | {"noise": noise.noise, "timesteps": noise.timesteps}
 
 
@@ -205,7 +206,8 @@ def _unflatten(tensors: dict[str, Tensor]) -> tuple[Batch, TrainingNoise]:
     def part(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
 
-    return {**part("batch"), "obs": part("obs")}, TrainingNoise(part("crop"), tensors["noise"], tensors["timesteps"])
+    noise = TrainingNoise(part("crop"), tensors["noise"], tensors["timesteps"], tensors.get("prefix_lengths"))
+    return {**part("batch"), "obs": part("obs")}, noise
 
 
 def has_bf16(device: torch.device) -> bool:

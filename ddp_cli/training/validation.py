@@ -40,7 +40,10 @@ def validate(trainer: Trainer, n_batches: int = 4) -> dict[str, float]:
             batch = to_device(windows.batch(batch_indices(len(windows), size, i, 0)), trainer.device)
             noise = trainer.policy.sample_training_noise(size, generator, random_crops=False)
             noise = noise.select(slice(None), trainer.device)
-            loss = trainer.policy.compute_loss(batch, noise=noise.noise[:, 0], timesteps=noise.timesteps[:, 0])
+            lengths = None if noise.prefix_lengths is None else noise.prefix_lengths[:, 0]
+            loss = trainer.policy.compute_loss(
+                batch, noise=noise.noise[:, 0], timesteps=noise.timesteps[:, 0], prefix_lengths=lengths
+            )
             losses.append(loss)
         metrics = {"val_loss": float(torch.stack(losses).mean())}
         if config.policy.actions == RECORDED:

@@ -99,7 +99,7 @@ def test_inpainted_features_are_given_to_the_denoiser_and_excluded_from_the_loss
     features = policy.encode_obs(batch["obs"], n_steps=10)
     inputs: list[torch.Tensor] = []
 
-    def denoiser(x: torch.Tensor, _timesteps: torch.Tensor, _cond: None) -> torch.Tensor:
+    def denoiser(x: torch.Tensor, _timesteps: torch.Tensor, _cond: None, _given: None) -> torch.Tensor:
         inputs.append(x)
         return torch.zeros_like(x)
 

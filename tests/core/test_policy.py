@@ -101,7 +101,7 @@ def test_ddpm_with_all_steps_recovers_the_trajectory_of_an_oracle() -> None:
     target = torch.rand(2, 10, 7) * 2 - 1
     alphas = policy.noise_scheduler.alphas_cumprod
 
-    def oracle(x: Tensor, k: Tensor, _cond: Tensor) -> Tensor:
+    def oracle(x: Tensor, k: Tensor, _cond: Tensor, _given: None) -> Tensor:
         a = alphas[k]
         return (x - a.sqrt() * target) / (1 - a).sqrt()
 

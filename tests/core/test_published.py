@@ -117,7 +117,7 @@ def test_inpainted_features_are_set_before_every_step() -> None:
     obs, _ = inputs(2)
     inputs_of_denoiser: list[torch.Tensor] = []
     forward = policy.denoiser.forward
-    policy.denoiser.forward = lambda x, k, c: (inputs_of_denoiser.append(x.clone()), forward(x, k, c))[1]
+    policy.denoiser.forward = lambda x, k, c, given: (inputs_of_denoiser.append(x.clone()), forward(x, k, c, given))[1]
     policy.predict_action(obs, torch.Generator().manual_seed(0))
     features = policy.encode_obs(obs)
     assert len(inputs_of_denoiser) == 3

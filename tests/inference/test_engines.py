@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.core.prefix import prefix_inputs
+from ddp_cli.errors import ConfigError
 from ddp_cli.inference.engine import make_predict_fn
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
@@ -79,11 +81,49 @@ def test_the_compiled_denoiser_equals_the_network() -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnx", "compile"])
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_engines_continue_a_prefix_as_the_network_does(engine: str, n: int) -> None:
+    policy = make_trained_policy(prefix_steps=4, clip_sample=False, sampler="ddim")
+    policy.normalizer.get_buffer("action_scale").uniform_(0.5, 1.5)
+    policy.normalizer.get_buffer("action_offset").uniform_(-0.3, 0.3)
+    obs, prefix = random_low_dim(policy, 2), torch.rand(2, n, 7)
+    inputs = prefix_inputs(policy.config, prefix, 2)
+    expected = policy.predict_action(obs, torch.Generator().manual_seed(0), **inputs)["action"]
+    actual = make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0), prefix)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual[:, :n], prefix)
+    if n == 0:
+        plain = make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0))
+        assert torch.equal(actual, plain)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_engines_inpaint_a_prefix_without_marks(engine: str) -> None:
+    policy = make_trained_policy()
+    obs, prefix = random_low_dim(policy, 1), torch.rand(1, 3, 7) - 0.5
+    with pytest.raises(ConfigError, match="takes no prefix"):
+        make_predict_fn(policy, engine)(obs, torch.Generator(), prefix)
+    policy.set_inpainting_steps(3)
+    inputs = prefix_inputs(policy.config, prefix, 1)
+    expected = policy.predict_action(obs, torch.Generator().manual_seed(0), **inputs)["action"]
+    actual = make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0), prefix)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual[:, :3], prefix)
+
+
+def test_a_policy_that_cannot_be_folded_takes_a_prefix() -> None:
+    policy = make_trained_policy(n_cond_layers=1, prefix_steps=4)
+    prefix = torch.rand(1, 2, 7) - 0.5
+    actual = make_predict_fn(policy, "torch")(random_low_dim(policy, 1), torch.Generator().manual_seed(0), prefix)
+    torch.testing.assert_close(actual[:, :2], prefix)
+
+
 @pytest.mark.parametrize("settings", [{}, {"n_obs_steps": 3, "n_action_steps": 4, "sampler": "ddim"}])
 def test_the_graph_inpaints_as_torch_does(settings: dict) -> None:
     """With a denoiser that is the same simple function in both: each of its outputs depends on the whole trajectory."""
     policy = make_trained_policy(obs_as_cond=False, n_layer=1, **settings)
-    policy.denoiser.forward = lambda x, _timestep, _cond: torch.tanh(x.mean(dim=(1, 2), keepdim=True) + x)
+    policy.denoiser.forward = lambda x, _timestep, _cond, _given: torch.tanh(x.mean(dim=(1, 2), keepdim=True) + x)
 
     def build_denoiser(g: GraphBuilder, x: str) -> str:
         return g("Tanh", g("Add", g("ReduceMean", x, g.int64(1, 2), keepdims=1), x))
