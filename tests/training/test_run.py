@@ -32,6 +32,23 @@ def test_a_run_starts_with_the_weights_of_another_policy(lift_store: Store, tmp_
     assert torch.equal(resumed.trainer.ema.shadow[0], next(other.parameters()))
 
 
+def test_a_policy_without_prefix_steps_may_be_the_start_of_one_with_them(
+    lift_store: Store, tmp_path: Path, trained: Path
+) -> None:
+    """The mark of given actions starts at zero. The other way round it would be lost, so that is refused."""
+    checkpoint = (trained / "lift/tiny/checkpoints/best").resolve()
+    run = release(create(tmp_path / "run", tiny_config(prefix_steps=4), lift_store, init_from=checkpoint))
+    weights = run.trainer.policy.state_dict()
+    assert not weights.pop("denoiser.prefix_emb").any()
+    other, _ = load_policy(checkpoint)
+    assert all(torch.equal(x, weights[name]) for name, x in other.state_dict().items())
+    run.trainer.step()
+    assert run.trainer.policy.denoiser.prefix_emb.any()
+    with_prefix = save_policy(tmp_path / "with", tiny_config(prefix_steps=4))
+    with pytest.raises(ConfigError, match="denoiser.prefix_emb is not expected"):
+        create(tmp_path / "back", tiny_config(), lift_store, init_from=with_prefix)
+
+
 def test_initial_weights_that_do_not_fit_are_listed(lift_store: Store, tmp_path: Path, trained: Path) -> None:
     checkpoint = (trained / "lift/tiny/checkpoints/best").resolve()
     with pytest.raises(
