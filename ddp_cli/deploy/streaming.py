@@ -23,6 +23,13 @@ The next chunk is computed while the current one is executed. Everything is alig
 - A new chunk is requested `replan_every` (R) periods after the previous request, once that has been answered and
   there is a newer observation. It replaces the current chunk as soon as it arrives.
 
+Seams: a chunk that is predicted without regard to the one before it jumps where it takes over. With `prefix_steps` N,
+the policy is also given the actions that will have been executed when its chunk arrives: those for the ticks from the
+origin to now, and those of the current chunk for the next L ticks, L being the 95th percentile of the latency so far, N
+actions at most. The chunk then continues them. If it comes early, its first actions are those of the current chunk; if
+it comes late, there is a jump. With `ensemble` m, each action is a weighted mean of all chunks that have one for its
+tick, with weights exp(-m i) from the oldest (i = 0) to the newest (temporal ensembling; Zhao et al. 2023, IV-A).
+
 Latency budget: a chunk covers the ticks origin to origin + Ta - 1 and one chunk is computed at a time, so no tick is
 without an action as long as the latency is at most min(Ta - R, Ta / 2) periods. The default R = Ta / 2 has the largest
 budget, half a chunk: 4 periods or 200 ms for Ta = 8 at 20 Hz. A smaller R uses newer observations.
@@ -106,6 +113,8 @@ class ActionStream:
     clock          [s], provides missing timestamps
     latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
                    later, measured by the timestamps
+    prefix_steps   N, of the policy: `act` gets `prefix` as well, the actions (P, Da), P <= N, that its chunk continues
+    ensemble       m, weighs chunks that overlap; None: the newest chunk alone
     pool           threads that several streams share; by default the stream has one of its own
 
     StreamError if a setting is invalid.
@@ -113,7 +122,7 @@ class ActionStream:
 
     def __init__(
         self,
-        act: Callable[[Sequence[Observation]], Chunk],
+        act: Callable[..., Chunk],
         *,
         n_obs_steps: int,
         n_action_steps: int,
@@ -125,6 +134,8 @@ class ActionStream:
         prepare: Callable[[Observation], Observation] | None = None,
         clock: Callable[[], float] = time.monotonic,
         latency: Callable[[], float] | None = None,
+        prefix_steps: int = 0,
+        ensemble: float | None = None,
         pool: Executor | None = None,
     ) -> None:
         replan_every = max(1, n_action_steps // 2) if replan_every is None else replan_every
@@ -143,6 +154,9 @@ class ActionStream:
             except ValueError as e:  # an ActionError, by a class that is built in: safety.py is not imported
                 raise StreamError(str(e)) from e
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
+        self._prefix_steps, self._ensemble = prefix_steps, ensemble
+        self._executed: deque[Array] = deque(maxlen=n_action_steps)  # one for each tick, the newest last
+        self._overlapping: list[tuple[float, Array]] = []  # origins [s] and chunks, for `ensemble`
         self._lock = threading.Lock()  # observe may be called from other threads
         self._stamps: list[float] = []  # of `_observations`, sorted [s]
         self._observations: list[Observation] = []
@@ -166,16 +180,16 @@ class ActionStream:
         """
         generator = np.random.default_rng(seed)
 
-        def act(history: Sequence[Observation]) -> Chunk:
+        def act(history: Sequence[Observation], prefix: Chunk | None = None) -> Chunk:
             obs = {key: np.stack([step[key] for step in history]) for key in policy.obs}
-            return policy.predict(obs, policy.sample_noise(generator))
+            return policy.predict(obs, policy.sample_noise(generator), prefix)
 
         def prepare(obs: Observation) -> Observation:
             return {key: np.array(policy.validate_obs(key, obs)) for key in policy.obs}
 
         return cls(
             act, n_obs_steps=policy.n_obs_steps, n_action_steps=policy.n_action_steps, action_limits=policy.limits,
-            control_hz=policy.spec["control_hz"], prepare=prepare, **settings,
+            control_hz=policy.spec["control_hz"], prepare=prepare, **{"prefix_steps": policy.prefix_steps, **settings},
         )  # fmt: skip
 
     # -- observations -------------------------------------------------------------------------
@@ -219,12 +233,13 @@ class ActionStream:
             index = self._to_periods(now - self._origin)
             if self._chunk is not None and 0 <= index < self._n_action_steps:
                 self._last_action = self._chunk[index]
-                return self._last_action.copy()
-            if self._chunk is None:
-                self._waiting_ticks += 1
             else:
-                self._late_ticks += 1
-            self._last_action = self._hold_action()
+                if self._chunk is None:
+                    self._waiting_ticks += 1
+                else:
+                    self._late_ticks += 1
+                self._last_action = self._hold_action()
+            self._executed.append(self._last_action)
             return self._last_action.copy()
 
     def request(self, stamp: float | None = None) -> Future[Any] | None:
@@ -255,6 +270,8 @@ class ActionStream:
         """Say that `action` (Da,), of an operator, was executed in place of the one last returned: it is held next."""
         with self._lock:
             self._last_action = self._action_limits.validate_action(action, "action")
+            if self._executed:
+                self._executed[-1] = self._last_action
 
     def _advance(self, now: float) -> None:
         """Receive the requested chunk if it has arrived, and request the next one if it is due."""
@@ -280,20 +297,31 @@ class ActionStream:
         history = self._build_history(newest)
         self._request_time, self._request_stamp = now, stamp
         origin = now - max(0, self._to_periods(now - stamp)) * self.period
-        # Until this chunk arrives, the actions of `_chunk` from `origin` on are executed. A policy that is conditioned
-        # on them is to be given them here, as the arguments of `_act`.
+        given = {"prefix": self._committed_actions(origin, now)} if self._prefix_steps else {}
         if self._latency:
             latency = self._latency()
             result: Future[tuple[Chunk, float]] = Future()
-            result.set_result((self._act(history), latency))
+            result.set_result((self._act(history, **given), latency))
             self._pending = _PendingChunk(result, origin, now + latency)
         else:
-            result = self._pool.submit(self._act_timed, history, self._clock())
+            result = self._pool.submit(self._act_timed, history, given, self._clock())
             self._pending = _PendingChunk(result, origin, now)
         return True
 
-    def _act_timed(self, history: list[Observation], start: float) -> tuple[Chunk, float]:
-        chunk = self._act(history)
+    def _committed_actions(self, origin: float, now: float) -> Chunk:
+        """The actions (P, Da) for the ticks from `origin` on that will have been executed when a chunk arrives that is
+        requested now.
+        """
+        age = min(self._to_periods(now - origin), len(self._executed))
+        actions = list(self._executed)[len(self._executed) - age :]
+        if self._chunk is not None:
+            latency = float(np.percentile(self._latencies, 95)) / self.period  # [periods]
+            next_index = max(0, self._to_periods(now - self._origin))
+            actions += list(self._chunk[next_index : next_index + math.ceil(latency - 1e-6)])
+        return np.reshape(actions[: self._prefix_steps], (-1, self._action_limits.dim))
+
+    def _act_timed(self, history: list[Observation], given: dict[str, Chunk], start: float) -> tuple[Chunk, float]:
+        chunk = self._act(history, **given)
         return chunk, self._clock() - start
 
     def _receive_chunk(self, now: float) -> None:
@@ -305,14 +333,32 @@ class ActionStream:
         chunk, latency = pending.result.result()
         if len(chunk) != self._n_action_steps:
             raise StreamError(f"the policy predicts {len(chunk)} actions, n_action_steps is {self._n_action_steps}.")
-        is_first, context = self._chunk is None, f"chunk {self._chunks + 1} of the stream"
+        origin = now if self._chunk is None and self._waits else pending.origin
+        context = f"chunk {self._chunks + 1} of the stream"
         try:
-            self._chunk = self._action_limits.clamp(chunk, self._last_action, context)
+            chunk = self._action_limits.clamp(chunk, self._last_action, context)
+            if self._ensemble is not None:
+                mean = self._mean_chunk(chunk, origin, self._ensemble)
+                chunk = self._action_limits.clamp(mean, self._last_action, context)
         except ValueError as e:  # an ActionError
             raise StreamError(str(e)) from e
-        self._origin = now if is_first and self._waits else pending.origin
+        self._chunk, self._origin = chunk, origin
         self._chunks += 1
         self._latencies.append(latency)
+
+    def _mean_chunk(self, chunk: Array, origin: float, m: float) -> Array:
+        """The weighted mean (Ta, Da) of `chunk` and of the earlier chunks where they overlap it."""
+        n = self._n_action_steps
+        self._overlapping = [item for item in self._overlapping if self._to_periods(origin - item[0]) < n]
+        self._overlapping.append((origin, chunk))
+        weights, total = np.zeros((n, 1)), np.zeros_like(chunk)
+        next_weight = np.ones((n, 1))  # of the next chunk that covers a tick
+        for earlier_origin, earlier in self._overlapping:
+            covered = n - self._to_periods(origin - earlier_origin)  # the first ticks of `chunk`
+            total[:covered] += next_weight[:covered] * earlier[n - covered :]
+            weights[:covered] += next_weight[:covered]
+            next_weight[:covered] *= math.exp(-m)
+        return total / weights
 
     def _resolve_stamp(self, stamp: float | None) -> float:
         resolved = self._clock() if stamp is None else float(stamp)

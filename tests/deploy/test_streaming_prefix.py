@@ -1,0 +1,106 @@
+"""Streams whose chunks continue the actions that are executed while they are computed, and streams of mean chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from deploy.stamped_agent import PERIOD, TA, observe
+
+from ddp_cli.deploy.streaming import ActionStream
+from ddp_cli.robots import delta_parts
+from ddp_cli.safety import ActionLimits
+
+N = 4
+
+
+class PrefixAgent:
+    """Remembers its prefixes. A chunk is its prefix, and then the number of the chunk and the index of the action."""
+
+    def __init__(self) -> None:
+        self.prefixes: list[np.ndarray] = []
+
+    def act(self, _history: Sequence, prefix: np.ndarray | None = None) -> np.ndarray:
+        prefix = np.zeros((0, 7)) if prefix is None else prefix
+        self.prefixes.append(np.array(prefix))
+        chunk = np.zeros((TA, 7))
+        chunk[:, 0] = len(self.prefixes) / 100
+        chunk[:, 1] = np.arange(1, TA + 1) / 100
+        chunk[: len(prefix)] = prefix
+        return chunk
+
+
+def make_stream(agent: PrefixAgent, latency: Callable[[], float], **settings: object) -> ActionStream:
+    defaults = {
+        "n_obs_steps": 2,
+        "n_action_steps": TA,
+        "control_hz": 20,
+        "action_limits": ActionLimits.from_parts(delta_parts()),
+        "latency": latency,
+        "prefix_steps": N,
+    }
+    return ActionStream(agent.act, **defaults | settings)
+
+
+def run(stream: ActionStream, n_ticks: int, delay: int = 0) -> np.ndarray:
+    """The actions of n ticks; observations are `delay` periods old."""
+    actions = []
+    for tick in range(n_ticks):
+        if tick >= delay:
+            observe(stream, (tick - delay) * PERIOD)
+        actions.append(stream.action(tick * PERIOD))
+    return np.array(actions)
+
+
+@pytest.mark.parametrize("latency", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_prefix_is_what_is_executed_from_the_observation_to_the_arrival(latency: int, delay: int) -> None:
+    agent = PrefixAgent()
+    actions = run(make_stream(agent, lambda: latency * PERIOD, replan_every=4), 24, delay)
+    assert len(agent.prefixes) >= 4
+    np.testing.assert_array_equal(agent.prefixes[0], np.zeros((delay, 7)))  # the robot was held, no latency is known
+    for i, prefix in enumerate(agent.prefixes[1:-1], start=1):
+        origin = 4 * i  # the tick of the newest observation: the first is at tick 0, and seen `delay` later
+        assert len(prefix) == min(N, delay + latency), i
+        np.testing.assert_array_equal(prefix, actions[origin : origin + len(prefix)])
+
+
+@pytest.mark.parametrize(("prefix_steps", "lengths"), [(4, [0, 1, 2, 3, 3]), (2, [0, 1, 2, 2, 2])])
+def test_prefixes_are_as_long_as_the_latency_so_far(prefix_steps: int, lengths: list[int]) -> None:
+    """The first chunk has none, since no latency is known."""
+    latencies = iter([0.5 * PERIOD, 2 * PERIOD, *[3 * PERIOD] * 20])
+    agent = PrefixAgent()
+    run(make_stream(agent, lambda: next(latencies), replan_every=1, prefix_steps=prefix_steps), 30)
+    assert [len(prefix) for prefix in agent.prefixes[:5]] == lengths
+
+
+def test_without_prefix_steps_the_policy_is_called_as_before() -> None:
+    agent = PrefixAgent()
+    run(make_stream(agent, lambda: 2 * PERIOD, prefix_steps=0), 12)
+    assert {len(prefix) for prefix in agent.prefixes} == {0}
+
+
+def test_a_thread_gets_the_prefix_too() -> None:
+    agent = PrefixAgent()
+    with make_stream(agent, None) as stream:
+        tick = 0
+        while len(agent.prefixes) < 2 and tick < 1000:
+            observe(stream, tick * PERIOD)
+            stream.action(tick * PERIOD)
+            tick += 1
+            if stream._pending:
+                stream._pending.result.result()
+    assert agent.prefixes[1].shape == (1, 7)  # the policy takes far less than a period
+
+
+def test_an_ensemble_is_the_weighted_mean_of_the_chunks_of_a_tick() -> None:
+    """With weights exp(-m i) from the oldest chunk on, and what a tick gets does not depend on ticks before."""
+    agent = PrefixAgent()
+    stream = make_stream(agent, lambda: 0.0, prefix_steps=0, replan_every=2, ensemble=0.5)
+    actions = run(stream, 12)
+    for tick, action in enumerate(actions):
+        chunks = [i for i in range(len(agent.prefixes)) if 0 <= tick - 2 * i < TA]  # chunk i starts at tick 2 i
+        weights = np.exp(-0.5 * np.arange(len(chunks)))
+        expected = weights @ [((i + 1) / 100, (tick - 2 * i + 1) / 100) for i in chunks] / weights.sum()
+        np.testing.assert_allclose(action[:2], expected)
