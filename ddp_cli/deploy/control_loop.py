@@ -48,12 +48,14 @@ class Step:
 
 
 class RunAgent(Agent, Protocol):
-    """An agent that knows its control rate and the length of its chunks."""
+    """An agent that knows its control rate, the length of its chunks, and how many committed actions they continue."""
 
     @property
     def control_hz(self) -> float: ...
     @property
     def n_action_steps(self) -> int: ...
+    @property
+    def prefix_steps(self) -> int: ...
 
 
 @dataclass
@@ -119,12 +121,12 @@ class ControlLoop:
             self._act, n_obs_steps=agent.n_obs_steps, n_action_steps=agent.n_action_steps, start=start, waits=True,
             action_limits=agent.action_limits, control_hz=agent.control_hz,
             replan_every=agent.n_action_steps if sync else self._options.replan_every,
-            latency=(lambda: 0.0) if sync else None,
+            latency=(lambda: 0.0) if sync else None, prefix_steps=0 if sync else agent.prefix_steps,
         )  # fmt: skip
 
-    def _act(self, history: Any) -> Any:
+    def _act(self, history: Any, **given: Any) -> Any:
         start = time.perf_counter()
-        chunk = self._agent.act(history)
+        chunk = self._agent.act(history, **given)
         self.timing.chunks.append((time.perf_counter() - start) * 1e3)
         return chunk
 

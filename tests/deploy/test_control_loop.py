@@ -180,3 +180,20 @@ def test_robots_are_found_in_the_current_folder(module: str) -> None:
     ):
         with pytest.raises((DdpError, ConfigError), match=message):
             make_robot(name, arguments)
+
+
+def test_policies_are_given_the_actions_that_are_committed(agent: ExportedAgent, monkeypatch: Any) -> None:
+    prefixes, act = [], agent.act
+
+    def act_slowly(history: Any, prefix: Any = None) -> Any:
+        time.sleep(0.06)
+        prefixes.append(prefix)
+        return act(history)
+
+    monkeypatch.setattr(agent, "act", act_slowly)
+    monkeypatch.setattr(agent, "prefix_steps", 4)
+    robot = TestRobot()
+    run(robot, agent, 24)
+    assert len(prefixes[0]) == 0, "nothing was executed yet"
+    lengths = [len(prefix) for prefix in prefixes[1:]]
+    assert 2 <= max(lengths) <= 4, "a chunk takes two control periods at least"
