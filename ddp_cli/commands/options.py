@@ -115,6 +115,15 @@ Cluster = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=EXECUTION)]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        help="Of ONNX Runtime, for exported policies: cpu, cuda, tensorrt, openvino or coreml.",
+        show_default="cpu",
+        rich_help_panel=EXECUTION,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 Page = Annotated[
     Path | None,

@@ -113,6 +113,7 @@ def run(
     inference_steps: options.InferenceSteps = None,
     engine: options.Engine = "auto",
     device: options.Device = "auto",
+    provider: options.Provider = None,
 ) -> None:
     """Run a policy on a robot, at the control rate of its demonstrations.
 
@@ -131,7 +132,7 @@ def run(
         raise DdpError(f"--env does not go with --robot {robot}.", "Use --robot sim.")
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, None, max_steps if env else None)
     first = FIRST_SEED["eval"] if seed is None else seed
-    source = open_policy_source(resolve_policy(policy, runs, task), device, sampler, inference_steps, engine)
+    source = open_policy_source(resolve_policy(policy, runs, task), device, sampler, inference_steps, engine, provider)
     with ExitStack() as stack:
         if record:
             stack.enter_context(options.reserve_output(record, overwrite, STORE_MARKERS))

@@ -53,6 +53,7 @@ def serve(
             rich_help_panel=options.EXECUTION,
         ),
     ] = False,
+    provider: options.Provider = None,
 ) -> None:
     """Serve an exported policy over websockets.
 
@@ -72,7 +73,7 @@ def serve(
             f"'{policy}' is a file, not an exported folder.",
             "Export a checkpoint: `ddp export CHECKPOINT --out policy/`. `ddp import` reads published .ckpt files.",
         )
-    loaded = open_exported_policy(policy)
+    loaded = open_exported_policy(policy, provider or "cpu")
     if not is_loopback(host) and not token:
         token = generate_token()
         console.result(f"token {token}")

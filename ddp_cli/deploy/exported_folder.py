@@ -21,7 +21,7 @@ EXPORT_HINT = "Create one: `ddp export CHECKPOINT --out policy/`."
 REPAIR_HINT = "Copy the whole folder again, or export the policy again."
 
 
-def open_exported_policy(folder: Path) -> Policy:
+def open_exported_policy(folder: Path, provider: str = "cpu") -> Policy:
     """The policy in `folder`, to be run. CheckpointError if there is none, if it is not ONNX, or if a file of the
     folder is missing or damaged.
     """
@@ -33,7 +33,7 @@ def open_exported_policy(folder: Path) -> Policy:
         )
     check_files(folder, spec)
     try:
-        return Policy.load(folder)
+        return Policy.load(folder, provider=provider)
     except PolicyError as e:
         raise CheckpointError(str(e)) from e
 

@@ -59,6 +59,6 @@ def sample_torch_noise(policy: Policy, generator: torch.Generator) -> NDArray[np
     return sample_noise(n_tensors, (1, *shape), generator)[:, 0].numpy()
 
 
-def load_exported_agent(folder: Path) -> ExportedAgent:
-    """The agent of an exported folder."""
-    return ExportedAgent(open_exported_policy(folder))
+def load_exported_agent(folder: Path, provider: str = "cpu") -> ExportedAgent:
+    """The agent of an exported folder; `provider` is one of runtime.PROVIDERS."""
+    return ExportedAgent(open_exported_policy(folder, provider))

@@ -68,9 +68,15 @@ def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
 
 
 def open_policy_source(
-    folder: Path, device: str, sampler: str | None, inference_steps: int | None, engine: str
+    folder: Path,
+    device: str,
+    sampler: str | None,
+    inference_steps: int | None,
+    engine: str,
+    provider: str | None = None,
 ) -> PolicySource:
-    """The policy in `folder`, to run on `device` (auto: a GPU if there is one).
+    """The policy in `folder`, to run on `device` (auto: a GPU if there is one). `provider` of ONNX Runtime is for
+    exported policies.
 
     DdpError if an option is given that an exported policy fixes, ConfigError if one cannot be used with the policy.
     """
@@ -87,7 +93,12 @@ def open_policy_source(
             "--engine": None if engine == "auto" else engine,
             "--device": None if device in {"auto", "cpu"} else device,
         }
-        return _open_exported_source(folder, [name for name, value in options.items() if value is not None])
+        fixed_options = [name for name, value in options.items() if value is not None]
+        return _open_exported_source(folder, fixed_options, provider or "cpu")
+    if provider:
+        raise DdpError(
+            f"--provider applies to exported policies, '{folder}' is a checkpoint.", "Use --device, or `ddp export` it."
+        )
     meta = load_meta(folder)
     if meta.get("render") is None:
         raise CheckpointError(f"'{folder}' does not say how its images were rendered.", "Use another checkpoint.")
@@ -101,15 +112,15 @@ def open_policy_source(
     )  # fmt: skip
 
 
-def _open_exported_source(folder: Path, fixed_options: list[str]) -> PolicySource:
+def _open_exported_source(folder: Path, fixed_options: list[str], provider: str) -> PolicySource:
     from ddp_cli.deploy.exported_folder import open_exported_policy
     from ddp_cli.deploy.exported_policy import exported_config, load_exported_agent
 
     if fixed_options:
         raise DdpError(f"{fixed_options[0]} cannot be changed: '{folder}' is an exported policy.", "Remove the option.")
-    spec = open_exported_policy(folder).spec
+    spec = open_exported_policy(folder, provider).spec
     config = exported_config(spec)
     return PolicySource(
         folder, config.task, config.obs, config.actions, str(spec["render"]), spec.get("step"), config.sampler,
-        config.num_inference_steps, "exported", config, spec, functools.partial(load_exported_agent, folder),
+        config.num_inference_steps, "exported", config, spec, functools.partial(load_exported_agent, folder, provider),
     )  # fmt: skip

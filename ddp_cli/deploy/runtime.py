@@ -49,6 +49,14 @@ else:  # a copy: by their paths, because other packages may have the same names
 
 FORMAT_VERSION = 2
 SPEC_FILE, GRAPH_FILE = "policy.json", "policy.onnx"
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+"""What ONNX Runtime computes with. All but cpu need a build of ONNX Runtime that contains them."""
 
 
 class PolicyError(Exception):
@@ -56,9 +64,12 @@ class PolicyError(Exception):
 
 
 class Policy:
-    """An exported policy. `spec` is the content of its policy.json, `limits` the limits of its actions."""
+    """An exported policy. `spec` is the content of its policy.json, `limits` the limits of its actions.
 
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+    `threads` and `provider`, one of PROVIDERS, say what ONNX Runtime computes with.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1, provider: str = "cpu") -> None:
         self.folder = Path(folder)
         self.spec = self._read_spec()
         try:
@@ -72,13 +83,13 @@ class Policy:
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             cause = f"it has no {e}." if isinstance(e, KeyError) else str(e)
             raise PolicyError(f"'{self.folder / SPEC_FILE}' is damaged: {cause} Export the policy again.") from e
-        self._session = self._open_session(threads, expected_hash)
+        self._session = self._open_session(threads, provider, expected_hash)
         self._check_shapes(shapes)
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int = 1) -> Policy:
+    def load(cls, folder: str | Path, threads: int = 1, provider: str = "cpu") -> Policy:
         """Load the policy in `folder`; PolicyError if there is none."""
-        return cls(folder, threads)
+        return cls(folder, threads, provider)
 
     def _read_spec(self) -> dict[str, Any]:
         path = self.folder / SPEC_FILE
@@ -94,8 +105,14 @@ class Policy:
             )
         return spec
 
-    def _open_session(self, threads: int, expected_hash: str | None) -> onnxruntime.InferenceSession:
+    def _open_session(self, threads: int, provider: str, expected_hash: str | None) -> onnxruntime.InferenceSession:
         path = self.folder / GRAPH_FILE
+        available = [name for name, full in PROVIDERS.items() if full in onnxruntime.get_available_providers()]
+        if provider not in available:
+            raise PolicyError(
+                f"ONNX Runtime {onnxruntime.__version__} has no provider '{provider}' here; available: "
+                f"{', '.join(available)}. Install the build of ONNX Runtime for your device."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # errors only: warnings about the graph are of no use here
@@ -106,7 +123,11 @@ class Policy:
                     f"'{path}' is not the graph that was exported with {SPEC_FILE} (other sha256): it is damaged, or "
                     "belongs to another policy. Export the policy again."
                 )
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]]))
+            session = onnxruntime.InferenceSession(graph, options, providers=providers)
+            if session.get_providers()[0] != providers[0]:  # it falls back silently
+                raise PolicyError(f"the provider '{provider}' of ONNX Runtime cannot be loaded: check its libraries.")
+            return session
         except PolicyError:
             raise
         except Exception as e:  # onnxruntime raises its own exception types

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import random_observation
+from conftest import ddp, random_observation, refused
 
-from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
+from ddp_cli.deploy.runtime import PROVIDERS, ChunkRunner, Policy, PolicyError
 
 STANDALONE_SCRIPT = """
 import sys
@@ -28,7 +28,9 @@ np.save(sys.argv[3], policy.act(obs, policy.sample_noise(np.random.default_rng(5
 assert ChunkRunner(policy, seed=5).chunk([{k: v[i] for k, v in obs.items()} for i in range(2)]).shape == (8, 7)
 with ActionStream.from_policy(policy, waits=True) as stream:
     stream.observe({k: v[0] for k, v in obs.items()})
-    stream.request().result(60)
+    chunk = stream.request()
+    if chunk:  # otherwise it has arrived already
+        chunk.result(60)
     assert stream.action().shape == (7,) and stream.stats().chunks == 1
 print([name for name in ("torch", "ddp_cli", "onnx", "scipy") if name in sys.modules])
 """
@@ -178,3 +180,15 @@ def test_a_graph_with_other_weights_is_refused(policy_folder: Path, tmp_path: Pa
     (folder / "policy.onnx").write_bytes(graph)
     with pytest.raises(PolicyError, match=r"policy\.onnx' is not the graph that was exported with policy\.json"):
         Policy.load(folder)
+
+
+def test_providers_that_are_not_there_are_refused(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Policy.load(policy_folder, provider="cpu").n_action_steps == 8
+    with pytest.raises(PolicyError, match=r"no provider 'tensorrt' here; available: cpu"):
+        Policy.load(policy_folder, provider="tensorrt")
+    for command in (["serve", policy_folder], ["run", policy_folder, "--robot", "mock"]):
+        assert "no provider 'openvino' here" in refused(ddp(*command, "--provider", "openvino"))
+    # In a build that contains a provider, its libraries may still be missing: ONNX Runtime uses the CPU then.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    with pytest.raises(PolicyError, match="'cuda' of ONNX Runtime cannot be loaded"):
+        Policy.load(policy_folder, provider="cuda")
