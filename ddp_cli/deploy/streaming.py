@@ -243,13 +243,18 @@ class ActionStream:
             return self._last_action.copy()
 
     def request(self, stamp: float | None = None) -> Future[Any] | None:
-        """The chunk that is being computed at `stamp` [s], requested now if one is due; None if there is none.
+        """The chunk that is being computed at `stamp` [s], requested now if one is due, or the one that has arrived;
+        None if there is neither.
 
         Its end can be waited for, its content is of no use. Raises what `action` does.
         """
         with self._lock:
             self._advance(self._resolve_stamp(stamp))
-            return self._pending.result if self._pending else None
+            if self._pending or self._chunk is None:
+                return self._pending.result if self._pending else None
+            arrived: Future[Any] = Future()
+            arrived.set_result(None)
+            return arrived
 
     @property
     def has_chunk(self) -> bool:

@@ -28,9 +28,7 @@ np.save(sys.argv[3], policy.act(obs, policy.sample_noise(np.random.default_rng(5
 assert ChunkRunner(policy, seed=5).chunk([{k: v[i] for k, v in obs.items()} for i in range(2)]).shape == (8, 7)
 with ActionStream.from_policy(policy, waits=True) as stream:
     stream.observe({k: v[0] for k, v in obs.items()})
-    chunk = stream.request()
-    if chunk:  # otherwise it has arrived already
-        chunk.result(60)
+    stream.request().result(60)
     assert stream.action().shape == (7,) and stream.stats().chunks == 1
 print([name for name in ("torch", "ddp_cli", "onnx", "scipy") if name in sys.modules])
 """
