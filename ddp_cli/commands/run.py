@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     "ddp run sample_data/square-policy --robot mock --max-steps 100",
-    "ddp run policy/ --robot my_robot:MyRobot --dry-run",
     "ddp run policy/ --robot my_robot:MyRobot --episodes 20 --record data/tries.zarr",
 )
 CONTROL = "Control"

@@ -110,7 +110,7 @@ class ScriptedPolicy(Policy):
 
     chunks: list[np.ndarray]
 
-    def predict(self, obs: object, noise: object = None) -> np.ndarray:
+    def predict(self, obs: object, noise: object = None, prefix: object = None) -> np.ndarray:
         return self.chunks.pop(0)
 
 
@@ -152,7 +152,7 @@ def test_changing_a_returned_action_changes_no_other(absolute_folder: Path, obse
 def test_the_server_holds_rotations_per_client(absolute_folder: Path, observation: dict[str, np.ndarray]) -> None:
     policy = ScriptedPolicy(absolute_folder)
     policy.chunks = [make_chunk(FIRST), make_chunk(NONE), make_chunk(NONE), make_chunk(SECOND), make_chunk(NONE)]
-    with serving(policy) as (address, _), Client(address) as first, Client(address) as second:
+    with serving(policy, sync=True) as (address, _), Client(address) as first, Client(address) as second:
         assert first.action(observation).shape == (10,)
         assert first.action(observation)[3:9].tolist() == FIRST
         with pytest.raises(ServerError, match="no previous one to hold"):

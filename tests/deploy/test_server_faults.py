@@ -75,7 +75,7 @@ def test_errors_quote_little_of_the_request(policy_folder: Path) -> None:
 class FailingPolicy(Policy):
     """Raises an error that no message should cause."""
 
-    def predict(self, obs: object, noise: object = None) -> np.ndarray:
+    def predict(self, obs: object, noise: object = None, prefix: object = None) -> np.ndarray:
         raise OverflowError("unexpected")
 
 
