@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.check_summary import not_verified
+from ddp_cli.data.lint_source import find_runs
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_merge import SAME
 from ddp_cli.data.store_writer import StoreWriter
@@ -68,7 +69,8 @@ class EpisodeRecorder:
             return
         number = max((int(path.stem[-5:]) for path in self.paths()), default=0) + 1
         name = f"episode-{number:05d}"
-        spans = _spans([is_takeover for _, _, is_takeover in steps])
+        runs = find_runs(np.array([is_takeover for _, _, is_takeover in steps]))
+        spans = [list(run) for run in runs]  # first step and one past the last
         source = {
             "file": "recorded by ddp run", "sha256": "", "demos": [name], "policy_episodes": {name: success},
             **({"takeovers": {name: spans}} if spans else {}),
@@ -101,9 +103,3 @@ class EpisodeRecorder:
             writer.finish({"check": not_verified(WHY_NOT_VERIFIED)})
         remove_folder(self.folder)
         return len(stores)
-
-
-def _spans(marks: list[bool]) -> list[list[int]]:
-    """First step and one past the last of every run of True."""
-    edges = np.flatnonzero(np.diff([0, *map(int, marks), 0]))
-    return edges.reshape(-1, 2).tolist()

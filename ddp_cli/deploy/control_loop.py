@@ -124,9 +124,9 @@ class ControlLoop:
             latency=(lambda: 0.0) if sync else None, prefix_steps=0 if sync else agent.prefix_steps,
         )  # fmt: skip
 
-    def _act(self, history: Any, **given: Any) -> Any:
+    def _act(self, history: Any, **keywords: Any) -> Any:
         start = time.perf_counter()
-        chunk = self._agent.act(history, **given)
+        chunk = self._agent.act(history, **keywords)
         self.timing.chunks.append((time.perf_counter() - start) * 1e3)
         return chunk
 

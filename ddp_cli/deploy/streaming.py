@@ -302,14 +302,14 @@ class ActionStream:
         history = self._build_history(newest)
         self._request_time, self._request_stamp = now, stamp
         origin = now - max(0, self._to_periods(now - stamp)) * self.period
-        given = {"prefix": self._committed_actions(origin, now)} if self._prefix_steps else {}
+        keywords = {"prefix": self._committed_actions(origin, now)} if self._prefix_steps else {}
         if self._latency:
             latency = self._latency()
             result: Future[tuple[Chunk, float]] = Future()
-            result.set_result((self._act(history, **given), latency))
+            result.set_result((self._act(history, **keywords), latency))
             self._pending = _PendingChunk(result, origin, now + latency)
         else:
-            result = self._pool.submit(self._act_timed, history, given, self._clock())
+            result = self._pool.submit(self._act_timed, history, keywords, self._clock())
             self._pending = _PendingChunk(result, origin, now)
         return True
 
@@ -325,8 +325,8 @@ class ActionStream:
             actions += list(self._chunk[next_index : next_index + math.ceil(latency - 1e-6)])
         return np.reshape(actions[: self._prefix_steps], (-1, self._action_limits.dim))
 
-    def _act_timed(self, history: list[Observation], given: dict[str, Chunk], start: float) -> tuple[Chunk, float]:
-        chunk = self._act(history, **given)
+    def _act_timed(self, history: list[Observation], keywords: dict[str, Chunk], start: float) -> tuple[Chunk, float]:
+        chunk = self._act(history, **keywords)
         return chunk, self._clock() - start
 
     def _receive_chunk(self, now: float) -> None:

@@ -58,8 +58,8 @@ class PolicyAgent:
         (P, Da), at most `prefix_steps`.
         """
         obs = history_to_batch(history, self.policy.device)
-        given = None if prefix is None else torch.as_tensor(prefix, dtype=torch.float32)[None]
-        return self._predict(obs, self._generator, given)[0].cpu().numpy()
+        prefix_batch = None if prefix is None else torch.as_tensor(prefix, dtype=torch.float32)[None]
+        return self._predict(obs, self._generator, prefix_batch)[0].cpu().numpy()
 
 
 def history_to_batch(history: Sequence[Mapping[str, NDArray[Any]]], device: torch.device) -> dict[str, Tensor]:
