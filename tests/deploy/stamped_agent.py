@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from ddp_cli.safety import ActionLimits
 
 PERIOD = 0.05
 TA = 8
+
+
+class ActingAgent(Protocol):
+    act: Callable[..., np.ndarray]
 
 
 class StampedAgent:
@@ -34,7 +39,7 @@ class StampedAgent:
 
 
 def make_stream(
-    agent: StampedAgent, latency: Callable[[], float] | None = lambda: 0.0, **settings: object
+    agent: ActingAgent, latency: Callable[[], float] | None = lambda: 0.0, **settings: object
 ) -> ActionStream:
     defaults = {
         "n_obs_steps": 2,

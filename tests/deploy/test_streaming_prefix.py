@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from deploy import stamped_agent
 from deploy.stamped_agent import PERIOD, TA, observe
 
 from ddp_cli.deploy.streaming import ActionStream
-from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 
 N = 4
 
@@ -31,16 +30,8 @@ class PrefixAgent:
         return chunk
 
 
-def make_stream(agent: PrefixAgent, latency: Callable[[], float], **settings: object) -> ActionStream:
-    defaults = {
-        "n_obs_steps": 2,
-        "n_action_steps": TA,
-        "control_hz": 20,
-        "action_limits": ActionLimits.from_parts(delta_parts()),
-        "latency": latency,
-        "prefix_steps": N,
-    }
-    return ActionStream(agent.act, **defaults | settings)
+def make_stream(agent: PrefixAgent, latency: Callable[[], float] | None, **settings: object) -> ActionStream:
+    return stamped_agent.make_stream(agent, latency, **{"prefix_steps": N, **settings})
 
 
 def run(stream: ActionStream, n_ticks: int, delay: int = 0) -> np.ndarray:
