@@ -41,5 +41,8 @@ TrainingPrecision = Literal["auto", "fp32", "bf16"]
 
 ExportFormat = Literal["onnx", "pt2", "aoti", "safetensors", "ddp"]
 Precision = Literal["fp32", "fp16", "int8"]
+PolicyEpisodes = Literal["successes", "takeovers"]
+"""What is kept of the episodes of a policy: those that succeeded, or the steps in which an operator took over."""
+
 DatasetFormat = Literal["lerobot", "robomimic"]
 """What a store can be converted to."""

@@ -32,14 +32,14 @@ EXAMPLES = options.examples(
 FILE_OPTIONS = ("obs", "render", "rerender", "filter_key", "skip_bad", "workers", "cluster")
 """Options that apply to HDF5 files only."""
 SIMULATOR_OPTIONS = (
-    "obs", "render", "rerender", "filter_key", "workers", "cluster", "actions", "check", "to", "only_takeovers",
+    "obs", "render", "rerender", "filter_key", "workers", "cluster", "actions", "check", "to", "keep",
 )  # fmt: skip
 """Options that do not apply to recordings of any robot."""
 RECORDING_OPTIONS = (
     "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses",
 )  # fmt: skip
-NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "only_takeovers", "actions")
-STORE_OUTPUT_OPTIONS = ("only", "only_takeovers", "actions", "zarr_format")
+NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "keep", "actions")
+STORE_OUTPUT_OPTIONS = ("only", "keep", "actions", "zarr_format")
 """Options that apply only where the output is a store."""
 
 
@@ -98,14 +98,16 @@ def convert(
             "--only", help="A slice of the episodes, such as :50.", show_default=False, rich_help_panel=options.SOURCE
         ),
     ] = None,
-    only_takeovers: Annotated[
-        bool,
+    keep: Annotated[
+        choices.PolicyEpisodes | None,
         typer.Option(
-            "--only-takeovers",
-            help="Of a store of `ddp run --record`, only the steps in which an operator took over.",
+            "--keep",
+            help="Of a store of `ddp run --record`: only episodes that succeeded, or only the steps in which an operator "
+            "took over.",
+            show_default=False,
             rich_help_panel=options.SOURCE,
         ),
-    ] = False,
+    ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option(
@@ -177,7 +179,7 @@ def convert(
     recording_options = as_recorded.RecordingOptions(
         schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
     )
-    copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json, only_takeovers)
+    copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json, keep)
     with reserve_page(page, overwrite):
         if len(sources) > 1:
             _reject_options(ctx, sources[0], "one of several stores", NOT_FOR_MERGING)
@@ -191,7 +193,7 @@ def convert(
             if sources[0].is_dir():
                 written = _convert_folder(ctx, copy)
             else:
-                _reject_options(ctx, sources[0], "a file", ("to", "only_takeovers"))
+                _reject_options(ctx, sources[0], "a file", ("to", "keep"))
                 convert_options = ConvertOptions(
                     obs, actions, render, rerender, filter_key, only, check, skip_bad, zarr_format, trim_pauses
                 )
@@ -251,7 +253,7 @@ def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> Path:
     from ddp_cli.task_file import read_task
 
     if is_lerobot(copy.source):
-        _reject_options(ctx, copy.source, "a LeRobot dataset", (*FILE_OPTIONS, "to", "only_takeovers"))
+        _reject_options(ctx, copy.source, "a LeRobot dataset", (*FILE_OPTIONS, "to", "keep"))
         dataset = LeRobotDataset(copy.source, read_task(copy.task) if copy.task else None, copy.actions)
         return convert_lerobot(dataset, copy)
     reject_collection(copy.source)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddp_cli import console
-from ddp_cli.choices import ActionConvention, DatasetFormat
+from ddp_cli.choices import ActionConvention, DatasetFormat, PolicyEpisodes
 from ddp_cli.commands import options
 from ddp_cli.errors import DdpError
 
@@ -33,7 +33,7 @@ class CopyOptions:
     check: int
     overwrite: bool
     json: bool
-    only_takeovers: bool = False
+    keep: PolicyEpisodes | None = None
 
     def run(self, out: Path, markers: tuple[str, ...], write: Callable[[Any], Result], unit: str = "steps") -> Result:
         """What `write` returns, called with a progress callback while `out` is reserved: `options.reserve_output`."""
@@ -78,7 +78,7 @@ def convert_store(store: Store, copy: CopyOptions) -> Path:
         out,
         STORE_MARKERS,
         lambda progress: copy_store(
-            store, out, copy.only, copy.actions, copy.zarr_format, progress, copy.only_takeovers
+            store, out, copy.only, copy.actions, copy.zarr_format, progress, copy.keep
         ),
     )
     copy.report(out, len(Store(out).episode_ends), steps)

@@ -67,13 +67,14 @@ def serve(
     import asyncio
 
     from ddp_cli.deploy.exported_folder import open_exported_policy
+    from ddp_cli.deploy.inference_processes import PolicyInProcesses
 
     if policy.is_file():
         raise DdpError(
             f"'{policy}' is a file, not an exported folder.",
             "Export a checkpoint: `ddp export CHECKPOINT --out policy/`. `ddp import` reads published .ckpt files.",
         )
-    loaded = open_exported_policy(policy, provider or "cpu")
+    loaded = open_exported_policy(policy, provider or "cpu", PolicyInProcesses)
     if not is_loopback(host) and not token:
         token = generate_token()
         console.result(f"token {token}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.choices import PolicyEpisodes
 from ddp_cli.data.actions import absolute_to_delta, delta_to_absolute
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
@@ -29,13 +30,16 @@ def copy_store(
     convention: str | None,
     zarr_format: int,
     progress: Callable[[int, int], None],
-    only_takeovers: bool = False,
+    keep: PolicyEpisodes | None = None,
 ) -> int:
     """Writes the episodes of `store` that `only` selects to `out`, with actions in `convention` (None: unchanged);
-    with `only_takeovers`, the steps in which an operator took over from a policy, each takeover as an episode.
+    with `keep` takeovers, the steps in which an operator took over from a policy, each takeover as an episode; with
+    successes, without the episodes of a policy that failed.
     Returns the number of steps. An interrupted copy is resumed.
     """
     indices = select_episodes(len(store.episode_ends), only, f"'{store.path}'")
+    if keep == "successes":
+        indices = _successes(store, indices)
     source_convention = store.attrs["action"]["convention"]
     convention = convention or source_convention
     if convention != source_convention:
@@ -55,7 +59,7 @@ def copy_store(
         return episode
 
     attributes = _attributes(store, indices, convention)
-    if only_takeovers:
+    if keep == "takeovers":
         bounds, names = _takeovers(store, indices)
         lengths = [end - begin for begin, end in bounds]
         kept = {k: v for k, v in attributes["source"].items() if k not in {"policy_episodes", "takeovers"}}
@@ -64,6 +68,17 @@ def copy_store(
         writer.extend(map(read_episode, bounds[writer.episodes :]), progress)
         writer.finish({"check": _check_of_copy(store, attributes)})
     return sum(lengths)
+
+
+def _successes(store: Store, indices: list[int]) -> list[int]:
+    """Those of the episodes `indices` in which no policy failed; DataError if none is left, or no policy acted."""
+    names = store.episode_names
+    if not store.policy_episodes:
+        raise DataError(f"'{store.path}' holds no episodes of a policy.", "Copy it without --keep successes.")
+    successes = [i for i in indices if store.policy_episodes.get(names[i], True)]
+    if not successes:
+        raise DataError(f"the policy failed in all {len(indices)} episodes of '{store.path}'.", "Record more of them.")
+    return successes
 
 
 def _takeovers(store: Store, indices: list[int]) -> tuple[list[tuple[int, int]], list[str]]:
@@ -76,7 +91,7 @@ def _takeovers(store: Store, indices: list[int]) -> tuple[list[tuple[int, int]],
             names.append(f"{name}/{first}")
     if not bounds:
         raise DataError(
-            f"'{store.path}' holds no steps in which an operator took over.", "Copy it without --only-takeovers."
+            f"'{store.path}' holds no steps in which an operator took over.", "Copy it without --keep takeovers."
         )
     return bounds, names
 
@@ -94,6 +109,16 @@ def _check_base_is_known(store: Store) -> None:
         )
 
 
+def _of_episodes(source: dict[str, Any], names: list[Any]) -> dict[str, Any]:
+    """What `source` says of single episodes, for those with these names."""
+    kept = set(names)
+    return {
+        key: {name: value for name, value in source[key].items() if name in kept}
+        for key in ("policy_episodes", "takeovers")
+        if key in source
+    }
+
+
 def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, Any]:
     inherited = {key: value for key, value in store.attrs.items() if key not in NOT_INHERITED}
     names = inherited["source"].get("demos", [])
@@ -103,7 +128,7 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
         "action": store.task.describe_action(convention)
         if convention != store.attrs["action"]["convention"]
         else store.attrs["action"],
-        "source": inherited["source"] | {"demos": demos},
+        "source": inherited["source"] | {"demos": demos} | _of_episodes(inherited["source"], demos),
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }
 

@@ -21,8 +21,8 @@ EXPORT_HINT = "Create one: `ddp export CHECKPOINT --out policy/`."
 REPAIR_HINT = "Copy the whole folder again, or export the policy again."
 
 
-def open_exported_policy(folder: Path, provider: str = "cpu") -> Policy:
-    """The policy in `folder`, to be run. CheckpointError if there is none, if it is not ONNX, or if a file of the
+def open_exported_policy(folder: Path, provider: str = "cpu", policy_class: type[Policy] = Policy) -> Policy:
+    """The policy in `folder`, to be run, as `policy_class`. CheckpointError if there is none, if it is not ONNX, or if a file of the
     folder is missing or damaged.
     """
     spec = read_spec(folder)
@@ -33,7 +33,7 @@ def open_exported_policy(folder: Path, provider: str = "cpu") -> Policy:
         )
     check_files(folder, spec)
     try:
-        return Policy.load(folder, provider=provider)
+        return policy_class.load(folder, provider=provider)
     except PolicyError as e:
         raise CheckpointError(str(e)) from e
 

@@ -193,9 +193,14 @@ class Policy:
         if noise.shape != self._noise_shape:
             raise PolicyError(f"the noise has shape {noise.shape}, expected {self._noise_shape}.")
         inputs = {**inputs, "noise": noise[:, None], **self._prefix_inputs(prefix)}
-        action: Array = self._session.run(["action"], inputs)[0][0]
+        action = self.run_graph(inputs)
         if not np.isfinite(action).all():
             raise PolicyError("the policy predicts actions that are not finite.")
+        return action
+
+    def run_graph(self, inputs: Mapping[str, Array]) -> Array:
+        """The actions (Ta, Da) that the graph computes from its inputs, a batch of one."""
+        action: Array = self._session.run(["action"], dict(inputs))[0][0]
         return action
 
     def _prefix_inputs(self, prefix: Array | None) -> dict[str, Array]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,6 @@ from ddp_cli.deploy.streaming import ActionStream
 
 SEED_LIMIT = 2**63
 LATENCY_WINDOW = 10_000  # latest calls of the policy that the latency statistics cover
-NICENESS = 2  # of the threads that run the policy: the event loop answers first
 
 Content = dict[str, Any]
 
@@ -31,7 +29,7 @@ class InferencePool(ThreadPoolExecutor):
     """Threads that run a policy, one for each core, and how long it took [ms]."""
 
     def __init__(self) -> None:
-        super().__init__(os.cpu_count(), "ddp-serve", _lower_priority)
+        super().__init__(os.cpu_count(), "ddp-serve")
         self.latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -42,12 +40,6 @@ class InferencePool(ThreadPoolExecutor):
             return result
 
         return super().submit(timed)
-
-
-def _lower_priority() -> None:
-    """Lower the priority of this thread, where the system has one for each thread (Linux)."""
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 class SynchronousClient:

@@ -125,7 +125,7 @@ def scale_train(folder: Path, factor: int, workers: int) -> dict[str, Any]:
 def scale_eval(folder: Path, factor: int, workers: int) -> dict[str, Any]:
     policy = ROOT / "sample_data" / "square-policy"
     report = folder / "report.json"
-    result = measure("eval", policy, "-n", EPISODES * factor, "--workers", workers, "--out", report)
+    result = measure("eval", policy, "-n", EPISODES * factor, "--workers", workers, "--out", report, "--overwrite")
     return {"episodes": EPISODES * factor, **result}
 
 

@@ -66,14 +66,38 @@ def test_takeovers_can_be_all_that_is_learned_from(lift_store: Store, tmp_path: 
     record(recorder, lift_store, 5, 30, range(10, 15))
     recorder.save(True)
     recorder.finish()
-    ok(ddp("convert", out, "--only-takeovers", "--out", only))
+    ok(ddp("convert", out, "--keep", "takeovers", "--out", only))
     store = Store(only)
     assert store.episode_ends.tolist() == [5]
     np.testing.assert_array_equal(store.read("action"), Store(out).read("action")[22:27])
     assert store.policy_episodes == store.takeovers == {}, "the actions are those of the operator"
     assert store.episode_names == ["episode-00002/10"]
-    message = refused(ddp("convert", lift_store.path, "--only-takeovers", "--out", tmp_path / "none.zarr"))
+    message = refused(ddp("convert", lift_store.path, "--keep", "takeovers", "--out", tmp_path / "none.zarr"))
     assert "holds no steps in which an operator took over" in message
+
+
+def test_failed_episodes_can_be_left_out(lift_store: Store, tmp_path: Path) -> None:
+    out, both, kept = tmp_path / "tries.zarr", tmp_path / "both.zarr", tmp_path / "kept.zarr"
+    recorder = make_recorder(lift_store, out)
+    for begin, success in ((0, False), (12, True), (24, False)):
+        record(recorder, lift_store, begin, begin + 12, range(2, 4))
+        recorder.save(success)
+    recorder.finish()
+    ok(ddp("convert", out, "--keep", "successes", "--out", kept))
+    store = Store(kept)
+    assert (store.episode_ends.tolist(), store.episode_names) == ([12], ["episode-00002"])
+    np.testing.assert_array_equal(store.read("action"), Store(out).read("action", rows=slice(12, 24)))
+    assert store.policy_episodes == {"episode-00002": True}
+    assert store.takeovers == {"episode-00002": [[2, 4]]}
+
+    ok(ddp("convert", lift_store.path, out, "--out", both))
+    ok(ddp("convert", both, "--keep", "successes", "--overwrite", "--out", kept))
+    assert len(Store(kept).episode_ends) == len(lift_store.episode_ends) + 1, "demonstrations are kept"
+
+    message = refused(ddp("convert", lift_store.path, "--keep", "successes", "--out", tmp_path / "none.zarr"))
+    assert "holds no episodes of a policy" in message
+    message = refused(ddp("convert", out, "--only", ":1", "--keep", "successes", "--out", tmp_path / "none.zarr"))
+    assert "the policy failed in all 1 episodes" in message
 
 
 def test_a_recording_goes_on_after_an_interruption(lift_store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""A policy that runs in processes of its own, so that the process which answers robots is always free to do so.
+
+Threads would share the interpreter lock with it: a thread that computes may be suspended while it holds the lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ddp_cli.deploy.runtime import Array, Policy, PolicyError
+from ddp_cli.parallel import default_workers, start_process
+
+NICENESS = 2  # of the processes: robots are answered first
+
+
+class PolicyInProcesses(Policy):
+    """An exported policy whose graph runs in one process per core, or in a single one on another device than the CPU.
+
+    May be used from any number of threads. A process that crashes is replaced, and what it computed is computed again.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1, provider: str = "cpu") -> None:
+        super().__init__(folder, threads, provider)  # checks the graph
+        del self._session
+        self._settings = (self.folder, threads, provider)
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        for _ in range(default_workers() if provider == "cpu" else 1):
+            self._idle.put(self._start())
+
+    def _start(self) -> Connection:
+        connection, other = Pipe()
+        start_process(_run_policy, other, *self._settings)
+        other.close()
+        return connection
+
+    def run_graph(self, inputs: Mapping[str, Array]) -> Array:
+        connection = self._idle.get()
+        try:
+            for is_last in (False, True):
+                try:
+                    connection.send(inputs)
+                    result = connection.recv()
+                    break
+                except (EOFError, OSError) as e:
+                    connection.close()
+                    connection = self._start()
+                    if is_last:
+                        raise PolicyError("the process that runs the policy crashed twice. Is there memory?") from e
+        finally:
+            self._idle.put(connection)
+        if isinstance(result, str):
+            raise PolicyError(result)
+        action: Array = result
+        return action
+
+
+def _run_policy(connection: Connection, *settings: Any) -> None:
+    """Answer every set of inputs with actions, or with the message of an error, until the other end is closed."""
+    os.nice(NICENESS)
+    policy = Policy(*settings)
+    while True:
+        try:
+            inputs = connection.recv()
+        except EOFError:
+            return
+        try:
+            result: Array | str = policy.run_graph(inputs)
+        except Exception as e:  # noqa: BLE001 - onnxruntime raises its own types, which cannot be pickled
+            result = str(e) or type(e).__name__
+        connection.send(result)
