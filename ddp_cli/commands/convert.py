@@ -102,8 +102,8 @@ def convert(
         choices.PolicyEpisodes | None,
         typer.Option(
             "--keep",
-            help="Of a store of `ddp run --record`: only episodes that succeeded, or only the steps in which an operator "
-            "took over.",
+            help="Of a store of `ddp run --record`: only episodes that succeeded, or only the steps in which an "
+            "operator took over.",
             show_default=False,
             rich_help_panel=options.SOURCE,
         ),

@@ -77,9 +77,7 @@ def convert_store(store: Store, copy: CopyOptions) -> Path:
     steps = copy.run(
         out,
         STORE_MARKERS,
-        lambda progress: copy_store(
-            store, out, copy.only, copy.actions, copy.zarr_format, progress, copy.keep
-        ),
+        lambda progress: copy_store(store, out, copy.only, copy.actions, copy.zarr_format, progress, copy.keep),
     )
     copy.report(out, len(Store(out).episode_ends), steps)
     return out

@@ -53,6 +53,14 @@ def serve(
             rich_help_panel=options.EXECUTION,
         ),
     ] = False,
+    realtime: Annotated[
+        bool,
+        typer.Option(
+            "--realtime",
+            help="Answer with real-time priority, while the cores are busy with chunks (Linux, needs the permission).",
+            rich_help_panel=options.EXECUTION,
+        ),
+    ] = False,
     provider: options.Provider = None,
 ) -> None:
     """Serve an exported policy over websockets.
@@ -79,7 +87,7 @@ def serve(
         token = generate_token()
         console.result(f"token {token}")
     address = f"[{host}]" if ":" in host else host
-    server_options = ServerOptions(host, port, token, max_clients=max_clients, sync=sync)
+    server_options = ServerOptions(host, port, token, max_clients=max_clients, sync=sync, realtime=realtime)
 
     async def run() -> None:
         server = Server(loaded, server_options, console.note)

@@ -22,8 +22,8 @@ REPAIR_HINT = "Copy the whole folder again, or export the policy again."
 
 
 def open_exported_policy(folder: Path, provider: str = "cpu", policy_class: type[Policy] = Policy) -> Policy:
-    """The policy in `folder`, to be run, as `policy_class`. CheckpointError if there is none, if it is not ONNX, or if a file of the
-    folder is missing or damaged.
+    """The policy in `folder`, to be run, as `policy_class`. CheckpointError if there is none, if it is not ONNX, or if
+    a file of the folder is missing or damaged.
     """
     spec = read_spec(folder)
     if spec.get("files", "onnx") != "onnx":

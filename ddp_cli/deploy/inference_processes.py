@@ -13,10 +13,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ddp_cli.deploy.runtime import Array, Policy, PolicyError
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.parallel import default_workers, start_process
 
-NICENESS = 2  # of the processes: robots are answered first
+NICENESS = 5  # of the processes: robots are answered first
 
 
 class PolicyInProcesses(Policy):
@@ -39,7 +42,7 @@ class PolicyInProcesses(Policy):
         other.close()
         return connection
 
-    def run_graph(self, inputs: Mapping[str, Array]) -> Array:
+    def run_graph(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         connection = self._idle.get()
         try:
             for is_last in (False, True):
@@ -56,7 +59,7 @@ class PolicyInProcesses(Policy):
             self._idle.put(connection)
         if isinstance(result, str):
             raise PolicyError(result)
-        action: Array = result
+        action: NDArray[np.float32] = result
         return action
 
 
@@ -70,7 +73,7 @@ def _run_policy(connection: Connection, *settings: Any) -> None:
         except EOFError:
             return
         try:
-            result: Array | str = policy.run_graph(inputs)
+            result: NDArray[np.float32] | str = policy.run_graph(inputs)
         except Exception as e:  # noqa: BLE001 - onnxruntime raises its own types, which cannot be pickled
             result = str(e) or type(e).__name__
         connection.send(result)

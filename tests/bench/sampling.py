@@ -28,6 +28,9 @@ PLAIN_SAMPLERS = [("ddpm", 100), ("ddim", 10)]
 
 PLAIN = "plain"
 
+Variant = tuple[str, str]
+"""Sampler with its number of steps, and what runs it: an engine, or PLAIN."""
+
 
 def make_plain_loop(sampler: str, steps: int, obs: str, batch_size: int) -> Callable[[], torch.Tensor]:
     """The published loop: encoders, and then the whole network and the scheduler's own step at every step."""
@@ -67,16 +70,14 @@ def make_ddp_loop(sampler: str, steps: int, obs: str, batch_size: int, engine: s
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        return (
-            predict(observations, generator) if predict else policy.predict_action(observations, generator)["action"]
-        )
+        return predict(observations, generator) if predict else policy.predict_action(observations, generator)["action"]
 
     return run
 
 
-def measure(variants: dict[tuple[str, str], Callable[[], torch.Tensor]], rounds: int) -> dict[tuple[str, str], np.ndarray]:
+def measure(variants: dict[Variant, Callable[[], torch.Tensor]], rounds: int) -> dict[Variant, np.ndarray]:
     """p50 and p95 of each variant [ms]."""
-    latencies: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
+    latencies: dict[Variant, list[float]] = {variant: [] for variant in variants}
     for i in range(rounds + 1):
         for variant, run in variants.items():
             start = time.perf_counter()

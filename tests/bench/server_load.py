@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -228,8 +228,10 @@ async def control_all(address: str, robots: int, seconds: float, obs: Obs) -> tu
     return latencies, stops
 
 
-def measure_robots(folder: Path, robots: int, seconds: float, sync: bool) -> None:
-    with serving(folder, *["--sync"] * sync) as (address, pid):
+def measure_robots(folder: Path, robots: int, seconds: float, options: Sequence[str]) -> None:
+    with serving(folder, *options) as (address, pid):
+        if "--realtime" in options:  # robots are other computers, which do not wait for a core of this one
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         with Client(address) as client:
             entries = client.describe()["obs"]
         rng = np.random.default_rng(0)
@@ -278,12 +280,14 @@ def main() -> None:
     parser.add_argument("policy", type=Path)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a phase")
     parser.add_argument("--robots", type=int, default=0, help="measure so many robots at once")
-    parser.add_argument("--sync", action="store_true", help="of `ddp serve`")
+    parser.add_argument("--sync", action="store_true", help="of `ddp serve`, with --robots")
+    parser.add_argument("--realtime", action="store_true", help="of `ddp serve`, with --robots")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--messages", type=int, default=1000, help="malformed messages, in all rounds together")
     args = parser.parse_args()
     if args.robots:
-        measure_robots(args.policy, args.robots, args.seconds, args.sync)
+        options = [f"--{name}" for name in ("sync", "realtime") if getattr(args, name)]
+        measure_robots(args.policy, args.robots, args.seconds, options)
         return
     latencies: dict[str, list[float]] = {"quiet": [], "loaded": []}
     outcomes, context = Counter[str](), multiprocessing.get_context("spawn")

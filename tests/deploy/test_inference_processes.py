@@ -60,7 +60,7 @@ def test_a_killed_process_is_replaced(policy_folder: Path, in_processes: PolicyI
 def test_a_policy_that_cannot_be_started_again_is_an_error(in_processes: PolicyInProcesses) -> None:
     obs = observations(in_processes, 0)
     in_processes.act(obs)
-    in_processes._settings = (in_processes.folder / "missing", 1, "cpu")  # noqa: SLF001 - as if it was removed
+    in_processes._settings = (in_processes.folder / "missing", 1, "cpu")
     for child in active_children():
         child.kill()
         child.join(10)
