@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ddp_cli.deploy import server as server_module
 from ddp_cli.deploy.client import Client, ServerError, pack, unpack
 from ddp_cli.deploy.runtime import ChunkRunner, Policy
 from ddp_cli.deploy.server import Server, ServerOptions, is_loopback
+from ddp_cli.errors import ConfigError
 
 PERIOD = 0.05
 
@@ -338,3 +340,28 @@ def test_the_command_shuts_down_gracefully(policy_folder: Path) -> None:
 def test_the_command_reports_invalid_arguments(policy_folder: Path, tmp_path: Path) -> None:
     assert "holds no exported policy" in refused(ddp("serve", tmp_path))
     assert "--host 'a..b' is not an address" in refused(ddp("serve", policy_folder, "--host", "a..b"))
+
+
+def test_only_the_thread_that_answers_has_realtime_priority(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    priorities: dict[str, int] = {}
+
+    def set_scheduler(_pid: int, scheduler: int, _parameters: object) -> None:
+        priorities[threading.current_thread().name] = scheduler
+
+    monkeypatch.setattr(os, "sched_setscheduler", set_scheduler)
+    monkeypatch.setattr(server_module, "MAX_INLINE_BYTES", 1)  # every message is decoded in another thread
+    with serving(policy, realtime=True) as (address, _), Client(address) as client:
+        client.action(random_observation(policy))
+    decoding = [name for name in priorities if name.startswith("ddp-decode")]
+    assert decoding
+    assert all(priorities.pop(name) == os.SCHED_OTHER for name in decoding)
+    assert list(priorities.values()) == [os.SCHED_RR]
+
+
+def test_realtime_priority_that_is_not_permitted_is_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.raises(ConfigError, match="--realtime: the system does not permit it"):
+        asyncio.run(Server(policy, ServerOptions(port=0, realtime=True), print).run())
