@@ -18,9 +18,11 @@ def test_the_table_of_success_rates_matches_the_stored_evaluations() -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda p: p.stem)
 def test_stored_evaluations_are_complete(path: Path) -> None:
     row = json.loads(path.read_text())
-    for summary in row["final"].values():
-        assert len(summary["failures"]) == FINAL_EPISODES - summary["successes"]
-        assert all(300_000 <= seed < 300_000 + FINAL_EPISODES for seed in summary["failures"])
-    assert len(row["last"]) == N_LAST
-    assert all(0 <= successes <= LAST_EPISODES for successes in row["last"])
+    for run in row["runs"]:
+        for summary in run["final"].values():
+            assert len(summary["failures"]) == FINAL_EPISODES - summary["successes"]
+            assert all(300_000 <= seed < 300_000 + FINAL_EPISODES for seed in summary["failures"])
+        assert len(run["last"]) == N_LAST
+        assert all(0 <= successes <= LAST_EPISODES for successes in run["last"])
+    assert len({run["seed"] for run in row["runs"]}) == len(row["runs"])
     assert f"ddp train --task {row['task']}" in row["commands"]

@@ -1,9 +1,10 @@
-"""Success rates of trained policies: collects the evaluations of a run, and prints the table of docs/benchmarks.md.
+"""Success rates of trained policies: collects the evaluations of runs, and prints the table of docs/benchmarks.md.
 
-    python tests/bench/results.py add RUN --commands "ddp collect ... && ddp train ..." --machine "2 cores of ..."
+    python tests/bench/results.py add RUN [RUN ...] --commands "ddp collect ... && ddp train ..." --machine "2 cores"
     python tests/bench/results.py table
 
-`add` expects these evaluations in the run and summarizes them in `tests/data/results/TASK-OBS.json`:
+The runs of one `add` are the seeds of one recipe. It expects these evaluations in each of them, the first one may be
+missing, and summarizes them in `tests/data/results/TASK-OBS.json`:
 
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddpm --inference-steps 100
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,25 +31,22 @@ N_LAST, LAST_EPISODES = 5, 25  # checkpoints at the end of the run, and episodes
 REPORT_KEYS = ("success_rate", "interval_95", "successes", "held_rate", "mean_steps", "chunk_ms", "engine")
 
 
-def add(run: Path, commands: str, machine: str) -> Path:
-    """Summarize the evaluations of `run`; SystemExit names a missing one."""
-    config = json.loads((run / "config.json").read_text())
-    train, total_steps = config["train"], config["total_steps"]
-    report_name = f"step-{total_steps:08d}-{{}}-{FIRST_SEED['report']}x{FINAL_EPISODES}.json"
+def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
+    """Summarize the evaluations of `runs`; SystemExit names a missing one."""
+    config = json.loads((runs[0] / "config.json").read_text())
+    train = config["train"]
+    task = train["policy"]["task"]
     row = {
-        "task": train["policy"]["task"],
+        "task": task if isinstance(task, str) else task["name"],
         "obs": train["policy"]["obs"],
         "actions": train["policy"]["actions"],
         "preset": train["preset"],
         "demos": config["store"]["demos"],
-        "steps": total_steps,
         "batch_size": train["batch_size"],
-        "minutes": round(training_seconds(run) / 60, 1),
         "machine": machine,
         "date": dt.date.today().isoformat(),
         "commands": commands,
-        "final": {name: summarize(run / "eval" / report_name.format(name)) for name in ("ddpm100", "ddim10")},
-        "last": [summarize(path)["successes"] for path in last_reports(run)],
+        "runs": [summarize_run(run) for run in runs],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{row['task']}-{row['obs']}.json"
@@ -55,9 +54,24 @@ def add(run: Path, commands: str, machine: str) -> Path:
     return path
 
 
+def summarize_run(run: Path) -> dict[str, Any]:
+    """Seed, length and evaluations of one run."""
+    config = json.loads((run / "config.json").read_text())
+    total_steps = config["total_steps"]
+    name = f"step-{total_steps:08d}-{{}}-onnx-{FIRST_SEED['report']}x{FINAL_EPISODES}.json"
+    reports = {sampler: run / "eval" / name.format(sampler) for sampler in ("ddpm100", "ddim10")}
+    return {
+        "seed": config["train"]["seed"],
+        "steps": total_steps,
+        "minutes": round(training_seconds(run) / 60, 1),
+        "final": {k: summarize(path) for k, path in reports.items() if k == "ddim10" or path.is_file()},
+        "last": [summarize(path)["successes"] for path in last_reports(run)],
+    }
+
+
 def last_reports(run: Path) -> list[Path]:
     """The reports of the last checkpoints, oldest first."""
-    pattern = f"step-*-ddim10-{FIRST_SEED['eval']}x{LAST_EPISODES}.json"
+    pattern = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{LAST_EPISODES}.json"
     reports = sorted((run / "eval").glob(pattern))[-N_LAST:]
     if len(reports) < N_LAST:
         raise SystemExit(f"found {len(reports)} of {N_LAST} reports {run}/eval/{pattern}: evaluate first (see --help)")
@@ -81,44 +95,55 @@ def training_seconds(run: Path) -> float:
 
 
 def table() -> str:
-    """Markdown: a row per policy, then the commands."""
+    """Markdown: a row per recipe, then the commands."""
     rows = sorted((json.loads(p.read_text()) for p in RESULTS.glob("*.json")), key=lambda r: (r["obs"], r["task"]))
     header = ("task", "observations", "demonstrations", "training", "DDPM, 100 steps", "DDIM, 10 steps",
               "last 5 checkpoints", "time per action chunk")  # fmt: skip
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
-        ddpm, ddim = row["final"]["ddpm100"], row["final"]["ddim10"]
-        successes, episodes = sum(row["last"]), LAST_EPISODES * len(row["last"])
+        runs = row["runs"]
+        last = [successes for run in runs for successes in run["last"]]
+        times = [statistics.median(run["final"][k]["chunk_ms"] for run in runs) for k in runs[0]["final"]]
+        minutes, steps = (statistics.median(run[key] for run in runs) for key in ("minutes", "steps"))
         cells = (
             row["task"], row["obs"], row["demos"],
-            f"{row['preset']}, {row['minutes']:.0f} min, {row['steps']:,} steps of {row['batch_size']}",
-            _rate(ddpm["success_rate"], ddpm["interval_95"]), _rate(ddim["success_rate"], ddim["interval_95"]),
-            _rate(successes / episodes, wilson_interval(successes, episodes)),
-            f"{ddpm['chunk_ms']:.0f} / {ddim['chunk_ms']:.0f} ms",
+            f"{row['preset']}, {minutes:.0f} min, {steps:,.0f} steps of {row['batch_size']}",
+            _final(runs, "ddpm100"), _final(runs, "ddim10"), _rate(sum(last), LAST_EPISODES * len(last)),
+            " / ".join(f"{time:.0f}" for time in times) + " ms",
         )  # fmt: skip
         lines.append(_line(cells))
     commands = "\n".join(row["commands"] for row in rows)
     return "\n".join(lines) + f"\n\n```\n{commands}\n```"
 
 
+def _final(runs: Sequence[dict[str, Any]], sampler: str) -> str:
+    """Mean over the seeds with the interval of all their episodes, and the success of each."""
+    if not all(sampler in run["final"] for run in runs):
+        return ""
+    successes = [run["final"][sampler]["successes"] for run in runs]
+    each = f"; seeds: {', '.join(map(str, successes))}" if len(runs) > 1 else ""
+    return _rate(sum(successes), FINAL_EPISODES * len(runs)) + each
+
+
 def _line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _rate(rate: float, interval: Sequence[float]) -> str:
-    return f"{rate:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+def _rate(successes: int, episodes: int) -> str:
+    low, high = wilson_interval(successes, episodes)
+    return f"{successes / episodes:.1%} ({low:.1%} to {high:.1%})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subcommands = parser.add_subparsers(dest="command", required=True)
     add_parser = subcommands.add_parser("add")
-    add_parser.add_argument("run", type=Path)
+    add_parser.add_argument("runs", type=Path, nargs="+")
     add_parser.add_argument("--commands", required=True)
     add_parser.add_argument("--machine", required=True)
     subcommands.add_parser("table")
     args = parser.parse_args()
-    print(add(args.run, args.commands, args.machine) if args.command == "add" else table())
+    print(add(args.runs, args.commands, args.machine) if args.command == "add" else table())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""Trains the policies of the table of success rates, from demonstrations to evaluations: only `ddp` commands.
+
+    python tests/bench/recipes.py FOLDER [NAME ...] [--seeds 1 2 3] [--machine "2 cores of ..."]
+
+Takes hours. It may be interrupted at any time: what is finished is not repeated, and a training run is resumed. When
+all seeds of a recipe are evaluated, its result replaces the one in tests/data/results, from which results.py makes the
+table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from results import FINAL_EPISODES, LAST_EPISODES, N_LAST, add
+
+from ddp_cli.disk import atomic_file
+from ddp_cli.seeds import FIRST_SEED
+
+SAMPLER = "--sampler ddim --inference-steps 10"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Commands that make a store, each with what it writes, and the options of `ddp train`."""
+
+    task: str
+    data: tuple[tuple[str, str], ...]
+    train: str
+
+    def commands(self) -> str:
+        """What a user types, for one seed."""
+        return " && ".join(
+            [*(command for command, _ in self.data), f"ddp train {self.train}", "ddp eval -n 100 --seed 300000"]
+        )
+
+
+def collected(task: str, demos: int, options: str = "") -> tuple[tuple[str, str], ...]:
+    """Scripted demonstrations in data/TASK.zarr, or with `options` for state, data/TASK-state.zarr."""
+    store = f"data/{task}-state.zarr" if "state" in options else f"data/{task}.zarr"
+    convert = " ".join(["ddp convert", f"{task}.hdf5", *([options] if options else [])])
+    return (f"ddp collect --task {task} -n {demos} -o {task}.hdf5", f"{task}.hdf5"), (convert, store)
+
+
+RECIPES = {
+    "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
+    "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
+    "square": Recipe("square", collected("square", 500), "--task square --steps 25000"),
+    "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
+    "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
+    "square-state": Recipe("square", collected("square", 300, "--obs state"), "--task square --obs state --steps 9000"),
+}
+
+
+def run(command: str, folder: Path, *options: str) -> None:
+    """Run a `ddp` command in `folder`; SystemExit if it fails."""
+    words = [*shlex.split(command), *options]
+    print("$", shlex.join(words), flush=True)
+    done = subprocess.run([sys.executable, "-m", "ddp_cli", *words[1:]], cwd=folder, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def run_once(command: str, folder: Path, marker: Path) -> None:
+    """`run`, unless `marker` says that it has finished."""
+    if not marker.exists():
+        run(command, folder)
+        with atomic_file(marker) as partial:
+            partial.write_text(command)
+
+
+def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
+    """The run of `seed`, trained and evaluated."""
+    name = f"seed-{seed}"
+    path, done = folder / "runs" / recipe.task / name, folder / f"{name}.trained"
+    if not done.exists() and (path / "checkpoints" / "last").exists():
+        run(f"ddp train --task {recipe.task} --name {name} --resume", folder)
+        done.write_text("resumed")
+    elif not done.exists() and path.exists():
+        shutil.rmtree(path)  # interrupted before the first checkpoint
+    run_once(f"ddp train {recipe.train} --seed {seed} --name {name} --keep {N_LAST}", folder, done)
+    run_once(
+        f"ddp eval {path.relative_to(folder)} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']} {SAMPLER}", folder,
+        folder / f"{name}.final",
+    )  # fmt: skip
+    run_once(
+        f"ddp eval {path.relative_to(folder)} -n {LAST_EPISODES} --last {N_LAST} {SAMPLER}", folder,
+        folder / f"{name}.last",
+    )  # fmt: skip
+    return path
+
+
+def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
+    """Train and evaluate every seed of a recipe, and store the result."""
+    recipe = RECIPES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    for command, output in recipe.data:
+        run_once(command, folder, folder / f"{Path(output).name}.written")
+    runs = [train_and_evaluate(recipe, folder, seed) for seed in seeds]
+    print(add(runs, recipe.commands(), machine))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--machine", default="2 cores, no GPU")
+    args = parser.parse_args()
+    for name in args.names or RECIPES:
+        if name not in RECIPES:
+            raise SystemExit(f"unknown recipe '{name}', valid: {', '.join(RECIPES)}")
+        make(name, args.folder / name, args.seeds, args.machine)
+
+
+if __name__ == "__main__":
+    main()
