@@ -31,7 +31,7 @@ FLOORS = [
     {"robots"},
     {"schema"},
     {"base_config", "rotation", "disk", "console", "selection"},
-    {"locks"},
+    {"locks", "error_messages"},
     {"errors", "choices", "seeds", "memory", "safety", "resize", "interruption"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""

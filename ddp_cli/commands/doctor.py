@@ -30,8 +30,8 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from ddp_cli.commands.diagnosis import diagnose
-    from ddp_cli.commands.task_diagnosis import diagnose_task
+    from ddp_cli.commands.doctor_checks import diagnose
+    from ddp_cli.commands.doctor_task_checks import diagnose_task
     from ddp_cli.task_file import read_task
 
     checks = diagnose_task(read_task(task)) if task else diagnose()

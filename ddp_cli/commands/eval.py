@@ -272,7 +272,7 @@ def _evaluate_last(
     The best of several is partly luck, so it is evaluated again on seeds that did not select it.
     """
     from ddp_cli.core.checkpoint import list_checkpoints
-    from ddp_cli.core.checkpoint_selection import newest_run
+    from ddp_cli.core.checkpoint_lookup import newest_run
 
     folders = list_checkpoints(run or newest_run(runs, task, require_checkpoint=True))[-count:]
     if not folders:

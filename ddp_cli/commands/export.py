@@ -92,7 +92,7 @@ def export(
     from dataclasses import asdict
 
     from ddp_cli.core.checkpoint import check_not_file, load_policy
-    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+    from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.export import ExportOptions, export_policy
 
     if checkpoint is not None:

@@ -179,7 +179,7 @@ def train(
     if default_workers() > 1 and "WORLD_SIZE" not in os.environ:  # torchrun has started all processes already
         preload_workers("ddp_cli.training.cpu_workers")
 
-    from ddp_cli.core.checkpoint_selection import newest_run
+    from ddp_cli.core.checkpoint_lookup import newest_run
     from ddp_cli.data.store import Store
     from ddp_cli.inference.device import choose_device
     from ddp_cli.task_file import task_name

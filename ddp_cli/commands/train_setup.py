@@ -58,7 +58,7 @@ class PlannedRun:
 def plan_new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> PlannedRun:
     """A new run, after all settings were validated and the store was found or made."""
     from ddp_cli.config import read_json
-    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+    from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.data.store import Store, resolve_task
     from ddp_cli.presets import default_preset, parse_settings, train_config
     from ddp_cli.training.run import create_run

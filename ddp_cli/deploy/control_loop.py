@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 
 from ddp_cli.deploy.robot import STAMP, Robot
 from ddp_cli.deploy.streaming import ActionStream, StreamError
-from ddp_cli.deploy.watchdog import Watchdog
+from ddp_cli.deploy.watchdog import Watchdog, timeout_of
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import Agent
 from ddp_cli.safety import ActionError, Array
 from ddp_cli.tasks import Task
-
-WATCHDOG_PERIODS, MIN_WATCHDOG = 10, 0.5
-"""Control periods, and seconds at least, without a step after which the robot is stopped."""
 
 Observation = dict[str, NDArray[Any]]
 
@@ -100,12 +97,11 @@ class ControlLoop:
         try:
             self._robot.reset()
             self._agent.reset(seed)
-            timeout = max(MIN_WATCHDOG, WATCHDOG_PERIODS * self._period)
             with self._make_stream() as stream:
                 observation = self._observe(stream, self._now(0))
                 if not self._options.sync and (chunk := stream.request()):
                     concurrent.futures.wait([chunk])  # the robot stands still
-                with Watchdog(timeout, self._robot.stop) as watchdog:
+                with Watchdog(timeout_of(self._agent.control_hz), self._robot.stop) as watchdog:
                     result = self._run_steps(stream, watchdog, observation, on_step)
                 self.timing.held_ticks += stream.stats().late_ticks
             return result

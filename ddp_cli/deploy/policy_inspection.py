@@ -48,7 +48,7 @@ def inspect_policy(path: Path) -> dict[str, Any]:
     from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import check_weights, load_meta
     from ddp_cli.core.checkpoint_files import TRAIN_STATE
-    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+    from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.exported_folder import check_files, read_spec
 
     exported = is_exported(path)

@@ -62,7 +62,7 @@ def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
 
     Without a path, the best checkpoint of the newest run in `runs`, of `task` if given.
     """
-    from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+    from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
 
     return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
 

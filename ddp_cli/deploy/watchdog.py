@@ -6,6 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
+TIMEOUT_PERIODS, MIN_TIMEOUT = 10, 0.5
+"""Control periods and seconds without a step after which a robot is stopped: whichever is longer."""
+
+
+def timeout_of(control_hz: float) -> float:
+    """The timeout of a control loop [s]."""
+    return max(MIN_TIMEOUT, TIMEOUT_PERIODS / control_hz)
+
 
 class Watchdog:
     """Calls `stop`, from a thread of its own, when `feed` was not called for `timeout` [s]; `expired` is True then."""

@@ -19,13 +19,13 @@ import numpy as np
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.rotation import Array
+from ddp_cli.sim.disturbances import Disturbances
 from ddp_cli.sim.grippers import GRIPPERS
 from ddp_cli.sim.motion import (
     CLOSED,
     OPEN,
     YAW_RANGE,
     Z_AXIS,
-    Disturbances,
     MotionTarget,
     SceneState,
     eef_yaw,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.inference.agent import history_to_batch

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.checkpoint_selection import resolve_checkpoint
+from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.inference.agent import PolicyAgent

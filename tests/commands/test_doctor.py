@@ -10,7 +10,7 @@ import pytest
 from conftest import ddp, ok_json
 from packaging.requirements import Requirement
 
-from ddp_cli.commands import diagnosis
+from ddp_cli.commands import doctor_checks
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +79,9 @@ def test_a_package_of_another_version_is_named(
     """Only the metadata is of the other version, as its checks in other processes would take seconds each."""
     install_metadata(tmp_path, package, version)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(diagnosis, "_rendering", list)
+    monkeypatch.setattr(doctor_checks, "_rendering", list)
     for name in ("_simulator", "_gpu"):
-        monkeypatch.setattr(diagnosis, name, lambda: diagnosis.CheckResult("", True, ""))
+        monkeypatch.setattr(doctor_checks, name, lambda: doctor_checks.CheckResult("", True, ""))
     checks = json.loads(ddp("doctor", "--json").stdout)
     (problem,) = [check for check in checks if not check["ok"]]
     assert problem["name"] == package
@@ -91,7 +91,7 @@ def test_a_package_of_another_version_is_named(
 
 def test_every_requirement_is_checked() -> None:
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    extras = [pyproject["project"]["optional-dependencies"][extra] for extra in diagnosis.EXTRAS]
+    extras = [pyproject["project"]["optional-dependencies"][extra] for extra in doctor_checks.EXTRAS]
     required = {Requirement(line).name for line in sum(extras, pyproject["project"]["dependencies"])}
     assert required <= {check["name"] for check in ok_json("doctor")}
 

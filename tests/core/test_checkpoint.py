@@ -11,7 +11,7 @@ from conftest import DOOR
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
-from ddp_cli.core import checkpoint_selection
+from ddp_cli.core import checkpoint_lookup
 from ddp_cli.deploy.policy_inspection import inspect_policy
 from ddp_cli.deploy.policy_source import open_policy_source
 from ddp_cli.disk import replace_link
@@ -133,12 +133,12 @@ def test_loading_a_training_state_executes_no_code(checkpoint: Path, tmp_path: P
 
 def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path, checkpoint: Path) -> None:
     run = trained / "lift" / "tiny"
-    assert checkpoint_selection.resolve_checkpoint(checkpoint, trained) == checkpoint
-    assert checkpoint_selection.resolve_checkpoint(run, trained).name == "step-00000004"
-    best = checkpoint_selection.resolve_checkpoint(run, trained)
-    assert checkpoint_selection.resolve_checkpoint(None, trained, "lift") == best
+    assert checkpoint_lookup.resolve_checkpoint(checkpoint, trained) == checkpoint
+    assert checkpoint_lookup.resolve_checkpoint(run, trained).name == "step-00000004"
+    best = checkpoint_lookup.resolve_checkpoint(run, trained)
+    assert checkpoint_lookup.resolve_checkpoint(None, trained, "lift") == best
     with pytest.raises(CheckpointError, match="ddp train --task can"):
-        checkpoint_selection.resolve_checkpoint(None, trained, "can")
+        checkpoint_lookup.resolve_checkpoint(None, trained, "can")
 
 
 def write_run(folder: Path, **times: float) -> Path:
@@ -158,30 +158,30 @@ def write_run(folder: Path, **times: float) -> Path:
 
 def test_the_newest_run_is_the_one_started_resumed_or_checkpointed_last(tmp_path: Path) -> None:
     started = write_run(tmp_path / "lift/started", config=10, metrics=11, checkpoint=12)
-    assert checkpoint_selection.newest_run(tmp_path) == started
+    assert checkpoint_lookup.newest_run(tmp_path) == started
     resumed = write_run(tmp_path / "can/resumed", config=1, metrics=13)
-    assert checkpoint_selection.newest_run(tmp_path) == resumed
+    assert checkpoint_lookup.newest_run(tmp_path) == resumed
     checkpointed = write_run(tmp_path / "lift/checkpointed", config=2, metrics=3, checkpoint=14)
-    assert checkpoint_selection.newest_run(tmp_path) == checkpointed
+    assert checkpoint_lookup.newest_run(tmp_path) == checkpointed
     new = write_run(tmp_path / "lift/new", config=15)
-    assert checkpoint_selection.newest_run(tmp_path) == checkpoint_selection.newest_run(tmp_path, "lift") == new
-    assert checkpoint_selection.newest_run(tmp_path, "can") == resumed
+    assert checkpoint_lookup.newest_run(tmp_path) == checkpoint_lookup.newest_run(tmp_path, "lift") == new
+    assert checkpoint_lookup.newest_run(tmp_path, "can") == resumed
 
 
 def test_the_newest_run_can_be_required_to_have_a_checkpoint(tmp_path: Path) -> None:
     older = write_run(tmp_path / "lift/older", config=1, metrics=2, checkpoint=3)
     newer = write_run(tmp_path / "lift/newer", checkpoint=4)  # a copy without its configuration
     write_run(tmp_path / "lift/without", config=5, metrics=6)
-    assert checkpoint_selection.newest_run(tmp_path, "lift", require_checkpoint=True) == newer
+    assert checkpoint_lookup.newest_run(tmp_path, "lift", require_checkpoint=True) == newer
     os.utime(older / "metrics.jsonl", (7, 7))  # resumed since
-    assert checkpoint_selection.newest_run(tmp_path, require_checkpoint=True) == older
+    assert checkpoint_lookup.newest_run(tmp_path, require_checkpoint=True) == older
     write_run(tmp_path / "can/without", config=9)
     with pytest.raises(CheckpointError, match="no trained run of the task 'can'.*ddp train --task can"):
-        checkpoint_selection.newest_run(tmp_path, "can", require_checkpoint=True)
+        checkpoint_lookup.newest_run(tmp_path, "can", require_checkpoint=True)
     with pytest.raises(CheckpointError, match="no run of the task 'square'.*ddp train --task square"):
-        checkpoint_selection.newest_run(tmp_path, "square")
+        checkpoint_lookup.newest_run(tmp_path, "square")
     with pytest.raises(CheckpointError, match="no trained run in .*nowhere"):
-        checkpoint_selection.newest_run(tmp_path / "nowhere", require_checkpoint=True)
+        checkpoint_lookup.newest_run(tmp_path / "nowhere", require_checkpoint=True)
 
 
 def test_a_built_in_task_is_stored_as_its_name(checkpoint: Path, trained: Path) -> None:
@@ -195,15 +195,15 @@ def test_resolve_checkpoint_rejects_another_task_of_the_same_name(trained: Path,
     file, runs = tmp_path / "door.json", tmp_path / "runs"
     file.write_text(json.dumps(DOOR))
     with pytest.raises(CheckpointError, match=r"no trained run of the task 'door'.*--task .*door\.json"):
-        checkpoint_selection.resolve_checkpoint(None, trained, str(file))
+        checkpoint_lookup.resolve_checkpoint(None, trained, str(file))
     folder = runs / "door" / "a" / "checkpoints" / "step-1"
     ck.save_checkpoint(folder, PolicyConfig(task=DOOR), {}, {}, None)
     for link in ("last", "best"):
         replace_link(folder.with_name(link), folder)
     for task in (str(file), "door"):
-        assert checkpoint_selection.resolve_checkpoint(None, runs, task) == folder
+        assert checkpoint_lookup.resolve_checkpoint(None, runs, task) == folder
     file.write_text(json.dumps(DOOR | {"horizon": 99}))
     for path in (None, folder, folder.parents[1]):
         with pytest.raises(ConfigError, match=r"the task of '.*step-1' differs from .*horizon 12 instead of 99"):
-            checkpoint_selection.resolve_checkpoint(path, runs, str(file))
-    assert checkpoint_selection.resolve_checkpoint(None, runs, "door") == folder
+            checkpoint_lookup.resolve_checkpoint(path, runs, str(file))
+    assert checkpoint_lookup.resolve_checkpoint(None, runs, "door") == folder

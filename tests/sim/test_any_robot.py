@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY, ddp, ok, ok_json, refused
 
-from ddp_cli.commands.task_diagnosis import diagnose_task
+from ddp_cli.commands.doctor_task_checks import diagnose_task
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError, SimulatorError

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from ddp_cli.sim.disturbances import Disturbances
 from ddp_cli.sim.scripted_policies import (
     SCRIPTED_POLICIES,
-    Disturbances,
     object_pose,
     observe_scene,
     scripted_actions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from ddp_cli.commands.diagnosis import CheckResult
+from ddp_cli.commands.doctor_checks import CheckResult
 from ddp_cli.errors import DdpError
 from ddp_cli.sim.discovery import is_model_constant
 from ddp_cli.sim.exactness import is_culling_exact, is_stepping_exact
