@@ -18,10 +18,10 @@ import numpy as np
 
 if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
     from ddp_cli.deploy.runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
-    from ddp_cli.deploy.streaming import ActionStream
+    from ddp_cli.deploy.streaming import ActionStream, StreamError
 else:  # run as a script: the folder of this file is on the path
     from runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
-    from streaming import ActionStream
+    from streaming import ActionStream, StreamError
 
 TIMED_CHUNKS = 40  # after one that warms up
 ADVICE = (
@@ -31,7 +31,7 @@ ADVICE = (
 
 
 def main() -> int:
-    """Print the results; returns 1 if a file is damaged or missing."""
+    """The command line; returns 1 if a check failed."""
     parser = argparse.ArgumentParser(description="Check an exported policy on this computer.")
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path(__file__).parent, help="default: that of this file"
@@ -39,15 +39,20 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime; 1 by default")
     parser.add_argument("--provider", choices=sorted(PROVIDERS), default="cpu", help="of ONNX Runtime; cpu by default")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the control loop; 10 by default")
-    arguments = parser.parse_args()
     try:
-        start = time.perf_counter()
-        policy = Policy.load(arguments.folder, arguments.threads, arguments.provider)
-        seconds = time.perf_counter() - start
-        print(f"files          {check_files(policy)} files are those that were exported")
-    except PolicyError as e:
+        check_device(parser.parse_args())
+    except (PolicyError, StreamError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    return 0
+
+
+def check_device(arguments: argparse.Namespace) -> None:
+    """Print the results. PolicyError for a damaged or missing file, and for a policy that cannot be run here."""
+    start = time.perf_counter()
+    policy = Policy.load(arguments.folder, arguments.threads, arguments.provider)
+    seconds = time.perf_counter() - start
+    print(f"files          {check_files(policy)} files are those that were exported")
     print(f"computer       {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     print(f"start          {seconds:.2f} s to load the policy")
     p50, p95 = measure_latency(policy)
@@ -57,7 +62,6 @@ def main() -> int:
         print(f"memory         {peak:.0f} MB at most")
     if late:
         print(f"Chunks were late. {ADVICE}")
-    return 0
 
 
 def check_files(policy: Policy) -> int:

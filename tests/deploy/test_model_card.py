@@ -79,6 +79,15 @@ def test_training_is_described_without_paths(run: Path, tmp_path: Path, lift_sto
     assert str(lift_store.path) not in card
 
 
+def test_the_weights_that_training_started_from_are_named_without_their_folder(tmp_path: Path) -> None:
+    meta = {"init_from": "/home/someone/runs/lift/a/checkpoints/step-00000040"}
+    out = tmp_path / "policy"
+    export_policy(random_policy(obs="state"), meta, ExportOptions(format="safetensors"), out, dict)
+    assert json.loads((out / "policy.json").read_text())["init_from"] == "step-00000040"
+    assert "| started from | the weights of another policy |" in (out / "README.md").read_text()
+    assert "someone" not in (out / "README.md").read_text()
+
+
 def test_evaluations_of_the_checkpoint_are_shown_and_no_others(run: Path) -> None:
     other = str(run / "checkpoints/step-00000002")
     write_report(run, "a.json", [True, True, False, True])
