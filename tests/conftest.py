@@ -30,7 +30,8 @@ from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_writer import DemoWriter
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import ExportOptions, export_policy, observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
+from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.inference.onnx_policy import obs_keys
 from ddp_cli.presets import train_config

@@ -132,6 +132,7 @@ def test_a_library_belongs_to_its_rooms(library: str) -> None:
         ("resize", set()),
         ("deploy/runtime", {"ddp_cli.safety", "ddp_cli.resize"}),
         ("deploy/streaming", {"ddp_cli.safety", "ddp_cli.deploy.runtime"}),
+        ("deploy/device_check", {"ddp_cli.deploy.runtime", "ddp_cli.deploy.streaming"}),
     ],
 )
 def test_files_that_leave_the_package_import_each_other_alone(name: str, imported: set[str]) -> None:
@@ -139,7 +140,9 @@ def test_files_that_leave_the_package_import_each_other_alone(name: str, importe
     assert package_imports(PACKAGE / f"{name}.py") == imported
 
 
-@pytest.mark.parametrize("name", ["deploy/client", "deploy/runtime", "deploy/streaming", "safety", "resize"])
+@pytest.mark.parametrize(
+    "name", ["deploy/client", "deploy/device_check", "deploy/runtime", "deploy/streaming", "safety", "resize"]
+)
 def test_files_that_leave_the_package_suit_python_3_8(name: str) -> None:
     """Of what later versions added: syntax, `zip(strict=)`, unions, subscripts of built-in classes, `typing.Self`."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(), feature_version=(3, 8))

@@ -21,7 +21,7 @@ from ddp_cli.data.preview import write_preview
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.deploy.client import Client, ServerError
-from ddp_cli.deploy.export import observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
 from ddp_cli.deploy.exported_policy import ExportedAgent
 from ddp_cli.deploy.runtime import ChunkRunner, Policy
 from ddp_cli.errors import ConfigError, DataError

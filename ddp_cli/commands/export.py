@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddp_cli.core.policy import DiffusionPolicy
+    from ddp_cli.deploy.episode_picture import EpisodePicture
 
 EXAMPLES = options.examples(
     "ddp export sample_data/square-policy --out policy/", "ddp export sample_data/square-policy --sampler ddim "
@@ -93,7 +94,8 @@ def export(
 
     from ddp_cli.core.checkpoint import check_not_file, load_policy
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
-    from ddp_cli.deploy.export import ExportOptions, export_policy
+    from ddp_cli.deploy.export import CardSources, ExportOptions, export_policy
+    from ddp_cli.evaluation.stored_reports import read_stored_reports
 
     if checkpoint is not None:
         check_not_file(checkpoint)
@@ -106,14 +108,16 @@ def export(
         raise DdpError(f"'{out}' is the checkpoint itself.", "Choose another output with --out.")
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
+    store = _find_store(policy, folder, data)
     with (
         options.reserve_output(out, overwrite, markers),
         console.progress(f"export {policy.config.task.name}") as update,
     ):
         result = export_policy(
             policy, meta, ExportOptions(export_format, precision, opset, seeds), out,
-            lambda: _example_observations(policy, folder, data, str(meta.get("render", "fast"))),
+            lambda: _example_observations(policy, store, str(meta.get("render", "fast"))),
             lambda done: update(done, episodes, "episodes compared"),
+            CardSources(read_stored_reports(folder), lambda: _load_picture(policy, store)),
         )  # fmt: skip
     if push_to_hub:
         from ddp_cli.deploy.hub import push_folder
@@ -127,16 +131,33 @@ def export(
         console.result(line)
 
 
-def _example_observations(policy: DiffusionPolicy, folder: Path, data: Path | None, render: str) -> dict[str, Tensor]:
-    """Observations of the given store, or the run's own; without a store, those of a few initial states."""
+def _example_observations(policy: DiffusionPolicy, store: Path | None, render: str) -> dict[str, Tensor]:
+    """Observations of the store; without one, those of a few initial states."""
     from ddp_cli.data.store import Store
-    from ddp_cli.deploy.export import observations_from_simulator, observations_from_store
+    from ddp_cli.deploy.example_observations import observations_from_simulator, observations_from_store
     from ddp_cli.inference.onnx_policy import obs_keys
+
+    config = policy.config
+    if store is None:
+        return observations_from_simulator(policy, render)
+    return observations_from_store(obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps)
+
+
+def _load_picture(policy: DiffusionPolicy, store: Path | None) -> EpisodePicture | None:
+    """A picture of an episode of the store; None if it cannot be read."""
+    from ddp_cli.data.store import Store
+    from ddp_cli.deploy.episode_picture import picture_of_store
+
+    try:
+        return picture_of_store(Store(store).for_task(policy.config.task)) if store else None
+    except DdpError:
+        return None
+
+
+def _find_store(policy: DiffusionPolicy, folder: Path, data: Path | None) -> Path | None:
+    """The given store, or the run's own, or the default one; None if it does not exist."""
     from ddp_cli.training.run_folder import find_training_store
 
     config = policy.config
     path = data or find_training_store(folder) or options.existing_store(config.task.name, config.obs)
-    if data is None and not path.exists():
-        return observations_from_simulator(policy, render)
-    store = Store(path).for_task(config.task)
-    return observations_from_store(obs_keys(policy), store, config.n_obs_steps)
+    return path if data or path.exists() else None

@@ -45,10 +45,15 @@ def write_preview(store: Store, path: Path) -> None:
         _write_video(store, path, indices)
 
 
-def _frame_row(store: Store, key: str, episode: int) -> RGBImage:
+def read_frames(store: Store, key: str, episode: int) -> list[NDArray[np.uint8]]:
+    """Six images (H, W, C) of the camera `key`, evenly spaced over an episode, the first and the last among them."""
     begin, end = store.episode_bounds[episode]
     steps = np.linspace(begin, end - 1, FRAMES_PER_ROW).round().astype(int)
-    tiles = [_tile(store.read(key, rows=slice(step, step + 1))[0]) for step in steps]
+    return [store.read(key, rows=slice(step, step + 1))[0] for step in steps]
+
+
+def _frame_row(store: Store, key: str, episode: int) -> RGBImage:
+    tiles = [_tile(image) for image in read_frames(store, key, episode)]
     tiles[0] = draw_text(tiles[0], [(f"{episode}: {key.removesuffix('_image')}", DARK)])
     return np.concatenate(tiles, axis=1)
 

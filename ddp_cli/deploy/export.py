@@ -6,13 +6,16 @@ onnx         policy.onnx    observations and noise -> actions, including all den
              safety.py      the limits of its actions, those of evaluation
              resize.py      resizes images of the size in the recording, as at conversion
              streaming.py   computes the next actions while the robot moves
+             device_check.py  checks the folder and measures the latency, on the computer of the robot
 pt2          encoder.pt2, denoiser.pt2, saved by torch.export
 aoti         the same, compiled for this machine by AOTInductor: run without Python
 safetensors  model.safetensors, the weights
 ddp          a native checkpoint without its training state
 
-All but the last include policy.json (inputs and outputs, hashes of the other files) and README.md; onnx, pt2 and aoti
-also proof.json (results of the checks). No file contains paths of this machine, except the compiled libraries of aoti.
+All but the last include policy.json (inputs and outputs, hashes of the other files), README.md (the model card) and,
+where there are images, episode.jpg; onnx, pt2 and aoti also proof.json (results of the checks). README.md and
+episode.jpg have no hashes: they may be edited. No file contains paths of this machine, except the compiled libraries of
+aoti.
 """
 
 from __future__ import annotations
@@ -20,11 +23,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import onnx
 import torch
 from safetensors.torch import save
@@ -34,20 +36,11 @@ from ddp_cli import resize, safety
 from ddp_cli.choices import ExportFormat, Precision
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.windows import Windows, window_bounds, window_steps
-from ddp_cli.data.store import Store
-from ddp_cli.deploy import runtime, streaming
-from ddp_cli.deploy.export_check import (
-    TOLERANCES,
-    compare_actions,
-    compare_episodes,
-    compare_limits,
-    measure_latency,
-    summary_lines,
-)
-from ddp_cli.deploy.exported_folder import open_exported_policy
+from ddp_cli.deploy import device_check, runtime, streaming
+from ddp_cli.deploy.episode_picture import EpisodePicture
+from ddp_cli.deploy.export_check import TOLERANCES, check_differences, check_folder, summary_lines
 from ddp_cli.deploy.metadata import policy_metadata
-from ddp_cli.deploy.model_card import format_model_card
+from ddp_cli.deploy.model_card import PICTURE_FILE, format_model_card
 from ddp_cli.deploy.onnx_export import (
     Encoder,
     convert_to_float16,
@@ -60,11 +53,10 @@ from ddp_cli.deploy.onnx_export import (
     quantize_to_int8,
 )
 from ddp_cli.disk import atomic_folder, file_hash
-from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
-from ddp_cli.inference.action_limits import action_limits
+from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.evaluation.stored_reports import StoredReports
 from ddp_cli.inference.folded_denoiser import supports_folding
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, obs_keys
-from ddp_cli.sim.simulator import Simulator
 
 MIN_OPSET, MAX_OPSET = 18, 25
 
@@ -77,6 +69,16 @@ class ExportOptions:
     precision: Precision = "fp32"
     opset: int = DEFAULT_OPSET
     seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class CardSources:
+    """What the model card shows besides the policy: evaluations of the checkpoint, and a picture of an episode, loaded
+    if none was run to compare.
+    """
+
+    reports: StoredReports = field(default_factory=StoredReports)
+    load_picture: Callable[[], EpisodePicture | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ def export_policy(
     out: Path,
     load_example_obs: Callable[[], dict[str, Tensor]],
     on_episode: Callable[[int], None] = lambda _: None,
+    card: CardSources | None = None,
 ) -> ExportResult:
     """Write the folder `out`, replacing an existing one; nothing is written if a check fails.
 
     load_example_obs   returns observations {key: (B, To, ...)} for the comparison
     on_episode         called with the number of compared episodes
+    card               what the model card shows besides
 
     UnknownNameError or ConfigError for invalid options, DdpError if the export differs from the checkpoint.
     """
@@ -109,7 +113,8 @@ def export_policy(
         save_checkpoint(out, policy.config, policy.state_dict(), meta, None)
         return ExportResult(sorted(p.name for p in out.iterdir()), {})
     with atomic_folder(out) as partial:
-        proof = _write_folder(policy, meta, options, partial, load_example_obs, on_episode)
+        proof, picture = _write_folder(policy, meta, options, partial, load_example_obs, on_episode)
+        _write_card(partial, meta, card or CardSources(), proof, picture)
     return ExportResult(sorted(p.name for p in out.iterdir()), proof)
 
 
@@ -131,11 +136,12 @@ def _write_folder(
     folder: Path,
     load_example_obs: Callable[[], dict[str, Tensor]],
     on_episode: Callable[[int], None],
-) -> dict[str, Any]:
-    """Write all files, and return the content of proof.json."""
+) -> tuple[dict[str, Any], EpisodePicture | None]:
+    """Write all files but the model card. Returns the content of proof.json, and a picture of a compared episode."""
     spec = policy_metadata(policy, meta) | {"files": options.format, "precision": options.precision}
     _write_json(folder / runtime.SPEC_FILE, spec)
     proof: dict[str, Any] = {}
+    picture = None
     if options.format == "safetensors":
         weights = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
         (folder / "model.safetensors").write_bytes(save(weights))
@@ -143,48 +149,30 @@ def _write_folder(
         obs = load_example_obs()
         write = _write_onnx if options.format == "onnx" else _write_programs
         proof = {"tolerance": TOLERANCES[options.precision], "differences": write(policy, options, folder, obs)}
-        _check_differences(proof)
+        check_differences(proof)
         if options.format == "onnx":
-            _check_runtime(policy, meta, options, folder, obs, proof, on_episode)
+            picture = check_folder(folder, policy, meta, obs, options.seeds, proof, on_episode)
         proof["words"] = summary_lines(proof)
         _write_json(folder / "proof.json", proof)
     hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != runtime.SPEC_FILE}
     _write_json(folder / runtime.SPEC_FILE, spec | {"sha256": hashes})
-    (folder / "README.md").write_text(format_model_card(spec, options.format, proof))
-    return proof
+    return proof, picture
+
+
+def _write_card(
+    folder: Path, meta: Meta, card: CardSources, proof: dict[str, Any], picture: EpisodePicture | None
+) -> None:
+    """Write README.md and its picture. They have no hashes: users may edit them."""
+    picture = picture or card.load_picture()
+    if picture:
+        (folder / PICTURE_FILE).write_bytes(picture.jpeg)
+    spec = json.loads((folder / runtime.SPEC_FILE).read_text())
+    text = format_model_card(spec, meta, proof, card.reports, picture.caption if picture else None)
+    (folder / "README.md").write_text(text)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _check_runtime(
-    policy: DiffusionPolicy,
-    meta: Meta,
-    options: ExportOptions,
-    folder: Path,
-    obs: dict[str, Tensor],
-    proof: dict[str, Any],
-    on_episode: Callable[[int], None],
-) -> None:
-    """Compare the ONNX policy in `folder` with the checkpoint, and add the results to `proof`."""
-    exported, limits = open_exported_policy(folder), action_limits(policy, meta)
-    proof["differences"]["actions"] = compare_actions(policy, exported, limits, obs)
-    _check_differences(proof)
-    proof["limits"] = compare_limits(exported, limits, obs)
-    proof["latency"] = measure_latency(exported, obs)
-    if options.seeds:
-        render = str(meta.get("render", "fast"))
-        proof["episodes"] = compare_episodes(policy, exported, limits, render, options.seeds, on_episode)
-
-
-def _check_differences(proof: dict[str, Any]) -> None:
-    for name, value in proof["differences"].items():
-        if not value <= proof["tolerance"]:
-            raise DdpError(
-                f"{name}: output differs from torch by {value:.1e}, more than {proof['tolerance']:.0e}.",
-                "Use --precision fp32; if it is, report this as a bug.",
-            )
 
 
 class _Part(NamedTuple):
@@ -228,7 +216,7 @@ def _write_onnx(
     else:
         graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
     onnx.save(graph, folder / runtime.GRAPH_FILE)
-    for module in (runtime, safety, resize, streaming):
+    for module in (runtime, safety, resize, streaming, device_check):
         source = Path(str(module.__file__))
         shutil.copy(source, folder / source.name)
     return differences
@@ -273,29 +261,3 @@ def _compile_program(program: torch.export.ExportedProgram, path: Path) -> Calla
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise ConfigError(f"AOTInductor does not work on this machine: {reason}", "Use --format pt2.") from e
     return torch._inductor.aoti_load_package(str(path))
-
-
-def observations_from_store(keys: list[str], store: Store, n_obs_steps: int, count: int = 8) -> dict[str, Tensor]:
-    """`count` observation windows at even distances in the store: {key: (count, To, ...)}."""
-    bounds = window_bounds(store.episode_ends, n_obs_steps, 0, 0)
-    steps = window_steps(bounds, n_obs_steps)[np.linspace(0, len(bounds) - 1, count).astype(int)]  # (count, To)
-    arrays = {
-        key: np.concatenate([store.read(key, rows=slice(w[0], w[-1] + 1)) for w in steps]) for key in (*keys, "action")
-    }
-    windows = Windows(arrays, np.arange(steps.size).reshape(steps.shape), keys, n_obs_steps)
-    obs: dict[str, Tensor] = windows.batch(torch.arange(count))["obs"]
-    return obs
-
-
-def observations_from_simulator(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
-    """Observations of `count` initial states, for use without a store: {key: (count, To, ...)}."""
-    sim = Simulator(policy.config.task, render, policy.config.actions)
-    samples: dict[str, list[Tensor]] = {key: [] for key in obs_keys(policy)}
-    for seed in range(count):
-        sim.reset(seed)
-        obs = sim.observe(policy.config.obs)
-        for key, windows in samples.items():
-            window = torch.from_numpy(np.stack([obs[key]] * policy.config.n_obs_steps))
-            windows.append(window.permute(0, 3, 1, 2) if window.ndim == 4 else window)
-    sim.close()
-    return {key: torch.stack(windows) for key, windows in samples.items()}

@@ -8,17 +8,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.deploy.episode_picture import EpisodePicture, EpisodeStates
+from ddp_cli.deploy.exported_folder import open_exported_policy
 from ddp_cli.deploy.exported_policy import ExportedAgent, sample_torch_noise
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import DdpError, SimulatorError
 from ddp_cli.evaluation.rollout import Agent, clamp_chunk, run_episode
+from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
@@ -31,6 +36,42 @@ TIMED_CHUNKS = 40  # after one that warms up
 NOISE_WIDTHS = (1.0, 10.0, 100.0)  # standard deviations
 ROUNDING = 1e-5  # largest change of an action that is within its limits, relative to it above 1
 REPORT_HINT = "Report this as a bug."
+
+
+def check_folder(
+    folder: Path,
+    policy: DiffusionPolicy,
+    meta: Meta,
+    obs: dict[str, Tensor],
+    seeds: Sequence[int],
+    proof: dict[str, Any],
+    on_episode: Callable[[int], None],
+) -> EpisodePicture | None:
+    """Compare the ONNX policy in `folder` with the checkpoint `policy`, on observations {key: (B, To, ...)} and in
+    episodes of `seeds`, and add the results to `proof`. Returns a picture of the first episode.
+
+    DdpError if a check fails.
+    """
+    exported, limits = open_exported_policy(folder), action_limits(policy, meta)
+    proof["differences"]["actions"] = compare_actions(policy, exported, limits, obs)
+    check_differences(proof)
+    proof["limits"] = compare_limits(exported, limits, obs)
+    proof["latency"] = measure_latency(exported, obs)
+    if not seeds:
+        return None
+    render = str(meta.get("render", "fast"))
+    proof["episodes"], picture = compare_episodes(policy, exported, limits, render, seeds, on_episode)
+    return picture
+
+
+def check_differences(proof: dict[str, Any]) -> None:
+    """DdpError if one of the differences from torch exceeds the tolerance."""
+    for name, value in proof["differences"].items():
+        if not value <= proof["tolerance"]:
+            raise DdpError(
+                f"{name}: output differs from torch by {value:.1e}, more than {proof['tolerance']:.0e}.",
+                "Use --precision fp32; if it is, report this as a bug.",
+            )
 
 
 def compare_actions(policy: DiffusionPolicy, exported: Policy, limits: ActionLimits, obs: dict[str, Tensor]) -> float:
@@ -112,28 +153,33 @@ def compare_episodes(
     render: str,
     seeds: Sequence[int],
     on_episode: Callable[[int], None],
-) -> dict[str, Any]:
-    """Run both policies from the same initial states with the same noise: their results, and the seeds that differ.
-    `limits` are those of the checkpoint.
+) -> tuple[dict[str, Any], EpisodePicture | None]:
+    """Run both policies from the same initial states with the same noise: their results, the seeds that differ, and a
+    picture of the first episode. `limits` are those of the checkpoint.
 
     Contacts amplify rounding differences, so a few outcomes may differ. Without a simulator, the reason it is missing.
     """
     try:
         sim = Simulator(policy.config.task, render, policy.config.actions)
     except SimulatorError as e:
-        return {"not_run": e.message}
-    agents: dict[str, Agent] = {
-        "checkpoint": PolicyAgent(policy, limits=limits), "exported": ExportedAgent(exported)
-    }  # fmt: skip
+        return {"not_run": e.message}, None
+    agents: tuple[Agent, Agent] = PolicyAgent(policy, limits=limits), ExportedAgent(exported)
     episodes: list[dict[str, Any]] = []
+    picture = None
     for seed in seeds:
-        results = {name: run_episode(sim, agent, seed) for name, agent in agents.items()}
+        states = EpisodeStates(sim)
+        results = {
+            "checkpoint": run_episode(sim, agents[0], seed),
+            "exported": run_episode(sim, agents[1], seed, None if episodes else states.append),
+        }
+        if not episodes:
+            picture = states.render(results["exported"])
         outcomes = {name: {"success": r.success, "steps": r.steps} for name, r in results.items()}
         episodes.append({"seed": seed} | outcomes)
         on_episode(len(episodes))
     sim.close()
     differing = [e["seed"] for e in episodes if e["checkpoint"]["success"] != e["exported"]["success"]]
-    return {"episodes": episodes, "differing": differing}
+    return {"episodes": episodes, "differing": differing}, picture
 
 
 def summary_lines(proof: dict[str, Any]) -> list[str]:

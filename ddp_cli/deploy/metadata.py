@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 from ddp_cli import __version__
@@ -44,7 +45,7 @@ def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:
         "step": meta.get("step"),
         "store": meta.get("store"),
         "train": _held_out(meta),
-        "init_from": meta.get("init_from"),
+        "init_from": Path(str(origin)).name if (origin := meta.get("init_from")) else None,  # without its folder
         "versions": {"ddp": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "onnx")},
     }
 

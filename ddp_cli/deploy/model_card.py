@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from ddp_cli.deploy.model_card_results import model_index, results_section
+from ddp_cli.deploy.model_card_tables import action_table, obs_table, shape_text, training_table
+from ddp_cli.evaluation.stored_reports import StoredReports
+
+PICTURE_FILE = "episode.jpg"
 
 # The block between the dashes is the metadata that model hubs read.
 HEADER = """---
 library_name: ddp
 pipeline_tag: robotics
-tags: [diffusion-policy, robosuite]
----
+tags: [{tags}]
+{model_index}---
 
 # Diffusion policy: {task}
 
-Predicts {n_action_steps} actions from {n_obs_steps} observations at {control_hz:g} Hz; sampler {sampler}, \
-{num_inference_steps} steps.
-`policy.json` describes its inputs and outputs.
+At {control_hz:g} Hz, the policy takes the last {n_obs_steps} observations and predicts {horizon} actions, of which \
+{n_action_steps} are executed before it predicts again. Sampler: {sampler}, {num_inference_steps} steps.
 """
 
 USAGE = """```python
@@ -29,6 +35,9 @@ while True:                                 # at {hz:g} Hz
     }})
     robot.command(action)                   # {action}
 ```
+
+`python device_check.py` compares the files with their hashes, and measures on your computer how long a chunk takes. \
+`streaming.py` computes the next chunk while the robot moves.
 
 Actions are limited as in evaluation: {rule}.
 `encoder.onnx` and `denoiser.onnx` are the parts of `policy.onnx`, for use with other samplers. They and `policy.onnx` \
@@ -57,22 +66,49 @@ NOTES = {
 }
 
 
-def _shapes(obs: dict[str, Any]) -> str:
-    return " or ".join(str(tuple(obs[key])) for key in ("shape", "recorded_shape") if key in obs)
+def format_model_card(
+    spec: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    proof: Mapping[str, Any],
+    reports: StoredReports,
+    caption: str | None,
+) -> str:
+    """The README.md of an exported folder.
 
-
-def format_model_card(spec: dict[str, Any], export_format: str, proof: dict[str, Any]) -> str:
-    """The README.md of an exported folder, from the contents of its policy.json and proof.json."""
-    task = spec["task"] if isinstance(spec["task"], str) else spec["task"]["name"]
-    sections = [HEADER.format(**{**spec, "task": task})]
-    if export_format == "onnx":
-        keys = "\n".join(
-            f'        "{key}": ...,  # {obs["dtype"]} {_shapes(obs)}: {obs["unit"]}' for key, obs in spec["obs"].items()
-        )
-        convention = spec["policy"]["actions"]
-        action = f"{convention} action, {len(spec['limits']['low'])} values"
-        sections.append(USAGE.format(hz=spec["control_hz"], keys=keys, action=action, rule=RULES[convention]))
-    else:
-        sections.append(NOTES[export_format] + UNLIMITED)
-    sections.append("\n".join(f"- {line}" for line in proof.get("words", [])))
+    spec      content of its policy.json
+    meta      config.json of the checkpoint
+    proof     content of its proof.json
+    reports   evaluations of the checkpoint
+    caption   what its picture shows, None without one
+    """
+    sections = [_header(spec, reports)]
+    if caption:
+        sections.append(f"![{caption}]({PICTURE_FILE})\n\n{caption}.\n")
+    sections += [
+        "## Observations\n\n" + obs_table(spec["obs"]),
+        "## Actions\n\n" + action_table(spec["action_parts"], spec["limits"]),
+        "## Training\n\n" + training_table(meta),
+        "## Evaluation\n\n" + results_section(spec, reports),
+        "## Use\n\n" + _usage(spec),
+    ]
+    if lines := proof.get("words", []):
+        sections.append("## Checks of this export\n\n" + "\n".join(f"- {line}" for line in lines))
     return "\n".join(sections).rstrip() + "\n"
+
+
+def _header(spec: Mapping[str, Any], reports: StoredReports) -> str:
+    has_robosuite = isinstance(spec["task"], str) or bool(spec["task"]["simulator"])
+    task = spec["task"] if isinstance(spec["task"], str) else spec["task"]["name"]
+    tags = ", ".join(["diffusion-policy", *["robosuite"] * has_robosuite])
+    return HEADER.format(**{**spec, "task": task, "tags": tags, "model_index": model_index(task, reports.episodes)})
+
+
+def _usage(spec: Mapping[str, Any]) -> str:
+    if spec["files"] != "onnx":
+        return NOTES[spec["files"]] + UNLIMITED
+    keys = "\n".join(
+        f'        "{key}": ...,  # {obs["dtype"]} {shape_text(obs)}: {obs["unit"]}' for key, obs in spec["obs"].items()
+    )
+    convention = spec["policy"]["actions"]
+    action = f"{convention} action, {len(spec['limits']['low'])} values"
+    return USAGE.format(hz=spec["control_hz"], keys=keys, action=action, rule=RULES[convention])

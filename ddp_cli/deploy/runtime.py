@@ -200,8 +200,7 @@ class Policy:
 
     def run_graph(self, inputs: Mapping[str, Array]) -> Array:
         """The actions (Ta, Da) that the graph computes from its inputs, a batch of one."""
-        action: Array = self._session.run(["action"], dict(inputs))[0][0]
-        return action
+        return np.asarray(self._session.run(["action"], dict(inputs))[0][0])
 
     def _prefix_inputs(self, prefix: Array | None) -> dict[str, Array]:
         """The inputs of the graph for the actions `prefix` (P, Da); none for a policy that takes no prefix."""

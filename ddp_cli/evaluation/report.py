@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +30,21 @@ class EvalReport:
     engine: str | None
     env: dict[str, Any] | None = None
     """The Gymnasium environment, None for the simulator of the task."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of all episodes."""
+    is_approximate: bool = False
+    """Whether the interval is: when the evaluation stopped depends on its results."""
+    score: tuple[float, tuple[float, float] | None] | None = None
+    """Mean score and its 95% interval, where the environment has scores and there are several episodes."""
+
+    @property
+    def successes(self) -> int:
+        """Number of successful episodes."""
+        return len(self.seeds) - len(self.failures)
 
     def checkpoint_path(self) -> Path:
         """The evaluated checkpoint; if its recorded path is gone, the one of that name in the run of this report."""
-        in_same_run = self.path.absolute().parent.parent / "checkpoints" / Path(self.checkpoint).name
-        return in_same_run if in_same_run.exists() and not Path(self.checkpoint).exists() else Path(self.checkpoint)
+        return evaluated_checkpoint(self.path, self.checkpoint)
 
     def check_checkpoint(self, folder: Path) -> None:
         """DataError unless the report evaluates the checkpoint `folder`."""
@@ -43,6 +53,14 @@ class EvalReport:
                 f"'{self.path}' evaluates the checkpoint '{self.checkpoint}', not '{folder}'.",
                 "Name that checkpoint, or evaluate this one with `ddp eval`.",
             )
+
+
+def evaluated_checkpoint(report: Path, recorded: str) -> Path:
+    """The checkpoint that the file `report` evaluates and names `recorded`; if that path is gone, the one of that name
+    in the run of the report.
+    """
+    in_same_run = report.absolute().parent.parent / "checkpoints" / Path(recorded).name
+    return in_same_run if in_same_run.exists() and not Path(recorded).exists() else Path(recorded)
 
 
 def read_report(path: Path) -> EvalReport:
@@ -68,9 +86,19 @@ def parse_report(path: Path, report: Any) -> EvalReport:
             _optional(report.get("inference_steps"), int),
             _optional(report.get("engine"), str),
             dict(report["env"]) if "env" in report else None,
+            [seed for seed, _ in episodes],
+            bool(report.get("interval_is_approximate")),
+            _score(report),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise DataError(f"'{path}' is not an evaluation report of one checkpoint.", REPORT_HINT) from None
+
+
+def _score(report: dict[str, Any]) -> tuple[float, tuple[float, float] | None] | None:
+    if report.get("score") is None:
+        return None
+    interval = report.get("score_interval_95")
+    return float(report["score"]), None if interval is None else (float(interval[0]), float(interval[1]))
 
 
 def _typed(value: Any, expected_type: type[Value]) -> Value:

@@ -34,7 +34,7 @@ from training.run_helpers import create, release, train_new_run
 from ddp_cli.core.checkpoint import load_meta, load_policy, save_checkpoint
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_copy import copy_store
-from ddp_cli.deploy.export import observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.onnx_policy import obs_keys

@@ -10,7 +10,8 @@ from conftest import tiny_config
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import ExportOptions, ExportResult, export_policy, observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
+from ddp_cli.deploy.export import ExportOptions, ExportResult, export_policy
 from ddp_cli.inference.onnx_policy import obs_keys
 
 

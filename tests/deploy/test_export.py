@@ -16,7 +16,7 @@ from deploy.exporting import export_checkpoint, random_policy
 import ddp_cli
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import observations_from_simulator, observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_simulator, observations_from_store
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.onnx_policy import obs_keys
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 def test_an_onnx_folder_is_self_contained(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
     result = export_checkpoint(checkpoint, lift_store, tmp_path / "policy")
     assert result.files == [
-        "README.md", "denoiser.onnx", "encoder.onnx", "policy.json", "policy.onnx", "proof.json", "resize.py",
-        "runtime.py", "safety.py", "streaming.py",
+        "README.md", "denoiser.onnx", "device_check.py", "encoder.onnx", "policy.json", "policy.onnx", "proof.json",
+        "resize.py", "runtime.py", "safety.py", "streaming.py",
     ]  # fmt: skip
     assert max(result.proof["differences"].values()) < 1e-4
     assert result.proof["latency"]["p50_ms"] > 0

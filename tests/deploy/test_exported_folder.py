@@ -13,7 +13,8 @@ from deploy.exporting import random_policy
 
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import ExportOptions, export_policy, observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
+from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.inference.onnx_policy import obs_keys
 
 COMMANDS = (("inspect",), ("serve",), ("rollout", "--policy"), ("eval", "-n", 1, "--policy"))
@@ -33,6 +34,7 @@ def folder(policy_folder: Path, tmp_path: Path) -> Path:
         "denoiser.onnx",
         "runtime.py",
         "streaming.py",
+        "device_check.py",
         "safety.py",
         "resize.py",
         "proof.json",

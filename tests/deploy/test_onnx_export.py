@@ -14,7 +14,8 @@ from deploy.exporting import export_checkpoint, random_policy
 
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.export import ExportOptions, export_policy, observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store
+from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.export_check import TOLERANCES
 from ddp_cli.deploy.exported_policy import load_exported_agent, open_exported_policy
 from ddp_cli.errors import DdpError

@@ -17,7 +17,7 @@ from conftest import ddp, random_observation, refused
 from ddp_cli.deploy.runtime import PROVIDERS, ChunkRunner, Policy, PolicyError
 
 STANDALONE_SCRIPT = """
-import sys
+import sys, time
 import numpy as np
 from runtime import Policy, ChunkRunner
 from streaming import ActionStream
@@ -29,7 +29,10 @@ assert ChunkRunner(policy, seed=5).chunk([{k: v[i] for k, v in obs.items()} for 
 with ActionStream.from_policy(policy, waits=True) as stream:
     stream.observe({k: v[0] for k, v in obs.items()})
     stream.request().result(60)
-    assert stream.action().shape == (7,) and stream.stats().chunks == 1
+    while stream.stats().chunks < 4:  # the loop of docs/robots.md
+        stream.observe({k: v[1] for k, v in obs.items()})
+        assert stream.action().shape == (7,)
+        time.sleep(stream.period)
 print([name for name in ("torch", "ddp_cli", "onnx", "scipy") if name in sys.modules])
 """
 
@@ -44,32 +47,56 @@ def policy(policy_folder: Path) -> Policy:
     return Policy.load(policy_folder)
 
 
-def test_it_runs_with_numpy_and_onnxruntime_alone(policy: Policy, policy_folder: Path, tmp_path: Path) -> None:
-    """In a virtual environment with these two, and the copies of the exported Python files."""
-    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
-    site_packages = next((tmp_path / "env/lib").glob("python*/site-packages"))
+@pytest.fixture(scope="module")
+def small_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment with numpy and onnxruntime alone."""
+    env = tmp_path_factory.mktemp("small") / "env"
+    venv.create(env, with_pip=False, symlinks=True)
+    site_packages = next((env / "lib").glob("python*/site-packages"))
     for package in (np, onnxruntime):
         folder = Path(package.__file__).parent
         (site_packages / folder.name).symlink_to(folder)
         libraries = folder.with_name(f"{folder.name}.libs")
         if libraries.is_dir():
             (site_packages / libraries.name).symlink_to(libraries)
+    return env / "bin/python"
+
+
+def test_it_runs_with_numpy_and_onnxruntime_alone(
+    policy: Policy, policy_folder: Path, small_python: Path, tmp_path: Path
+) -> None:
+    """With the copies of the exported Python files."""
     obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
     (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
     for name in ("runtime.py", "safety.py", "resize.py", "streaming.py"):
         shutil.copy(policy_folder / name, tmp_path)
-    command = [
-        tmp_path / "env/bin/python",
-        tmp_path / "standalone.py",
-        policy_folder,
-        tmp_path / "obs.npz",
-        tmp_path / "a.npy",
-    ]
+    command = [small_python, tmp_path / "standalone.py", policy_folder, tmp_path / "obs.npz", tmp_path / "a.npy"]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})
     assert result.stdout.strip() == "[]"
     expected = policy.act(obs, policy.sample_noise(np.random.default_rng(5)))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+
+
+def test_the_device_check_runs_alone_and_names_damaged_files(
+    policy_folder: Path, small_python: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "policy"))
+    command = [small_python, folder / "device_check.py", "--seconds", "1"]
+
+    def check() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", env={"PATH": ""})
+
+    result = check()
+    assert result.returncode == 0, result.stderr
+    assert "files          9 files are those that were exported" in result.stdout
+    assert "20 steps at 20 Hz" in result.stdout
+    (folder / "encoder.onnx").write_bytes(b"")
+    result = check()
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"error: '{folder / 'encoder.onnx'}' is damaged" in result.stderr
+    (folder / "encoder.onnx").unlink()
+    assert f"error: '{folder / 'encoder.onnx'}' is missing" in check().stderr
 
 
 def test_importing_it_from_the_package_loads_no_heavy_libraries() -> None:
