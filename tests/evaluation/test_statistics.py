@@ -1,26 +1,16 @@
-"""Intervals and tests of success counts, against closed forms and worked examples."""
+"""Intervals and tests of success counts, against scipy, closed forms and worked examples."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import subprocess
 import sys
 
 import pytest
+from scipy.stats import binomtest
 
 from ddp_cli.evaluation.statistics import PairedOutcomes, pair_outcomes, wilson_interval
-
-Z = statistics.NormalDist().inv_cdf(0.975)
-
-
-def wilson_closed_form(successes: int, n: int) -> tuple[float, float]:
-    """Wilson 1927: the proportions p0 for which a score test does not reject p = p0."""
-    p = successes / n
-    center = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half_width = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
 def mcnemar_closed_form(k: int, n: int) -> float:
@@ -28,15 +18,15 @@ def mcnemar_closed_form(k: int, n: int) -> float:
     return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(min(k, n - k) + 1)) / 2**n)
 
 
-def test_interval_and_p_value_equal_their_closed_forms() -> None:
+def test_intervals_are_those_of_scipy_and_p_values_their_closed_form() -> None:
     for n in (*range(1, 41), 100, 200):
         for k in range(n + 1):
             low, high = wilson_interval(k, n)
-            expected_low, expected_high = wilson_closed_form(k, n)
-            assert abs(low - expected_low) <= 1e-12, (k, n)
-            assert abs(high - expected_high) <= 1e-12, (k, n)
-            p_value, expected = PairedOutcomes(0, k, n - k, 0).p_value, mcnemar_closed_form(k, n)
-            assert abs(p_value - expected) <= 1e-12 * expected, (k, n)
+            expected = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+            assert abs(low - expected.low) <= 1e-12, (k, n)
+            assert abs(high - expected.high) <= 1e-12, (k, n)
+            p_value, expected_p = PairedOutcomes(0, k, n - k, 0).p_value, mcnemar_closed_form(k, n)
+            assert abs(p_value - expected_p) <= 1e-12 * expected_p, (k, n)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +88,9 @@ def test_p_value_is_1_without_discordant_pairs() -> None:
     assert pair_outcomes({}, {}).p_value == 1.0
 
 
-def test_workers_do_not_import_scipy_stats() -> None:
-    code = "import sys, ddp_cli.evaluation.evaluation; assert 'scipy.stats' not in sys.modules"
+def test_an_evaluation_of_one_policy_does_not_import_scipy_stats() -> None:
+    code = (
+        "import sys; from ddp_cli.evaluation import evaluation, statistics; statistics.wilson_interval(3, 4); "
+        "assert 'scipy.stats' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
