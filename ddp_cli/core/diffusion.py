@@ -1,9 +1,9 @@
-"""Forward and reverse diffusion of trajectories; the only user of diffusers.
+"""Reverse diffusion of trajectories; the only user of diffusers.
 
 Symbols of DDPM (Ho et al. 2020): x_k the trajectory after k noising steps, epsilon its noise, alpha the cumulative
 product (alpha bar in the paper). diffusers' schedulers define the samplers; each of their steps is linear in the
 tensors involved, so it is reduced here to coefficients that are computed once. diffusers itself is imported where it is
-used only: in training and for DPM-Solver, not to run a policy. A coefficient of `Step` is named for
+used only: for DPM-Solver, not to train or to run another policy. A coefficient of `Step` is named for
 the tensor that it multiplies:
 
     clean  = clip(s.clean_from_x * x + s.clean_from_out * out)
@@ -37,18 +37,6 @@ if TYPE_CHECKING:
 
 DenoiseFn = Callable[[Tensor, int], Tensor]
 """The network in one denoising step: (trajectory (B, T, D), index of the step) -> output (B, T, D)."""
-
-
-def make_noise_scheduler(config: PolicyConfig) -> DDPMScheduler:
-    """The forward process, for training: provides `add_noise`."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    return DDPMScheduler(
-        num_train_timesteps=config.num_train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        beta_schedule=config.beta_schedule,
-    )
 
 
 def make_scheduler(config: PolicyConfig) -> Scheduler:

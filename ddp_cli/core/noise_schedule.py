@@ -1,6 +1,6 @@
 """The noise schedule of DDPM and DDIM (Ho et al. 2020; Nichol & Dhariwal 2021), as diffusers computes it.
 
-Here because importing diffusers takes longer than loading a policy. Tests compare all values with diffusers.
+Here because importing diffusers takes longer than loading a policy. Tests compare all values with those of diffusers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from ddp_cli.config import PolicyConfig
 def alphas_cumprod(config: PolicyConfig) -> Tensor:
     """Cumulative products of alpha (num_train_timesteps,): how much of the signal each noise level keeps."""
     return torch.cumprod(1.0 - _betas(config), dim=0)
+
+
+def add_noise(trajectory: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Trajectories (B, T, D) at noise levels whose cumulative products are `alpha` (B,); `noise` as `trajectory`."""
+    alpha = alpha[:, None, None].to(trajectory.dtype)
+    return alpha**0.5 * trajectory + (1 - alpha) ** 0.5 * noise
 
 
 def _betas(config: PolicyConfig) -> Tensor:

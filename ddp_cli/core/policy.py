@@ -10,8 +10,7 @@ Do features, D trajectory width (Da, or Da + Do when inpainting), R noise sample
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +18,13 @@ from torch import Tensor, nn
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
-from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, make_noise_scheduler, sample, sample_noise
+from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, sample, sample_noise
+from ddp_cli.core.noise_schedule import add_noise, alphas_cumprod
 from ddp_cli.core.normalizer import Normalizer, column_normalizations
 from ddp_cli.core.prefix import given_steps, no_prefix_error, place_prefix, sample_prefix_lengths
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
 from ddp_cli.errors import ConfigError
-
-if TYPE_CHECKING:
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 DenoiserFactory = Callable[[Tensor, Tensor | None], DenoiseFn]
 """Conditions a denoiser on features (B, To, Do) and on the steps (B, T) that are given, None: none."""
@@ -54,11 +51,7 @@ class DiffusionPolicy(nn.Module):
         self.feature_dim = obs_dim + (FUSION_DIM if config.fusion else 0)
         self.denoiser = Denoiser(config, self.feature_dim)
         self.steps = make_denoising_steps(config)
-
-    @cached_property
-    def noise_scheduler(self) -> DDPMScheduler:
-        """Adds noise to trajectories in training."""
-        return make_noise_scheduler(self.config)
+        self._alphas_cumprod = alphas_cumprod(config)  # on the device of the last training step
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +178,8 @@ class DiffusionPolicy(nn.Module):
             # Detached, as published: a target that can move towards the prediction would collapse.
             trajectory, cond = torch.cat([actions, features.detach()], dim=-1), None
             given, mask = None, self.inpainting_mask()
-        noisy = self.noise_scheduler.add_noise(trajectory, noise, timesteps)  # type: ignore[arg-type]
+        self._alphas_cumprod = self._alphas_cumprod.to(trajectory.device)
+        noisy = add_noise(trajectory, noise, self._alphas_cumprod[timesteps])
         if mask is not None:
             noisy = torch.where(mask, trajectory, noisy)
         target = noise if self.config.prediction_type == "epsilon" else trajectory

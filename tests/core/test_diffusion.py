@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
-from ddp_cli.core.diffusion import make_denoising_steps, make_noise_scheduler, make_scheduler, sample
-from ddp_cli.core.noise_schedule import alphas_cumprod
+from ddp_cli.core.diffusion import make_denoising_steps, make_scheduler, sample
+from ddp_cli.core.noise_schedule import add_noise, alphas_cumprod
 from ddp_cli.errors import ConfigError
 
 SAMPLERS = ["ddpm", "ddim", "dpm"]
@@ -103,15 +103,22 @@ def test_inpainted_values_are_set_before_every_step_and_at_the_end(sampler: str)
 @pytest.mark.parametrize("timesteps", [2, 100, 1000])
 def test_the_noise_schedule_is_that_of_diffusers(schedule: str, timesteps: int) -> None:
     config = PolicyConfig(beta_schedule=schedule, num_train_timesteps=timesteps, num_inference_steps=1)
-    assert torch.equal(alphas_cumprod(config), make_noise_scheduler(config).alphas_cumprod)
+    scheduler = make_scheduler(config)
+    assert torch.equal(alphas_cumprod(config), scheduler.alphas_cumprod)
+    trajectory, noise = torch.randn(2, 8, 10, 7)
+    k = torch.randint(0, timesteps, (8,))
+    expected = scheduler.add_noise(trajectory, noise, k)
+    assert torch.equal(add_noise(trajectory, noise, alphas_cumprod(config)[k]), expected)
 
 
-def test_a_policy_runs_without_diffusers(tmp_path: Path) -> None:
+def test_a_policy_runs_and_has_a_loss_without_diffusers(tmp_path: Path) -> None:
     """Importing it takes longer than loading a policy; it imports torch._dynamo as well."""
     code = (
         "import sys; from ddp_cli.config import PolicyConfig; from ddp_cli.core.policy import DiffusionPolicy\n"
         "from ddp_cli.inference.agent import PolicyAgent\n"
-        "PolicyAgent(DiffusionPolicy(PolicyConfig(obs='state', n_layer=1)))\n"
+        "policy = DiffusionPolicy(PolicyConfig(obs='state', n_layer=1)); PolicyAgent(policy)\n"
+        "import torch; obs = {key: torch.zeros(1, 2, n) for key, n in policy.config.low_dim.items()}\n"
+        "policy.compute_loss({'obs': obs, 'action': torch.zeros(1, 10, 7)}).backward()\n"
         "print({'diffusers', 'torch._dynamo', 'torchvision', 'scipy'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from core.test_policy import make_policy, random_obs
 
+from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.core.policy import DiffusionPolicy
 
 SETTINGS = [{}, {"obs": "state", "pred_action_steps_only": True}, {"obs_as_cond": False}]
@@ -74,7 +75,7 @@ def test_loss_is_the_mean_squared_error_of_the_prediction(prediction_type: str) 
     action = batch["action"]
     noise, timesteps = torch.randn(2, 10, 7), torch.tensor([3, 90])
     loss = policy.compute_loss(batch, noise=noise, timesteps=timesteps)
-    a = policy.noise_scheduler.alphas_cumprod[timesteps][:, None, None]
+    a = alphas_cumprod(policy.config)[timesteps][:, None, None]
     noisy = a.sqrt() * action + (1 - a).sqrt() * noise
     prediction = policy.denoiser(noisy, timesteps, policy.encode_obs(batch["obs"]))
     target = noise if prediction_type == "epsilon" else action

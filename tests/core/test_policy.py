@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
+from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.core.policy import FUSION_DIM, DiffusionPolicy
 from ddp_cli.errors import ConfigError
 from ddp_cli.inference.engine import make_predict_fn
@@ -99,7 +100,7 @@ def test_the_generator_determines_the_sample(sampler: str) -> None:
 def test_ddpm_with_all_steps_recovers_the_trajectory_of_an_oracle() -> None:
     policy = make_policy(sampler="ddpm", num_inference_steps=100)
     target = torch.rand(2, 10, 7) * 2 - 1
-    alphas = policy.noise_scheduler.alphas_cumprod
+    alphas = alphas_cumprod(policy.config)
 
     def oracle(x: Tensor, k: Tensor, _cond: Tensor, _given: None) -> Tensor:
         a = alphas[k]
