@@ -11,7 +11,8 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import env_options, options
-from ddp_cli.commands.measurement import EvalOptions, describe_interval, measure
+from ddp_cli.commands.eval_table import describe_interval
+from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.open_loop import evaluate_open_loop
 from ddp_cli.commands.report import page_of_evaluation, reserve_page
 from ddp_cli.commands.sweep import parse_sweep, sweep

@@ -1,16 +1,17 @@
-"""The evaluation of one policy by `ddp eval`: progress, a table, and the report in its run."""
+"""The evaluation of one policy by `ddp eval`: progress, and the report in its run."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
 from ddp_cli.choices import Engine, Sampler
+from ddp_cli.commands.eval_table import print_table
 from ddp_cli.deploy.policy_source import PolicySource, is_exported, open_policy_source
 from ddp_cli.seeds import purposes_of_seeds
 
@@ -88,7 +89,7 @@ def measure(
     report["seeds_also_used_for"] = [purpose for purpose in purposes if purpose in OTHER_PURPOSES]
     if processes.is_main:
         if not quiet:
-            _print_table(report, result)
+            print_table(report, result)
         if folder.parent.name == "checkpoints":
             write_report(folder.parents[1] / "eval" / report_name(report), report)
     return report
@@ -119,57 +120,3 @@ def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Pr
         [episode for part in parts for episode in part.episodes],
         [seed for part in parts for seed in part.crashed_seeds],
     )
-
-
-def _score_rows(report: dict[str, Any], result: Evaluation) -> list[tuple[str, str, str]]:
-    """Score and rewards where the environment has them; otherwise how often success was held."""
-    if not result.scores:
-        return [("held for 10 steps", f"{result.held_rate:.1%}", "")]
-    interval = describe_interval(report["score_interval_95"], ".3f")
-    return [
-        (
-            "score",
-            f"{report['score']:.3f}",
-            f"mean of the highest {report['env']['score_key']} of an episode, {interval}",
-        ),
-        ("return", f"{report['total_reward']:.1f}", "mean sum of rewards"),
-    ]
-
-
-def describe_interval(interval: Sequence[float] | None, style: str) -> str:
-    """A 95% interval as text, its ends formatted as `style` says; None for a single episode."""
-    return "one episode" if interval is None else f"95% interval {interval[0]:{style}} to {interval[1]:{style}}"
-
-
-def _print_table(report: dict[str, Any], result: Evaluation) -> None:
-    low, high = result.interval
-    count, seconds, first = len(result.episodes), report["seconds"], report["first_seed"]
-    rows = [
-        (
-            "success rate",
-            f"{result.success_rate:.1%}",
-            f"{result.successes} of {count} episodes, 95% interval {low:.1%} to {high:.1%}",
-        ),
-        *_score_rows(report, result),
-        (
-            "steps to success",
-            f"{result.mean_steps:.1f}" if result.successes else "none",
-            "mean over successful episodes",
-        ),
-        (
-            "time per action chunk",
-            f"{result.chunk_ms:.0f} ms",
-            f"median, {report['sampler']} with {report['inference_steps']} steps, engine {report['engine']}",
-        ),
-        (
-            "episodes per hour",
-            f"{3600 * count / seconds:.0f}",
-            f"seeds {first} to {first + count + len(result.crashed_seeds) - 1}, in {console.duration(seconds)}",
-        ),
-    ]
-    if report["until_ci"]:
-        rows.insert(1, ("", "", "approximate: when --until-ci stops depends on the results"))
-    if result.crashed_seeds:
-        crashed = result.crashed_seeds
-        rows.append(("not run", str(len(crashed)), f"their worker process crashed each time: seeds {crashed}"))
-    console.table(f"{report['task']} from {report['obs']}: {report['checkpoint']}", rows)
