@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.deploy.realtime import leave_realtime
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.parallel import default_workers, start_process
 
@@ -64,9 +65,17 @@ class PolicyInProcesses(Policy):
 
 
 def _run_policy(connection: Connection, *settings: Any) -> None:
-    """Answer every set of inputs with actions, or with the message of an error, until the other end is closed."""
+    """Answer every set of inputs with actions, or with the message of an error, until the other end is closed. A policy
+    that cannot be loaded, because its folder was removed for example, is the answer to the first, and the end.
+    """
+    leave_realtime()  # inherited from the thread that replaced a process
     os.nice(NICENESS)
-    policy = Policy(*settings)
+    try:
+        policy = Policy(*settings)
+    except PolicyError as e:
+        connection.recv()
+        connection.send(str(e))
+        return
     while True:
         try:
             inputs = connection.recv()

@@ -28,9 +28,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ddp_cli.deploy.client import pack, unpack
+from ddp_cli.deploy.realtime import enter_realtime, leave_realtime
 from ddp_cli.deploy.runtime import Policy
 from ddp_cli.deploy.served_client import InferencePool, StreamingClient, SynchronousClient, run_in
-from ddp_cli.errors import ConfigError
 
 LOG_INTERVAL = 60.0  # [s]
 SHUTDOWN_TIMEOUT = 5.0  # [s], for requests received before the shutdown
@@ -78,14 +78,14 @@ class Server:
         self._clients = self._active_requests = 0
         self._answered = self._errors = 0
         self._pool = InferencePool()
-        self._workers = ThreadPoolExecutor(os.cpu_count(), "ddp-decode", _leave_realtime)
+        self._workers = ThreadPoolExecutor(os.cpu_count(), "ddp-decode", leave_realtime)
         self._stop = asyncio.Event()
 
     async def run(self, on_ready: Callable[[int], None] = lambda _: None) -> None:
         """Serve until `stop`, SIGINT or SIGTERM. `on_ready` is called with the port."""
         options, loop = self._options, asyncio.get_running_loop()
         if options.realtime:
-            _enter_realtime()
+            enter_realtime()
         for number in (signal.SIGINT, signal.SIGTERM):
             # Unavailable outside of the main thread and on Windows.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
@@ -187,23 +187,6 @@ class Server:
         except TimeoutError:  # a closing handshake would wait as long
             self._errors += 1
             connection.transport.abort()
-
-
-def _enter_realtime() -> None:
-    """Let this thread run whenever it is ready, before all of normal priority; threads that it starts inherit that."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    except (AttributeError, OSError) as e:
-        reason = "this system has none" if isinstance(e, AttributeError) else "the system does not permit it"
-        raise ConfigError(
-            f"--realtime: {reason}.", "Run as root, or with a limit for real-time priorities (`ulimit -r 1`)."
-        ) from e
-
-
-def _leave_realtime() -> None:
-    """In a thread that decodes large messages: only the short work of replies is urgent."""
-    if hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def default_max_bytes(policy: Policy) -> int:

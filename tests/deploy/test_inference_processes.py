@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import active_children
+from multiprocessing import Pipe, active_children
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +57,31 @@ def test_a_killed_process_is_replaced(policy_folder: Path, in_processes: PolicyI
         np.testing.assert_array_equal(in_processes.act(obs, noise), expected)
 
 
-def test_a_policy_that_cannot_be_started_again_is_an_error(in_processes: PolicyInProcesses) -> None:
+def test_a_policy_whose_folder_was_removed_is_named(in_processes: PolicyInProcesses, policy_folder: Path) -> None:
     obs = observations(in_processes, 0)
     in_processes.act(obs)
-    in_processes._settings = (in_processes.folder / "missing", 1, "cpu")
+    settings, in_processes._settings = in_processes._settings, (in_processes.folder / "removed", 1, "cpu")
     for child in active_children():
         child.kill()
         child.join(10)
-    with pytest.raises(PolicyError, match="crashed twice"):
-        in_processes.act(obs)
+    for _ in range(3):
+        with pytest.raises(PolicyError, match="removed' holds no exported policy"):
+            in_processes.act(obs)
+    in_processes._settings = settings
+    in_processes.act(obs)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs schedulers")
+def test_a_process_has_normal_priority_also_if_it_is_replaced_in_realtime(
+    policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda _pid, scheduler, _parameters: calls.append(scheduler))
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+    connection, other = Pipe()
+    connection.close()
+    inference_processes._run_policy(other, policy_folder, 1, "cpu")
+    assert calls == [os.SCHED_OTHER]
 
 
 def test_errors_of_the_graph_are_raised(in_processes: PolicyInProcesses) -> None:
