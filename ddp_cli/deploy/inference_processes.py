@@ -21,6 +21,7 @@ from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.parallel import default_workers, start_process
 
 NICENESS = 5  # of the processes: robots are answered first
+ATTEMPTS = 3  # to compute a chunk, each in a new process
 
 
 class PolicyInProcesses(Policy):
@@ -46,16 +47,19 @@ class PolicyInProcesses(Policy):
     def run_graph(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         connection = self._idle.get()
         try:
-            for is_last in (False, True):
+            for attempt in range(1, ATTEMPTS + 1):
                 try:
+                    if connection.closed:
+                        connection = self._start()  # fails if the fork server was killed, too, which is then replaced
                     connection.send(inputs)
                     result = connection.recv()
                     break
                 except (EOFError, OSError) as e:
                     connection.close()
-                    connection = self._start()
-                    if is_last:
-                        raise PolicyError("the process that runs the policy crashed twice. Is there memory?") from e
+                    if attempt == ATTEMPTS:
+                        raise PolicyError(
+                            f"the process that runs the policy crashed {attempt} times. Is there memory?"
+                        ) from e
         finally:
             self._idle.put(connection)
         if isinstance(result, str):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe, active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,35 @@ def test_a_killed_process_is_replaced(policy_folder: Path, in_processes: PolicyI
         child.join(10)
     for _ in range(4):
         np.testing.assert_array_equal(in_processes.act(obs, noise), expected)
+
+
+def test_a_process_is_replaced_although_the_fork_server_was_killed(
+    in_processes: PolicyInProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_process, attempts = inference_processes.start_process, []
+
+    def start_after_error(*args: Any) -> Any:
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise EOFError("unexpected EOF")
+        return start_process(*args)
+
+    obs = observations(in_processes, 0)
+    in_processes.act(obs)
+    monkeypatch.setattr(inference_processes, "start_process", start_after_error)
+    for child in active_children():
+        child.kill()
+        child.join(10)
+    in_processes.act(obs)
+    assert len(attempts) == 2
+    for _ in range(2):
+        connection = in_processes._idle.get()
+        connection.close()
+        in_processes._idle.put(connection)
+    monkeypatch.setattr(inference_processes, "start_process", lambda *_: None)  # nobody answers
+    with pytest.raises(PolicyError, match="crashed 3 times"):
+        in_processes.act(obs)
+    assert in_processes._idle.qsize() == 2, "the next request tries again"
 
 
 def test_a_policy_whose_folder_was_removed_is_named(in_processes: PolicyInProcesses, policy_folder: Path) -> None:
