@@ -238,7 +238,12 @@ class ActionLimits:
 
     def validate_action(self, action: NDArray[np.floating[Any]], name: str) -> Array:
         """`action` (Da,) as float64; ActionError that begins with `name` if it is not an action of this kind."""
-        values = np.array(action, np.float64)
+        try:
+            values = np.array(action, np.float64)
+        except (ValueError, TypeError):
+            raise ActionError(
+                f"{name} = {action!r} is not an action ({self.dim} values).", self._start_hint()
+            ) from None
         is_valid = values.shape == (self.dim,) and np.isfinite(values).all()
         if not is_valid or not all(self._is_rotation(values[None, a:b]).all() for a, b in self._rotation_bounds()):
             raise ActionError(f"{name} = {values.tolist()} is not an action ({self.dim} values).", self._start_hint())

@@ -249,16 +249,19 @@ def _run_episodes(
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM stops the robot as Ctrl-C does."""
+    """SIGTERM, and SIGHUP when the terminal is closed, stop the robot as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # `nohup` ignores SIGHUP, so that a program outlives its terminal.
+    previous = {n: signal.signal(n, interrupt) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _report(loop: ControlLoop, outcomes: list[tuple[bool | None, int]], record: Path | None, json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -94,21 +95,41 @@ class ControlLoop:
 
     def run(self, seed: int, on_step: Callable[[Step], bool | None] = lambda _: None) -> tuple[bool | None, int]:
         """One episode: its success, None where nobody knows, and its steps."""
-        try:
-            self._robot.reset()
-            self._agent.reset(seed)
-            with self._make_stream() as stream:
+        with ExitStack() as streams:
+            try:
+                self._robot.reset()
+                self._agent.reset(seed)
+                stream = streams.enter_context(self._make_stream())
                 observation = self._observe(stream, self._now(0))
-                if not self._options.sync and (chunk := stream.request()):
-                    concurrent.futures.wait([chunk])  # the robot stands still
-                with Watchdog(timeout_of(self._agent.control_hz), self._robot.stop) as watchdog:
+                self._wait_for_chunk(stream)
+                timeout = timeout_of(self._agent.control_hz) if self._options.real_time else None
+                with Watchdog(timeout, self._robot.stop) as watchdog:
                     result = self._run_steps(stream, watchdog, observation, on_step)
                 self.timing.held_ticks += stream.stats().late_ticks
-            return result
-        except (StreamError, ActionError) as e:
-            raise DdpError(str(e)) from e
-        finally:
+                return result
+            except (StreamError, ActionError) as e:
+                raise DdpError(str(e)) from e
+            finally:
+                self._stop()  # before the stream is closed, which waits for the chunk that is being computed
+
+    def _stop(self) -> None:
+        """Stop the robot. Ctrl-C meanwhile, as of an impatient operator, does not prevent that."""
+        try:
             self._robot.stop()
+        except KeyboardInterrupt:
+            self._robot.stop()
+            raise
+
+    def _wait_for_chunk(self, stream: ActionStream) -> None:
+        """Wait for the first chunk, while the robot stands still."""
+        chunk = stream.request(self._now(0))
+        if chunk is None:
+            seconds = self._agent.n_action_steps * self._period
+            raise DdpError(
+                f"the first observation is too old for a chunk of actions, which covers {seconds:g} s.",
+                "`observe` returns the latest observation without waiting for sensors: start them in `__init__`.",
+            )
+        concurrent.futures.wait([chunk])
 
     def _make_stream(self) -> ActionStream:
         agent, sync = self._agent, self._options.sync
@@ -146,17 +167,21 @@ class ControlLoop:
                 observation = self._observe(stream, self._now(step))
             action, operator = stream.action(self._now(step)), takeover()
             if operator is not None:
-                stream.follow(operator)
-                action = np.asarray(operator, np.float64)
+                action = self._agent.action_limits.validate_action(operator, "takeover()")
+                stream.follow(action)
             if watchdog.expired:
-                raise DdpError("the control loop stood still, and the robot was stopped.", "Find out what blocks it.")
+                slow = "chunks take too long for --sync, or a method of the robot blocks"
+                raise DdpError(
+                    "the control loop stood still, and the robot was stopped.",
+                    f"Find out why: {slow if self._options.sync else 'a method of the robot blocks'}.",
+                )
             self._robot.command(action)
             now = time.monotonic()
             if self._options.real_time:
                 self.timing.late.append((now - due) * 1e3)
             self.timing.busy.append((now - start) * 1e3)
             watchdog.feed()
-            ends = (on_step(Step(observation, action, operator is not None)), outcome())
+            ends = (on_step(Step(observation, action, operator is not None)), take_outcome(outcome()))
             success = next((end for end in ends if end is not None), None)
             if success is not None:
                 return success, step + 1
@@ -175,9 +200,16 @@ class ControlLoop:
 
     def _observe(self, stream: ActionStream, now: float) -> Observation:
         """Observe, and give the observation to `stream`. DdpError if it is old, or does not match the task."""
-        raw = dict(self._robot.observe())
+        observed = self._robot.observe()
+        if not isinstance(observed, Mapping):
+            raise DdpError(
+                f"`observe` of the robot returned {type(observed).__name__}.", "It returns a dict of arrays."
+            )
+        raw = dict(observed)
         stamp = raw.pop(STAMP, None)
-        age = 0.0 if stamp is None else time.monotonic() - float(stamp)
+        age = 0.0 if stamp is None else time.monotonic() - _take_stamp(stamp)
+        if age < -self._period:
+            raise DdpError(f"'{STAMP}' of the observation is {-age:.2f} s ahead.", "Use time.monotonic().")
         if age > self._options.max_age:
             raise DdpError(
                 f"the observation is {age:.2f} s old, more than {self._options.max_age:g} s: the robot was stopped.",
@@ -201,15 +233,40 @@ def take_observation(task: Task, obs: str, raw: Mapping[str, Any]) -> Observatio
         )
     observation: Observation = {}
     for key, camera in cameras.items():
-        image = np.asarray(raw[key])
+        image = _to_array(key, raw[key])
         image = camera.take(image) if image.dtype == np.uint8 and image.ndim == 3 else image
         if image.shape != camera.shape or image.dtype != np.uint8:
             raise DdpError(f"'{key}' is {image.dtype} {image.shape}.", f"The policy takes uint8 {camera.shape}.")
         observation[key] = image.copy()
     for key, width in vectors.items():
         if key in raw:
-            vector = np.array(raw[key])
-            if vector.shape != (width,) or vector.dtype.kind not in "fiu" or not np.isfinite(vector).all():
+            vector = _to_array(key, raw[key])
+            if vector.shape != (width,) or vector.dtype.kind not in "fiu":
+                raise DdpError(f"'{key}' is {vector.dtype} {vector.shape}.", f"The policy takes {width} numbers.")
+            with np.errstate(over="ignore"):
+                observation[key] = vector.astype(np.float32)
+            if not np.isfinite(observation[key]).all():
                 raise DdpError(f"'{key}' is {vector.tolist()}.", f"The policy takes {width} finite numbers.")
-            observation[key] = vector.astype(np.float32)
     return observation
+
+
+def take_outcome(value: object) -> bool | None:
+    """What `outcome` of a robot returned; DdpError unless it is True, False or None."""
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    raise DdpError(f"`outcome` of the robot returned {value!r}.", "It returns True, False or, before the end, None.")
+
+
+def _take_stamp(value: object) -> float:
+    """The timestamp of an observation [s]."""
+    stamp = _to_array(STAMP, value)
+    if stamp.shape != () or stamp.dtype.kind not in "fiu" or not np.isfinite(stamp):
+        raise DdpError(f"'{STAMP}' is {value!r}.", "It is a time of time.monotonic(), in seconds.")
+    return float(stamp)
+
+
+def _to_array(key: str, value: object) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as e:  # nested lists of different lengths
+        raise DdpError(f"'{key}' is no array: {' '.join(str(e).split())}", "") from e

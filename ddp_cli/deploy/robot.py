@@ -18,7 +18,7 @@
 
 `observe` may add STAMP, when the observation was taken, in seconds of time.monotonic(). Optional methods:
 
-    takeover()  the action (Da,) of an operator who is in control in this step, otherwise None
+    takeover()  the action (Da,) of an operator who is in control in this step, otherwise None; it is not limited
     outcome()   True or False at the end of an episode: whether it succeeded; None before
     start()     the action (Da,) that keeps the robot where it is, to be held while a policy of goals is late
 """

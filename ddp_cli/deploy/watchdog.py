@@ -16,9 +16,12 @@ def timeout_of(control_hz: float) -> float:
 
 
 class Watchdog:
-    """Calls `stop`, from a thread of its own, when `feed` was not called for `timeout` [s]; `expired` is True then."""
+    """Calls `stop`, from a thread of its own, when `feed` was not called for `timeout` [s]; `expired` is True then.
 
-    def __init__(self, timeout: float, stop: Callable[[], None]) -> None:
+    Without a `timeout` it never does: a simulator that does not run in real time stands still meanwhile.
+    """
+
+    def __init__(self, timeout: float | None, stop: Callable[[], None]) -> None:
         self.expired = False
         self._timeout, self._stop = timeout, stop
         self._fed, self._closed = threading.Event(), False

@@ -144,7 +144,13 @@ def test_an_operator_takes_over(agent: ExportedAgent) -> None:
     [
         (lambda obs: obs.pop("agentview_image"), "does not observe 'agentview_image'"),
         (lambda obs: obs.update(agentview_image=np.zeros((10, 10, 3), np.uint8)), "'agentview_image' is uint8"),
-        (lambda obs: obs.update(robot0_eef_pos=[0, 0, np.nan]), "'robot0_eef_pos' is"),
+        (lambda obs: obs.update(robot0_eef_pos=[0, 0, np.nan]), "'robot0_eef_pos' is .*finite"),
+        (lambda obs: obs.update(robot0_eef_pos=[0, 0, 1e300]), "'robot0_eef_pos' is .*finite"),
+        (lambda obs: obs.update(robot0_eef_pos=np.zeros(1000)), "'robot0_eef_pos' is float64 \\(1000,\\)"),
+        (lambda obs: obs.update(robot0_eef_pos=[0, [1], 2]), "'robot0_eef_pos' is no array"),
+        (lambda obs: obs.update(stamp=np.nan), "'stamp' is nan"),
+        (lambda obs: obs.update(stamp="now"), "'stamp' is 'now'"),
+        (lambda obs: obs.update(stamp=time.monotonic() + 1e9), "ahead. Use time.monotonic"),
     ],
 )
 def test_observations_that_do_not_match_are_named(agent: ExportedAgent, change: Any, message: str) -> None:
@@ -154,6 +160,92 @@ def test_observations_that_do_not_match_are_named(agent: ExportedAgent, change: 
     with pytest.raises(DdpError, match=message):
         run(robot, agent)
     assert robot.commands == []
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("observe", None, "`observe` of the robot returned NoneType"),
+        ("outcome", 1, "`outcome` of the robot returned 1"),
+        ("outcome", "yes", "`outcome` of the robot returned 'yes'"),
+        ("takeover", "left", "takeover\\(\\) = 'left' is not an action"),
+        ("takeover", [0.0] * 6, "takeover\\(\\) = .* is not an action"),
+    ],
+)
+def test_results_of_methods_that_cannot_be_used_are_named(
+    agent: ExportedAgent, method: str, value: object, message: str
+) -> None:
+    robot = TestRobot()
+    setattr(robot, method, lambda: value)
+    with pytest.raises(DdpError, match=message):
+        run(robot, agent)
+    assert robot.stops == 1
+
+
+def test_outcomes_of_numpy_count(agent: ExportedAgent) -> None:
+    robot = TestRobot()
+    robot.outcome = lambda: np.arange(3).sum() == 3 if len(robot.commands) == 2 else None  # type: ignore[attr-defined]
+    success, steps = ControlLoop(robot, agent, LIFT, LoopOptions(9, True, False)).run(0)
+    assert success is True
+    assert steps == 2
+
+
+class SlowAgent:
+    """An agent whose chunks take some time [s]."""
+
+    def __init__(self, agent: ExportedAgent, seconds: float) -> None:
+        self._agent, self._seconds = agent, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._agent, name)
+
+    def act(self, *arguments: Any, **keywords: Any) -> Any:
+        time.sleep(self._seconds)
+        return self._agent.act(*arguments, **keywords)
+
+
+def test_the_robot_is_stopped_before_the_end_of_a_chunk_is_waited_for(agent: ExportedAgent) -> None:
+    robot, interrupted, stopped = TestRobot(), [], []
+    robot.stop = lambda: stopped.append(time.monotonic())
+
+    def on_step(_: Step) -> None:
+        if len(robot.commands) == 6:  # a chunk has been requested
+            interrupted.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(robot, SlowAgent(agent, 2.0), 100, on_step)  # type: ignore[arg-type]
+    assert stopped[0] - interrupted[0] < 1.0
+
+
+def test_a_second_interrupt_does_not_prevent_the_stop(agent: ExportedAgent) -> None:
+    robot, stops = TestRobot(), []
+
+    def stop() -> None:
+        stops.append(len(stops))
+        if len(stops) == 1:
+            raise KeyboardInterrupt
+
+    robot.stop = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(robot, agent, 2)
+    assert len(stops) == 2
+
+
+def test_only_robots_in_real_time_are_stopped_for_slow_chunks(agent: ExportedAgent) -> None:
+    robot, slow = TestRobot(), SlowAgent(agent, 0.7)
+    run(robot, slow, 12, sync=True, real_time=False)  # type: ignore[arg-type]
+    assert (len(robot.commands), robot.stops) == (12, 1)
+    with pytest.raises(DdpError, match="chunks take too long for --sync"):
+        run(robot, slow, 12, sync=True)  # type: ignore[arg-type]
+
+
+def test_a_first_observation_that_takes_long_is_named(agent: ExportedAgent) -> None:
+    robot = TestRobot()
+    observe = robot.observe
+    robot.observe = lambda: (time.sleep(0.6), observe())[1]
+    with pytest.raises(DdpError, match="the first observation is too old"):
+        run(robot, agent)
 
 
 @pytest.fixture
