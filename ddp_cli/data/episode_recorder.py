@@ -78,7 +78,7 @@ class EpisodeRecorder:
         arrays = {key: np.stack([obs[key] for obs, _, _ in steps]) for key in self._keys}
         arrays["action"] = np.stack([action for _, action, _ in steps]).astype(np.float32)
         attributes = self._attributes | {"source": source}
-        with StoreWriter(self.folder / f"{name}.zarr", self._task, [len(steps)], attributes, 3) as writer:
+        with self._new_writer(self.folder / f"{name}.zarr", [len(steps)], attributes) as writer:
             writer.append(arrays)
             writer.finish({"check": not_verified(WHY_NOT_VERIFIED)})
 
@@ -97,9 +97,14 @@ class EpisodeRecorder:
             **({"takeovers": takeovers} if takeovers else {}),
         }
         lengths = [int(store.episode_ends[-1]) for store in stores]
-        with StoreWriter(self.out, self._task, lengths, self._attributes | {"source": source}, 3) as writer:
-            for store in stores[writer.episodes :]:
+        with self._new_writer(self.out, lengths, self._attributes | {"source": source}) as writer:
+            for store in stores:
                 writer.append({key: store.read(key) for key in (*self._keys, "action")})
             writer.finish({"check": not_verified(WHY_NOT_VERIFIED)})
         remove_folder(self.folder)
         return len(stores)
+
+    def _new_writer(self, path: Path, lengths: list[int], attributes: dict[str, Any]) -> StoreWriter:
+        """A writer of the store `path` that does not resume what a killed process left: those were other episodes."""
+        remove_folder(path.with_name(f"{path.name}.partial"))
+        return StoreWriter(path, self._task, lengths, attributes, 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import platform
 import sys
 import time
@@ -20,14 +21,25 @@ if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
     from ddp_cli.deploy.runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
     from ddp_cli.deploy.streaming import ActionStream, StreamError
 else:  # run as a script: the folder of this file is on the path
-    from runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
-    from streaming import ActionStream, StreamError
+    try:
+        from runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
+        from streaming import ActionStream, StreamError
+    except ModuleNotFoundError as e:
+        sys.exit(f"error: no module '{e.name}'. Run this file in an exported folder: pip install numpy onnxruntime.")
 
 TIMED_CHUNKS = 40  # after one that warms up
 ADVICE = (
     "Export the policy with fewer denoising steps (`ddp export CHECKPOINT --sampler ddim --inference-steps 4`), or try "
     "more --threads."
 )
+
+
+def seconds(text: str) -> float:
+    """A duration [s] on the command line; ValueError if it is none."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
 
 
 def main() -> int:
@@ -38,7 +50,7 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime; 1 by default")
     parser.add_argument("--provider", choices=sorted(PROVIDERS), default="cpu", help="of ONNX Runtime; cpu by default")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the control loop; 10 by default")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="of the control loop; 10 by default")
     try:
         check_device(parser.parse_args())
     except (PolicyError, StreamError) as e:
@@ -51,10 +63,10 @@ def check_device(arguments: argparse.Namespace) -> None:
     """Print the results. PolicyError for a damaged or missing file, and for a policy that cannot be run here."""
     start = time.perf_counter()
     policy = Policy.load(arguments.folder, arguments.threads, arguments.provider)
-    seconds = time.perf_counter() - start
+    load_time = time.perf_counter() - start
     print(f"files          {check_files(policy)} files are those that were exported")
     print(f"computer       {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    print(f"start          {seconds:.2f} s to load the policy")
+    print(f"start          {load_time:.2f} s to load the policy")
     p50, p95 = measure_latency(policy)
     print(f"chunk          {p50:.1f} ms, p95 {p95:.1f} ms, threads {arguments.threads}, provider {arguments.provider}")
     late = run_control_loop(policy, arguments.seconds)
@@ -99,12 +111,12 @@ def measure_latency(policy: Policy) -> tuple[float, float]:
     return float(np.percentile(latencies[1:], 50)), float(np.percentile(latencies[1:], 95))
 
 
-def run_control_loop(policy: Policy, seconds: float) -> int:
+def run_control_loop(policy: Policy, duration: float) -> int:
     """Run the stream of the policy at the control rate with random observations, and print how it kept up. Returns the
     number of control steps without an action.
     """
     hz = policy.spec["control_hz"]
-    generator, steps = np.random.default_rng(0), max(1, round(seconds * hz))
+    generator, steps = np.random.default_rng(0), max(1, round(duration * hz))
     overruns = 0
     with ActionStream.from_policy(policy, waits=True, start=policy.limits.neutral_action()) as stream:
         stream.observe(random_observation(policy, generator))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddp_cli.deploy.model_card_results import model_index, results_section
-from ddp_cli.deploy.model_card_tables import action_table, obs_table, shape_text, training_table
+from ddp_cli.deploy.model_card_tables import action_table, obs_table, one_line, shape_text, training_table
 from ddp_cli.evaluation.stored_reports import StoredReports
 
 PICTURE_FILE = "episode.jpg"
@@ -107,7 +107,8 @@ def _usage(spec: Mapping[str, Any]) -> str:
     if spec["files"] != "onnx":
         return NOTES[spec["files"]] + UNLIMITED
     keys = "\n".join(
-        f'        "{key}": ...,  # {obs["dtype"]} {shape_text(obs)}: {obs["unit"]}' for key, obs in spec["obs"].items()
+        f'        "{key}": ...,  # {obs["dtype"]} {shape_text(obs)}: {one_line(obs["unit"])}'
+        for key, obs in spec["obs"].items()
     )
     convention = spec["policy"]["actions"]
     action = f"{convention} action, {len(spec['limits']['low'])} values"

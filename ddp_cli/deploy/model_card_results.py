@@ -107,11 +107,11 @@ def model_index(task: str, evaluations: Sequence[EvalReport]) -> str:
             by_env.setdefault(report.env["id"] if report.env else task, []).append(report)
     if not by_env:
         return ""
-    lines = ["model-index:", f"- name: {json.dumps(f'diffusion policy: {task}')}", "  results:"]
+    lines = ["model-index:", f"- name: {_yaml_string(f'diffusion policy: {task}')}", "  results:"]
     for name, reports in by_env.items():
         lines += [
             "  - task: {type: robotics, name: Robotics}",
-            f"    dataset: {{type: {json.dumps(name)}, name: {json.dumps(name)}}}",
+            f"    dataset: {{type: {_yaml_string(name)}, name: {_yaml_string(name)}}}",
             "    metrics:",
         ]
         for report in reports:
@@ -121,5 +121,9 @@ def model_index(task: str, evaluations: Sequence[EvalReport]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _yaml_string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # JSON escapes characters above U+FFFF in a way that YAML does not know
+
+
 def _metric(kind: str, value: float, name: str) -> list[str]:
-    return [f"    - type: {kind}", f"      value: {value:.6g}", f"      name: {json.dumps(name)}"]
+    return [f"    - type: {kind}", f"      value: {value:.6g}", f"      name: {_yaml_string(name)}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,14 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
 
+def one_line(text: str) -> str:
+    """`text` without line breaks. Names and units come from recordings: they may hold anything."""
+    return " ".join(text.split())
+
+
 def _cell(value: object) -> str:
-    """Names and units come from recordings: they may hold anything."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """`value` as text in a table: no HTML, and no end of the cell."""
+    return html.escape(one_line(str(value)), quote=False).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def shape_text(obs: Mapping[str, Any]) -> str:

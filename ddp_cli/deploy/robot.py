@@ -91,16 +91,26 @@ def _find_entry_point(name: str) -> Callable[..., Any]:
 def _import(module: str, attribute: str) -> Callable[..., Any]:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for files in the current folder, as with `python -m`
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise DdpError(f"'{module}' is not the name of a module.", "Write MODULE:CLASS, without a folder.")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as e:
-        if e.name != module:
-            raise DdpError(f"'{module}' cannot be imported: {e}.", f"Try `python -c 'import {module}'`.") from e
-        raise DdpError(
-            f"there is no module '{module}'.", "Install its package, or run `ddp` in the folder of the file."
-        ) from None
-    except AttributeError:
-        raise DdpError(f"the module '{module}' has no '{attribute}'.", "Write MODULE:CLASS.") from None
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as e:  # whatever the module does
+        if isinstance(e, ModuleNotFoundError) and e.name == module:
+            raise DdpError(
+                f"there is no module '{module}'.", "Install its package, or run `ddp` in the folder of the file."
+            ) from None
+        cause = " ".join(f"{type(e).__name__}: {e}".split())
+        raise DdpError(f"'{module}' cannot be imported: {cause}.", f"Try `python -c 'import {module}'`.") from e
+    if not callable(factory := getattr(imported, attribute, None)):
+        names = [name for name, value in vars(imported).items() if _is_robot(value)]
+        valid = f"It has {', '.join(names)}." if names else "Write MODULE:CLASS."
+        raise DdpError(f"the module '{module}' has no class '{attribute}'.", valid)
+    return factory  # type: ignore[no-any-return]
+
+
+def _is_robot(value: object) -> bool:
+    return isinstance(value, type) and all(callable(getattr(value, method, None)) for method in METHODS)
 
 
 class MockRobot:

@@ -16,6 +16,7 @@ from conftest import ddp, ok, refused
 
 from ddp_cli.data.episode_recorder import EpisodeRecorder
 from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.errors import DataError
 
 
@@ -114,6 +115,26 @@ def test_a_recording_goes_on_after_an_interruption(lift_store: Store, tmp_path: 
     recorder.save(False)
     assert recorder.finish() == 2
     assert Store(out).episode_names == ["episode-00001", "episode-00002"]
+
+
+def test_an_episode_that_was_being_written_is_not_mixed_with_the_next(
+    lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    recorder = make_recorder(lift_store, tmp_path / "tries.zarr")
+    record(recorder, lift_store, 0, 12)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreWriter, "finish", kill)
+        recorder.save(True)
+    assert list(recorder.folder.glob("*.partial"))
+    recorder = make_recorder(lift_store, tmp_path / "tries.zarr")
+    record(recorder, lift_store, 12, 24)  # of the same length, and with the same outcome
+    recorder.save(True)
+    assert recorder.finish() == 1
+    expected = lift_store.read("action", rows=slice(12, 24)) * 0.5
+    np.testing.assert_array_equal(Store(tmp_path / "tries.zarr").read("action"), expected)
 
 
 def test_a_missing_observation_is_named(lift_store: Store, tmp_path: Path) -> None:

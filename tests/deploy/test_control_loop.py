@@ -257,6 +257,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    def reset(self): pass\n    def stop(self): pass\n"
         "class Half:\n    def observe(self): return {}\n"
     )
+    (tmp_path / "faulty_robot.py").write_text("raise ValueError('no GPIO')\n")
     monkeypatch.chdir(tmp_path)
     return "own_robot"
 
@@ -264,7 +265,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_robots_are_found_in_the_current_folder(module: str) -> None:
     assert make_robot(f"{module}:Arm", {"port": 2}).port == 0.5  # type: ignore[attr-defined]
     for name, arguments, message in (
-        (f"{module}:Leg", {}, "has no 'Leg'"),
+        (f"{module}:Leg", {}, "has no class 'Leg'. It has Arm."),
+        (f"{module}.py:Arm", {}, "there is no module 'own_robot.py'"),
+        ("robots/own_robot:Arm", {}, "'robots/own_robot' is not the name of a module"),
+        (":Arm", {}, "'' is not the name of a module"),
+        ("faulty_robot:Arm", {}, "'faulty_robot' cannot be imported: ValueError: no GPIO"),
         (f"{module}:Half", {}, "has no method 'command'"),
         (f"{module}:Arm", {"port": 0}, "cannot be constructed: ZeroDivisionError"),
         ("no_such_module:Arm", {}, "no module 'no_such_module'"),

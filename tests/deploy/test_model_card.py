@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ddp, ok
 from deploy.exporting import random_policy
 from huggingface_hub import ModelCard
@@ -18,7 +19,11 @@ from PIL import Image
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.episode_picture import HEIGHT, MAX_BYTES, encode_frames, picture_of_store
 from ddp_cli.deploy.export import CardSources, ExportOptions, export_policy
+from ddp_cli.deploy.model_card import format_model_card
+from ddp_cli.deploy.model_card_results import model_index
 from ddp_cli.deploy.model_card_tables import action_table, obs_table
+from ddp_cli.evaluation.report import EvalReport
+from ddp_cli.evaluation.stored_reports import StoredReports
 
 SAFETENSORS = ("--format", "safetensors")
 
@@ -59,6 +64,8 @@ def test_the_schema_is_shown_with_units_and_limits(run: Path) -> None:
 def test_names_and_units_of_a_recording_do_not_break_tables() -> None:
     obs = {"state": {"shape": [2], "dtype": "float32", "unit": "m | rad\nmixed", "names": ["x|y", "z"]}}
     assert obs_table(obs).splitlines()[2] == "| `state` | (2,) | float32 | m \\| rad mixed | x\\|y, z |"
+    obs["state"] = {**obs["state"], "unit": "<b>\\|", "names": []}
+    assert obs_table(obs).splitlines()[2] == "| `state` | (2,) | float32 | &lt;b&gt;\\\\\\| |"
     parts = [
         {"name": "joints", "width": 2, "names": ["a", "b"]}, {"name": "gripper", "width": 1, "gripper": True},
         {"name": "rotation", "width": 6, "rotation": "rotation-6d", "representation": "absolute"},
@@ -68,6 +75,20 @@ def test_names_and_units_of_a_recording_do_not_break_tables() -> None:
         "| joints | 0 to 1 | as recorded | -1 to 1; none | a, b |", "| gripper | 2 | gripper | 0 to 0.04 |  |",
         "| rotation | 3 to 8 | absolute, rotation-6d | orthonormalized |  |",
     ]  # fmt: skip
+
+
+def test_a_unit_adds_no_lines_to_the_code_of_the_card(policy_folder: Path) -> None:
+    spec = json.loads((policy_folder / "policy.json").read_text())
+    spec["obs"]["robot0_eef_pos"]["unit"] = "m\nimport this\r```\u2028"
+    card = format_model_card(spec, {}, {}, StoredReports(), None)
+    assert '"robot0_eef_pos": ...,  # float32 (3,): m import this ```\n' in card
+
+
+def test_model_hubs_read_every_name() -> None:
+    name = 'a: "b"\n---\n\U0001f916'
+    report = EvalReport(Path(), "", [], "ddim", 4, "onnx", env={"id": name}, seeds=[1, 2])
+    index = yaml.safe_load(model_index("lift", [report]))["model-index"]
+    assert index[0]["results"][0]["dataset"]["name"] == name
 
 
 def test_training_is_described_without_paths(run: Path, tmp_path: Path, lift_store: Store) -> None:
