@@ -216,13 +216,16 @@ def _run_episodes(
     from ddp_cli.deploy.operator_keys import DISCARD, FAILURE, HELP, SUCCESS, pressed_keys
 
     outcomes: list[tuple[bool | None, int]] = []
-    discarded = False
+    discarded = is_first_step = False
 
     def on_step(step: Step) -> bool | None:
-        nonlocal discarded
+        nonlocal discarded, is_first_step
         if recorder:
             recorder.add(step.obs, step.action, step.is_takeover)
         key = read_key()
+        while is_first_step and key:  # pressed before the episode, such as a second time for the last one
+            key = read_key()
+        is_first_step = False
         discarded = key == DISCARD
         return {SUCCESS: True, FAILURE: False, DISCARD: False}.get(key or "")
 
@@ -230,6 +233,7 @@ def _run_episodes(
     with pressed_keys() as read_key:
         try:
             for i in range(episodes):
+                is_first_step = True
                 success, steps = loop.run(seed + i, on_step)
                 if discarded:
                     console.note(f"episode {i + 1}: discarded")

@@ -51,6 +51,8 @@ def prefix_inputs(config: PolicyConfig, prefix: Tensor | None, batch_size: int) 
             f"{config.action_dim} values for each of {batch_size} observations.",
             "Give fewer actions, or train with a larger prefix_steps.",
         )
+    if not prefix.isfinite().all():
+        raise ConfigError("the prefix is not finite.", "Give the actions that will be executed.")
     if not config.prefix_steps:
         return {}
     length = torch.full((batch_size,), prefix.shape[1])

@@ -85,8 +85,9 @@ def _takeovers(store: Store, indices: list[int]) -> tuple[list[tuple[int, int]],
     """Rows and names of all takeovers in the episodes `indices`; DataError if there are none."""
     bounds, names = [], []
     for i in indices:
-        name, begin = store.episode_names[i], store.episode_bounds[i][0]
-        for first, end in store.takeovers.get(name, []):
+        name, (begin, stop) = store.episode_names[i], store.episode_bounds[i]
+        for span in store.takeovers.get(name, []):
+            first, end = _check_span(store, name, span, stop - begin)
             bounds.append((begin + first, begin + end))
             names.append(f"{name}/{first}")
     if not bounds:
@@ -94,6 +95,18 @@ def _takeovers(store: Store, indices: list[int]) -> tuple[list[tuple[int, int]],
             f"'{store.path}' holds no steps in which an operator took over.", "Copy it without --keep takeovers."
         )
     return bounds, names
+
+
+def _check_span(store: Store, name: str, span: Any, length: int) -> tuple[int, int]:
+    """First step and one past the last of a takeover in an episode of `length` steps; DataError if it is none."""
+    if isinstance(span, list) and len(span) == 2 and all(type(step) is int for step in span):
+        first, end = span
+        if 0 <= first < end <= length:
+            return first, end
+    raise DataError(
+        f"'{store.path}' is damaged: the takeover {span!r} of '{name}' is not within its {length} steps.",
+        "Copy it without --keep takeovers.",
+    )
 
 
 def _check_base_is_known(store: Store) -> None:

@@ -25,7 +25,9 @@ else:  # run as a script: the folder of this file is on the path
         from runtime import PROVIDERS, SPEC_FILE, Policy, PolicyError
         from streaming import ActionStream, StreamError
     except ModuleNotFoundError as e:
-        sys.exit(f"error: no module '{e.name}'. Run this file in an exported folder: pip install numpy onnxruntime.")
+        sys.exit(
+            f"error: no module '{e.name}'. Leave this file in its exported folder, and install numpy and onnxruntime."
+        )
 
 TIMED_CHUNKS = 40  # after one that warms up
 ADVICE = (

@@ -150,3 +150,8 @@ def test_a_prefix_that_does_not_fit_is_refused() -> None:
 def test_prefix_steps_are_validated(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_policy(**settings)
+
+
+def test_a_prefix_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the prefix is not finite"):
+        prefix_inputs(make_policy().config, torch.full((1, 2, 7), torch.nan), 1)

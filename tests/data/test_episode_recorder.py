@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import numpy as np
 import pytest
 from conftest import ddp, ok, refused
 
+from ddp_cli.commands.run import _run_episodes
 from ddp_cli.data.episode_recorder import EpisodeRecorder
 from ddp_cli.data.store import Store
+from ddp_cli.data.store_copy import copy_store
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.deploy import operator_keys
 from ddp_cli.errors import DataError
 
 
@@ -77,6 +82,14 @@ def test_takeovers_can_be_all_that_is_learned_from(lift_store: Store, tmp_path: 
     assert "holds no steps in which an operator took over" in message
 
 
+@pytest.mark.parametrize("span", [[3, 9999], [-3, 2], [3, 3], [8, 3], "ab", [1]])
+def test_damaged_takeovers_are_named(lift_store: Store, tmp_path: Path, span: object) -> None:
+    store = Store(Path(shutil.copytree(lift_store.path, tmp_path / "damaged.zarr")))
+    store.attrs["source"]["takeovers"] = {store.episode_names[1]: [span]}
+    with pytest.raises(DataError, match="is damaged: the takeover .* is not within its"):
+        copy_store(store, tmp_path / "out.zarr", None, None, 3, lambda *_: None, "takeovers")
+
+
 def test_failed_episodes_can_be_left_out(lift_store: Store, tmp_path: Path) -> None:
     out, both, kept = tmp_path / "tries.zarr", tmp_path / "both.zarr", tmp_path / "kept.zarr"
     recorder = make_recorder(lift_store, out)
@@ -135,6 +148,23 @@ def test_an_episode_that_was_being_written_is_not_mixed_with_the_next(
     assert recorder.finish() == 1
     expected = lift_store.read("action", rows=slice(12, 24)) * 0.5
     np.testing.assert_array_equal(Store(tmp_path / "tries.zarr").read("action"), expected)
+
+
+def test_keys_that_were_pressed_before_an_episode_do_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed = list("s")
+
+    class Loop:
+        """Runs episodes of at most three steps. The key is pressed twice in the second step of the first one."""
+
+        def run(self, seed: int, on_step: Any) -> tuple[bool | None, int]:
+            for step in range(3):
+                pressed.extend("ss" if (seed, step) == (0, 1) else "")
+                if (success := on_step(None)) is not None:
+                    return success, step + 1
+            return None, 3
+
+    monkeypatch.setattr(operator_keys, "pressed_keys", lambda: nullcontext(lambda: pressed.pop(0) if pressed else None))
+    assert _run_episodes(Loop(), 0, 2, None) == [(True, 2), (None, 3)]  # type: ignore[arg-type]
 
 
 def test_a_missing_observation_is_named(lift_store: Store, tmp_path: Path) -> None:

@@ -91,6 +91,11 @@ def test_the_device_check_runs_alone_and_names_damaged_files(
     assert result.returncode == 0, result.stderr
     assert "files          9 files are those that were exported" in result.stdout
     assert "20 steps at 20 Hz" in result.stdout
+    command[-1] = "nan"
+    assert "invalid seconds value: 'nan'" in check().stderr
+    command[:] = [small_python, shutil.copy(folder / "device_check.py", tmp_path), folder]
+    assert check().stderr.startswith("error: no module 'runtime'. Leave this file in its exported folder")
+    command[:] = [small_python, folder / "device_check.py"]
     (folder / "encoder.onnx").write_bytes(b"")
     result = check()
     assert (result.returncode, result.stdout) == (1, "")
