@@ -106,7 +106,7 @@ def _import(module: str, attribute: str) -> Callable[..., Any]:
         names = [name for name, value in vars(imported).items() if _is_robot(value)]
         valid = f"It has {', '.join(names)}." if names else "Write MODULE:CLASS."
         raise DdpError(f"the module '{module}' has no class '{attribute}'.", valid)
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _is_robot(value: object) -> bool:
