@@ -65,8 +65,8 @@ def run(command: str, folder: Path) -> None:
     while process.returncode is None:
         with suppress(KeyboardInterrupt):  # the command gets Ctrl-C as well, and saves what it has
             process.wait()
-    if process.returncode:
-        raise SystemExit(process.returncode)
+    if code := process.returncode:
+        raise SystemExit(code if code > 0 else 128 - code)  # negative: the number of a signal
 
 
 def run_once(command: str, folder: Path, marker: Path, output: Path | None = None) -> None:
