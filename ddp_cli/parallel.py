@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from ddp_cli.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+MAX_ADDRESS = 107  # bytes, of a Unix socket on Linux
 
 # Of a worker process.
 _make_function: Callable[[], Callable[[Any], Any]] | None = None
@@ -77,7 +80,13 @@ def _run_with_parent(function: Callable[..., object], *args: object) -> None:
 
 
 def _can_fork() -> bool:
-    return sys.platform == "linux"  # macOS system libraries do not support fork
+    """Whether workers can be forked from a server process, which starts them faster.
+
+    System libraries of macOS do not support it, and the address of the server, a socket in the temporary folder, takes
+    `MAX_ADDRESS` bytes.
+    """
+    address = os.fsencode(tempfile.gettempdir()) + b"/pymp-12345678/listener-12345678"
+    return sys.platform == "linux" and len(address) <= MAX_ADDRESS
 
 
 def _context() -> BaseContext:

@@ -88,3 +88,20 @@ def test_run_in_thread_returns_the_result_or_raises_the_exception() -> None:
     assert run_in_thread(lambda: 7).result() == 7
     with pytest.raises(ZeroDivisionError):
         run_in_thread(lambda: 1 // 0).result()
+
+
+def test_workers_start_where_the_path_of_the_temporary_folder_is_long(tmp_path: Path) -> None:
+    """A fork server cannot listen there."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    code = """
+import functools
+from ddp_cli.parallel import ordered_map, preload_workers
+preload_workers("math")
+print(list(ordered_map(functools.partial(functools.partial, abs), [-1, -2, -3], 2)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "[1, 2, 3]\n", done.stderr

@@ -64,7 +64,7 @@ def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
         features = encode_obs({key: x for key, x in inputs.items() if key not in (NOISE, PREFIX, PREFIX_LENGTH)})
         return policy.predict_from_features(features, inputs[NOISE], folded.condition_on, prefix, length)["action"]
 
-    run = GraphedFunction(predict) if policy.device.type == "cuda" else predict
+    run = GraphedFunction(predict, policy.device) if policy.device.type == "cuda" else predict
 
     def predict_action(obs: Mapping[str, Tensor], generator: torch.Generator, prefix: Tensor | None = None) -> Tensor:
         batch_size = len(next(iter(obs.values())))

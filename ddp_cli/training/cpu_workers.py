@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from ddp_cli import console
 from ddp_cli.config import TrainConfig
 from ddp_cli.errors import DdpError, WorkerError
-from ddp_cli.parallel import start_process
+from ddp_cli.parallel import run_in_thread, start_process
 from ddp_cli.training.distributed import TIMEOUT, Processes
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import Run, run_training
@@ -29,6 +30,7 @@ MIN_SAMPLES = 16
 """Samples of a batch that a process has at least: with fewer, what does not depend on the batch outweighs them."""
 
 EXIT_SECONDS = 5.0  # within which a process that failed is gone
+POLL_SECONDS = 0.02
 
 
 def count_processes(config: TrainConfig, device: torch.device) -> int:
@@ -52,35 +54,51 @@ def cpu_workers(
         yield processes
         return
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="ddp-train-") as folder:
-        rendezvous = Path(folder) / "rendezvous"
-        main, *others = (Processes(rank, count, rank, count) for rank in range(count))
-        workers = [start_process(_work, rendezvous, worker, start) for worker in others]
-        try:
-            _connect(rendezvous, main)
-            yield main
-            dist.barrier()
-            for worker in workers:
-                worker.join()
-        except RuntimeError as e:
-            if isinstance(e, DdpError) or not _has_crashed(workers):
-                raise
-            raise WorkerError(
-                "a training process crashed (killed, or out of memory).",
-                "Resume with --resume; OMP_NUM_THREADS=1 trains in a single process.",
-            ) from e
-        finally:
-            for worker in workers:
-                worker.kill()
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            torch.set_num_threads(threads)
+    main, *others = (Processes(rank, count, rank, count) for rank in range(count))
+    workers: list[BaseProcess] = []
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ddp-train-") as folder:
+            rendezvous = Path(folder) / "rendezvous"
+            workers += [start_process(_work, rendezvous, worker, start) for worker in others]
+            _connect_to(workers, rendezvous, main)
+        yield main
+        dist.barrier()
+        for worker in workers:
+            worker.join()
+    except RuntimeError as e:
+        if isinstance(e, DdpError) or not _has_crashed(workers):
+            raise
+        raise _crash_error() from e
+    finally:
+        for worker in workers:
+            worker.kill()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        torch.set_num_threads(threads)
+
+
+def _connect_to(workers: list[BaseProcess], rendezvous: Path, main: Processes) -> None:
+    """Connect the main process to its workers; WorkerError if one of them ends before."""
+    # In a thread: init_process_group waits for all processes, also for one that has crashed, and ignores Ctrl-C.
+    connection = run_in_thread(lambda: _connect(rendezvous, main))
+    while not connection.done():
+        if wait([worker.sentinel for worker in workers], POLL_SECONDS):
+            raise _crash_error()
+    connection.result()
 
 
 def _connect(rendezvous: Path, processes: Processes) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", rendezvous.as_uri(), timeout=TIMEOUT, rank=processes.rank, world_size=processes.world_size
+    )
+    dist.barrier()  # all are connected: the rendezvous is not needed any more
+
+
+def _crash_error() -> WorkerError:
+    return WorkerError(
+        "a training process crashed (killed, or out of memory).",
+        "--resume continues a run that has started; OMP_NUM_THREADS=1 trains in a single process.",
     )
 
 
@@ -88,6 +106,7 @@ def _work(rendezvous: Path, processes: Processes, start: Callable[..., Run]) -> 
     """In a worker: train until the main process stops, which handles signals and reports errors."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     console.silence()
+    torch.set_num_threads(1)
     try:
         _connect(rendezvous, processes)
         run_training(start(processes=processes), Callbacks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import torch
@@ -25,6 +26,16 @@ def plan_steps(
         return config.steps, 0.0
     if config.epochs:
         return max(1, round(config.epochs * len(data.train) / config.batch_size)), 0.0
+    rate, seconds = _measure_rate(config, data, device, processes)
+    gc.collect()  # a trainer with a CUDA graph is in a reference cycle, and holds memory that the run needs
+    steps = max(1, int((config.minutes * 60.0 - seconds) * rate))
+    return processes.run_on_main(lambda: (steps, rate))
+
+
+def _measure_rate(
+    config: TrainConfig, data: TrainingData, device: torch.device, processes: Processes
+) -> tuple[float, float]:
+    """Steps/s of a temporary trainer, and the seconds that it took to measure them."""
     trainer = Trainer(config, data, device, processes, total=1_000_000)
     n_steps = TIMED_STEPS_CUDA if device.type == "cuda" else TIMED_STEPS
     started = measured_from = time.perf_counter()
@@ -35,6 +46,4 @@ def plan_steps(
             measured_from = time.perf_counter()
     float(loss)
     now = time.perf_counter()
-    rate = (n_steps - n_steps // 3) / (now - measured_from)
-    steps = max(1, int((config.minutes * 60.0 - (now - started)) * rate))
-    return processes.run_on_main(lambda: (steps, rate))
+    return (n_steps - n_steps // 3) / (now - measured_from), now - started

@@ -18,8 +18,8 @@ class StepGraph:
     All tensors that `update` changes, such as weights and the state of the optimizer, must stay where they are.
     """
 
-    def __init__(self, update: Callable[[Tensors], Tensors]) -> None:
-        self.update = update
+    def __init__(self, update: Callable[[Tensors], Tensors], device: torch.device) -> None:
+        self.update, self.device = update, device
         self.reset()
 
     def reset(self) -> None:
@@ -33,10 +33,10 @@ class StepGraph:
     def __call__(self, inputs: Tensors) -> Tensors:
         self._calls += 1
         if self._calls <= WARM_UPS:
-            return run_on_side_stream(lambda: self.update(inputs))
+            return run_on_side_stream(lambda: self.update(inputs), self.device)
         if self._graph is None:
             self._inputs = {key: x.clone() for key, x in inputs.items()}
-            self._graph, self._values = record(self._update_in_place)
+            self._graph, self._values = record(self._update_in_place, self.device)
         for key, x in self._inputs.items():
             x.copy_(inputs[key])
         self._graph.replay()

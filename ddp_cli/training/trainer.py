@@ -80,7 +80,7 @@ class Trainer:
         self.graph: StepGraph | None = None
         """Records the steps of a single process on a GPU; without, every kernel is launched by itself."""
         if device.type == "cuda" and self.processes.world_size == 1:
-            self.graph = StepGraph(lambda inputs: self._update(*_unflatten(inputs)))
+            self.graph = StepGraph(lambda inputs: self._update(*_unflatten(inputs)), device)
 
     def _fit_normalizers(self) -> None:
         config, arrays = self.config, self.data.train.arrays

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,33 +58,40 @@ RECIPES = {
 }
 
 
-def run(command: str, folder: Path, *options: str) -> None:
-    """Run a `ddp` command in `folder`; SystemExit if it fails."""
-    words = [*shlex.split(command), *options]
-    print("$", shlex.join(words), flush=True)
-    done = subprocess.run([sys.executable, "-m", "ddp_cli", *words[1:]], cwd=folder, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+def run(command: str, folder: Path) -> None:
+    """Run a `ddp` command in `folder`; SystemExit if it fails, or was interrupted."""
+    print("$", command, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "ddp_cli", *shlex.split(command)[1:]], cwd=folder)
+    while process.returncode is None:
+        with suppress(KeyboardInterrupt):  # the command gets Ctrl-C as well, and saves what it has
+            process.wait()
+    if code := process.returncode:
+        raise SystemExit(code if code > 0 else 128 - code)  # negative: the number of a signal
 
 
-def run_once(command: str, folder: Path, marker: Path) -> None:
-    """`run`, unless `marker` says that it has finished."""
-    if not marker.exists():
+def run_once(command: str, folder: Path, marker: Path, output: Path | None = None) -> None:
+    """`run`, unless `marker` says that it has finished, or its `output` is there, which appears when it is complete."""
+    if marker.exists():
+        finished = marker.read_text()
+        if finished != command:
+            raise SystemExit(f"'{marker}' is of another command, `{finished}`: use another folder, or remove this one")
+        return
+    if output is None or not output.exists():
         run(command, folder)
-        with atomic_file(marker) as partial:
-            partial.write_text(command)
+    with atomic_file(marker) as partial:
+        partial.write_text(command)
 
 
 def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
     """The run of `seed`, trained and evaluated."""
     name = f"seed-{seed}"
-    path, done = folder / "runs" / recipe.task / name, folder / f"{name}.trained"
-    if not done.exists() and (path / "checkpoints" / "last").exists():
+    path = folder / "runs" / recipe.task / name
+    trained = folder / f"{name}.trained"
+    if not trained.exists() and (path / "config.json").exists():
         run(f"ddp train --task {recipe.task} --name {name} --resume", folder)
-        done.write_text("resumed")
-    elif not done.exists() and path.exists():
-        shutil.rmtree(path)  # interrupted before the first checkpoint
-    run_once(f"ddp train {recipe.train} --seed {seed} --name {name} --keep {N_LAST}", folder, done)
+    run_once(
+        f"ddp train {recipe.train} --seed {seed} --name {name} --keep {N_LAST}", folder, trained, path / "config.json"
+    )
     run_once(
         f"ddp eval {path.relative_to(folder)} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']} {SAMPLER}", folder,
         folder / f"{name}.final",
@@ -101,7 +108,7 @@ def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
     recipe = RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
     for command, output in recipe.data:
-        run_once(command, folder, folder / f"{Path(output).name}.written")
+        run_once(command, folder, folder / f"{Path(output).name}.written", folder / output)
     runs = [train_and_evaluate(recipe, folder, seed) for seed in seeds]
     print(add(runs, recipe.commands(), machine))
 
@@ -113,9 +120,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--machine", default="2 cores, no GPU")
     args = parser.parse_args()
-    for name in args.names or RECIPES:
+    for name in args.names:
         if name not in RECIPES:
             raise SystemExit(f"unknown recipe '{name}', valid: {', '.join(RECIPES)}")
+    for name in args.names or RECIPES:
         make(name, args.folder / name, args.seeds, args.machine)
 
 

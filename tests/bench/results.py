@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.disk import atomic_file
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.seeds import FIRST_SEED
 from ddp_cli.training.metrics import read_metrics
@@ -50,7 +51,8 @@ def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{row['task']}-{row['obs']}.json"
-    path.write_text(json.dumps(row, indent=1) + "\n")
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(row, indent=1) + "\n")
     return path
 
 

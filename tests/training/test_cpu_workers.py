@@ -95,15 +95,17 @@ def test_two_processes_train_like_one_and_ctrl_c_saves(lift_zarr: Path, tmp_path
 @needs_proc
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_workers_end_with_the_main_process(
-    lift_zarr: Path, tmp_path: Path
+    lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     options = ["--steps", 1_000_000, "--set", "checkpoint_every=1"]
     process = train(tmp_path, lift_zarr, "a", 2, *options)
     wait_for_step(tmp_path / "runs/lift/a", process)
     worker = max(descendants(process.pid))
     os.kill(worker, signal.SIGKILL)
     message = finish(process, 1)
-    assert "error: a training process crashed (killed, or out of memory). Resume with --resume" in message
+    assert "error: a training process crashed (killed, or out of memory). --resume continues" in message
 
     process = train(tmp_path, lift_zarr, "b", 2, *options)
     wait_for_step(tmp_path / "runs/lift/b", process)
@@ -111,7 +113,40 @@ def test_a_worker_that_is_killed_is_an_error_and_workers_end_with_the_main_proce
     assert others
     process.kill()
     process.communicate()
+    assert list((tmp_path / "temporary").glob("ddp-train-*")) == []
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in others) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [pid for pid in others if Path(f"/proc/{pid}").exists()] == []
+
+
+KILLED_WORKER = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import tiny_config
+from ddp_cli.training import cpu_workers
+from ddp_cli.training.distributed import Processes
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    cpu_workers._work = kill
+    torch.set_num_threads(2)
+    with cpu_workers.cpu_workers(tiny_config(batch_size=32), torch.device("cpu"), Processes(), kill):
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_while_it_starts_is_an_error(tmp_path: Path) -> None:
+    """The main process does not wait for it."""
+    script, temporary = tmp_path / "killed_worker.py", tmp_path / "temporary"
+    script.write_text(KILLED_WORKER)
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script), str(Path(__file__).parents[1])], env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert "WorkerError: a training process crashed (killed, or out of memory)." in done.stderr
+    assert list(temporary.glob("ddp-train-*")) == []

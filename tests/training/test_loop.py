@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from ddp_cli.core.checkpoint import list_checkpoints, load_policy
 from ddp_cli.core.checkpoint_files import TRAIN_STATE
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
+from ddp_cli.training import run_length
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.loop import MAX_CONSECUTIVE_SKIPS, Callbacks
 from ddp_cli.training.run import run_training
 from ddp_cli.training.run_length import plan_steps
+from ddp_cli.training.trainer import Trainer
 
 
 def test_training_stops_after_several_consecutive_non_finite_steps(lift_store: Store, tmp_path: Path) -> None:
@@ -116,3 +119,19 @@ def test_minutes_and_epochs_are_converted_to_steps(lift_store: Store) -> None:
     assert plan(epochs=2)[0] == round(2 * len(data.train) / 4)
     total, rate = plan(minutes=1)
     assert 0.5 < total / (rate * 60) <= 1.0
+
+
+def test_the_trainer_that_measures_the_rate_is_freed(lift_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a CUDA graph, which refers to it."""
+    trainers = []
+
+    class TrainerInCycle(Trainer):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            self.itself = self
+            trainers.append(weakref.ref(self))
+
+    monkeypatch.setattr(run_length, "Trainer", TrainerInCycle)
+    data = load_training_data(tiny_config(), lift_store, CPU, ignore_message)
+    plan_steps(tiny_config(steps=0, minutes=1), data, CPU, Processes())
+    assert [trainer() for trainer in trainers] == [None]
