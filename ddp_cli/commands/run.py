@@ -142,7 +142,7 @@ def run(
         agent: Any = source.make_agent()
         loop = ControlLoop(_DryRun(body) if dry_run else body, agent, source.task, loop_options)
         console.note(f"policy {source.folder}, engine {source.engine}, robot {robot}, {agent.control_hz:g} Hz")
-        outcomes = _run_episodes(loop, first, episodes, recorder)
+        outcomes = _run_episodes(loop, first, episodes, recorder, False if is_sim else None)
     _report(loop, outcomes, record if recorder else None, json)
 
 
@@ -210,9 +210,11 @@ def _make_recorder(record: Path, source: PolicySource, is_robosuite: bool) -> Ep
 
 
 def _run_episodes(
-    loop: ControlLoop, seed: int, episodes: int, recorder: EpisodeRecorder | None
+    loop: ControlLoop, seed: int, episodes: int, recorder: EpisodeRecorder | None, at_limit: bool | None
 ) -> list[tuple[bool | None, int]]:
-    """Success and steps of each episode. What was recorded is complete, also after an error or Ctrl-C."""
+    """Success and steps of each episode; `at_limit` is the success of one that reaches the limit of its steps. What was
+    recorded is complete, also after an error or Ctrl-C.
+    """
     from ddp_cli.deploy.operator_keys import DISCARD, FAILURE, HELP, SUCCESS, pressed_keys
 
     outcomes: list[tuple[bool | None, int]] = []
@@ -235,6 +237,7 @@ def _run_episodes(
             for i in range(episodes):
                 is_first_step = True
                 success, steps = loop.run(seed + i, on_step)
+                success = at_limit if success is None else success
                 if discarded:
                     console.note(f"episode {i + 1}: discarded")
                 elif recorder:
