@@ -238,7 +238,9 @@ def _find_recording(
 
 
 def _reject_options(ctx: typer.Context, source: Path, kind: str, names: Collection[str]) -> None:
-    """DdpError if one of the options `names` was given: they do not apply to such a source."""
+    """DdpError if one of the options `names` was given: they do not apply to such a source, if it exists."""
+    if not source.exists():
+        return  # what reads it says so
     for option in ctx.command.params:
         origin = ctx.get_parameter_source(str(option.name))
         if option.name in names and origin is not None and origin.name == "COMMANDLINE":

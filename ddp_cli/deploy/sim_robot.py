@@ -23,6 +23,7 @@ class SimulatedRobot:
         self._next_seed += 1
         self._steps = self._consecutive_successes = 0
         self._succeeded = False
+        self.observe()  # the first images take long, and a chunk is late then
 
     def observe(self) -> dict[str, NDArray[Any]]:
         observation = dict(self._env.observe(self._obs))

@@ -85,6 +85,29 @@ def test_without_latency_it_equals_a_rollout_step_by_step(trained: Path) -> None
     np.testing.assert_array_equal(np.array(executed), expected)
 
 
+def test_the_slow_first_images_of_a_simulator_do_not_delay_the_first_chunk(agent: ExportedAgent) -> None:
+    class SlowStart:
+        task, hold_steps, is_over, observations = LIFT, 10, False, 0
+
+        def reset(self, seed: int) -> None:
+            """Nothing to do."""
+
+        def observe(self, obs: str) -> dict[str, np.ndarray]:
+            self.observations += 1
+            time.sleep(1.0 if self.observations == 1 else 0.0)
+            return TestRobot().observe()
+
+        def step(self, action: np.ndarray) -> bool:
+            return False
+
+        def idle_action(self) -> np.ndarray:
+            return np.zeros(7)
+
+    robot = SimulatedRobot(SlowStart(), "image", 0)
+    ControlLoop(robot, agent, LIFT, LoopOptions(3)).run(0)
+    assert robot._env.observations > 3
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ZeroDivisionError])
 def test_the_robot_is_stopped_after_any_error(agent: ExportedAgent, fault: type[BaseException]) -> None:
     robot = TestRobot()
