@@ -57,7 +57,7 @@ def serve(
         bool,
         typer.Option(
             "--realtime",
-            help="Answer with real-time priority, while the cores are busy with chunks (Linux, needs the permission).",
+            help="Give replies real-time priority, so that they do not wait for chunks (Linux; needs permission).",
             rich_help_panel=options.EXECUTION,
         ),
     ] = False,

@@ -113,7 +113,7 @@ class ControlLoop:
                 self._stop()  # before the stream is closed, which waits for the chunk that is being computed
 
     def _stop(self) -> None:
-        """Stop the robot. Ctrl-C meanwhile, as of an impatient operator, does not prevent that."""
+        """Stop the robot, also if Ctrl-C is pressed again meanwhile."""
         try:
             self._robot.stop()
         except KeyboardInterrupt:

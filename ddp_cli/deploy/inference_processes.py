@@ -58,7 +58,7 @@ class PolicyInProcesses(Policy):
                     connection.close()
                     if attempt == ATTEMPTS:
                         raise PolicyError(
-                            f"the process that runs the policy crashed {attempt} times. Is there memory?"
+                            f"the process that runs the policy crashed {attempt} times (killed, or out of memory)."
                         ) from e
         finally:
             self._idle.put(connection)

@@ -3,8 +3,8 @@
     python tests/bench/results.py add RUN [RUN ...] --commands "ddp collect ... && ddp train ..." --machine "2 cores"
     python tests/bench/results.py table
 
-The runs of one `add` are the seeds of one recipe. It expects these evaluations in each of them, the first one may be
-missing, and summarizes them in `tests/data/results/TASK-OBS.json`:
+The runs of one `add` are the seeds of one recipe. It expects these evaluations in each of them (ddpm is optional) and
+summarizes them in `tests/data/results/TASK-OBS.json`:
 
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddpm --inference-steps 100
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10

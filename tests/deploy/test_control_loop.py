@@ -103,9 +103,9 @@ def test_the_slow_first_images_of_a_simulator_do_not_delay_the_first_chunk(agent
         def idle_action(self) -> np.ndarray:
             return np.zeros(7)
 
-    robot = SimulatedRobot(SlowStart(), "image", 0)
-    ControlLoop(robot, agent, LIFT, LoopOptions(3)).run(0)
-    assert robot._env.observations > 3
+    env = SlowStart()
+    ControlLoop(SimulatedRobot(env, "image", 0), agent, LIFT, LoopOptions(3)).run(0)
+    assert env.observations > 3
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ZeroDivisionError])
