@@ -1,13 +1,17 @@
 """Whether Ctrl-C was pressed. Libraries that are being imported may replace the KeyboardInterrupt by another exception,
-without its cause.
+without its cause; one that is raised in a finalizer or in a callback of a weak reference is printed and dropped.
 """
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 
 _received = threading.Event()
+RETRY_S = 0.02  # a callback is over by then
 
 
 def install() -> None:
@@ -19,8 +23,22 @@ def install() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, handle)
+        sys.unraisablehook = _raise_later
 
 
 def was_received() -> bool:
     """Whether Ctrl-C was pressed since `install`."""
     return _received.is_set()
+
+
+def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupts the main thread again, where the exception can be raised. Other exceptions are printed, as usual."""
+
+    def interrupt() -> None:
+        time.sleep(RETRY_S)
+        _thread.interrupt_main()
+
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _thread.start_new_thread(interrupt, ())
+    else:
+        sys.__unraisablehook__(unraisable)

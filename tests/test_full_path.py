@@ -37,6 +37,7 @@ def test_collect_convert_train_resume_eval_rollout_export(tmp_path: Path, monkey
     assert len(read_video(Path("out.mp4"))) == steps + 1
     assert ok_json("export", "--format", "safetensors", "--out", "policy")["files"] == [
         "README.md",
+        "episode.jpg",
         "model.safetensors",
         "policy.json",
     ]

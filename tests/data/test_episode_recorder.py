@@ -164,7 +164,7 @@ def test_keys_that_were_pressed_before_an_episode_do_not_end_it(monkeypatch: pyt
             return None, 3
 
     monkeypatch.setattr(operator_keys, "pressed_keys", lambda: nullcontext(lambda: pressed.pop(0) if pressed else None))
-    assert _run_episodes(Loop(), 0, 2, None) == [(True, 2), (None, 3)]  # type: ignore[arg-type]
+    assert _run_episodes(Loop(), 0, 2, None, None) == [(True, 2), (None, 3)]  # type: ignore[arg-type]
 
 
 def test_a_missing_observation_is_named(lift_store: Store, tmp_path: Path) -> None:
