@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -113,12 +114,17 @@ class ControlLoop:
                 self._stop()  # before the stream is closed, which waits for the chunk that is being computed
 
     def _stop(self) -> None:
-        """Stop the robot, also if Ctrl-C is pressed again meanwhile."""
+        """Stop the robot, also if Ctrl-C is pressed again. After an error, a failure to stop becomes a note on it."""
+        error = sys.exc_info()[1]
         try:
             self._robot.stop()
         except KeyboardInterrupt:
             self._robot.stop()
             raise
+        except Exception as stop_error:
+            if error is None:
+                raise
+            error.add_note(f"The robot could not be stopped, either: {type(stop_error).__name__} {stop_error}")
 
     def _wait_for_chunk(self, stream: ActionStream) -> None:
         """Wait for the first chunk, while the robot stands still."""

@@ -120,6 +120,23 @@ def test_the_robot_is_stopped_after_any_error(agent: ExportedAgent, fault: type[
     assert (robot.stops, len(robot.commands)) == (1, 1)
 
 
+def test_a_robot_that_cannot_be_stopped_does_not_hide_the_first_error(agent: ExportedAgent) -> None:
+    robot = TestRobot()
+
+    def no_step(_: Step) -> None:
+        raise DdpError("the arm lost its power.")
+
+    def no_stop() -> None:
+        raise OSError("port closed")
+
+    robot.stop = no_stop  # type: ignore[method-assign]
+    with pytest.raises(DdpError, match="power") as raised:
+        run(robot, agent, 5, no_step)
+    assert raised.value.__notes__ == ["The robot could not be stopped, either: OSError port closed"]
+    with pytest.raises(OSError, match="port closed"):
+        run(robot, agent, 5)
+
+
 def test_old_observations_stop_the_robot(agent: ExportedAgent) -> None:
     robot, begin = TestRobot(), time.monotonic()
     observe = robot.observe
