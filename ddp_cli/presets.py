@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from ddp_cli.config import PolicyConfig, TrainConfig, as_task
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.image_size import AUTO, RECORDED_SIZE, with_image_size
+from ddp_cli.policy_config import PolicyConfig, as_task
 from ddp_cli.task_difference import describe_difference
 from ddp_cli.tasks import RECORDED, Task
+from ddp_cli.train_config import TrainConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 3050.0},

@@ -22,7 +22,6 @@ import zarr
 from typer.testing import CliRunner, Result
 
 from ddp_cli.cli import app
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.data.collection import collect
 from ddp_cli.data.conversion import convert
@@ -39,6 +38,7 @@ from ddp_cli.sim.environment import env_args
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.task_file import task_from_file
 from ddp_cli.tasks import Task, get_task
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import create_run, run_training
 

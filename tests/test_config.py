@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from conftest import DOOR
 
-from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.presets import parse_settings, train_config
 from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import Task, get_task
+from ddp_cli.train_config import TrainConfig
 
 
 def test_paper_preset_has_the_values_of_the_source_document() -> None:

@@ -16,9 +16,10 @@ from bench.chart import read_figures
 
 from ddp_cli.cli import app
 from ddp_cli.commands.sweep import parse_sweep
-from ddp_cli.config import PolicyConfig, TrainConfig
 from ddp_cli.errors import DdpError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.presets import DERIVED
+from ddp_cli.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_data" / "README.md"]

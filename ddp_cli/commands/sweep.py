@@ -36,8 +36,8 @@ def parse_sweep(settings: list[str]) -> dict[str, list[str]]:
 
 def sweep_options(checkpoint: Path, eval_options: EvalOptions, swept: dict[str, list[str]]) -> list[EvalOptions]:
     """The options of every combination; ConfigError or DdpError if one of them is not possible."""
-    from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
+    from ddp_cli.policy_config import PolicyConfig
 
     if is_exported(checkpoint):
         raise DdpError(f"'{checkpoint}' is an exported policy, whose sampler is fixed.", "Sweep its checkpoint.")

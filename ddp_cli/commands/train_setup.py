@@ -19,9 +19,9 @@ from ddp_cli.locks import lock_output
 if TYPE_CHECKING:
     import torch
 
-    from ddp_cli.config import TrainConfig
     from ddp_cli.data.store import Store
     from ddp_cli.tasks import Task
+    from ddp_cli.train_config import TrainConfig
     from ddp_cli.training.distributed import Processes
     from ddp_cli.training.run import Run
 
@@ -57,9 +57,9 @@ class PlannedRun:
 
 def plan_new_run(train_options: TrainOptions, device: torch.device, processes: Processes) -> PlannedRun:
     """A new run, after all settings were validated and the store was found or made."""
-    from ddp_cli.config import read_json
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.data.store import Store, resolve_task
+    from ddp_cli.json_file import read_json
     from ddp_cli.presets import default_preset, parse_settings, train_config
     from ddp_cli.training.run import create_run
     from ddp_cli.training.run_folder import default_run_name

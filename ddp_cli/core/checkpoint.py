@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint_files import CONFIG, MODEL, TRAIN_STATE
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_cli.config import PolicyConfig
+from ddp_cli.policy_config import PolicyConfig
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.noise_schedule import alphas_cumprod, inference_timesteps
+from ddp_cli.policy_config import PolicyConfig
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
+from ddp_cli.policy_config import PolicyConfig
 
 
 def alphas_cumprod(config: PolicyConfig) -> Tensor:

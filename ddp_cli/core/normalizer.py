@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddp_cli.config import PolicyConfig
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.schema import Normalization
 
 MIN_RANGE = 1e-4  # below it a value counts as constant

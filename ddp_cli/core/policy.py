@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
 from ddp_cli.core.diffusion import DenoiseFn, make_denoising_steps, sample, sample_noise
 from ddp_cli.core.noise_schedule import add_noise, alphas_cumprod
@@ -25,6 +24,7 @@ from ddp_cli.core.prefix import given_steps, no_prefix_error, place_prefix, samp
 from ddp_cli.core.training_noise import TrainingNoise, sample_timesteps, sample_training_noise
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM, ImageEncoder, crop
 from ddp_cli.errors import ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 DenoiserFactory = Callable[[Tensor, Tensor | None], DenoiseFn]
 """Conditions a denoiser on features (B, To, Do) and on the steps (B, T) that are given, None: none."""

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.errors import ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 PREFIX, PREFIX_LENGTH = "prefix", "prefix_length"  # among the inputs of a prediction
 

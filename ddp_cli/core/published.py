@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published_config import describe_assumptions, feature_order, published_config
 from ddp_cli.core.safe_unpickle import FILE_HINT, InertObject, read_torch_file, to_plain_containers
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 IGNORED_SUFFIXES = ("_dummy_variable", "mask", "memory_mask", "pos_x", "pos_y")
 """Last parts of the names of buffers that are not weights."""

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.errors import CheckpointError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.tasks import TASKS, Task
 
 Cfg = Mapping[str, Any]

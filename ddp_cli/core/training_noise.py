@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.prefix import sample_prefix_lengths
 from ddp_cli.core.vision import sample_crop_offsets
 from ddp_cli.core.windows import to_device_async
+from ddp_cli.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.diffusion import sample_noise
 from ddp_cli.deploy.exported_folder import open_exported_policy
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import DdpError
+from ddp_cli.policy_config import PolicyConfig
 
 
 def exported_config(spec: Mapping[str, Any]) -> PolicyConfig:

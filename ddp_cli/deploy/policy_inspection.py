@@ -12,7 +12,7 @@ from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from ddp_cli.config import PolicyConfig
+    from ddp_cli.policy_config import PolicyConfig
 
 
 def is_policy(path: Path) -> bool:
@@ -45,11 +45,11 @@ def inspect_policy(path: Path) -> dict[str, Any]:
 
     CheckpointError if there is no policy or it is damaged.
     """
-    from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import check_weights, load_meta
     from ddp_cli.core.checkpoint_files import TRAIN_STATE
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.exported_folder import check_files, read_spec
+    from ddp_cli.policy_config import PolicyConfig
 
     exported = is_exported(path)
     folder = path if exported else resolve_checkpoint(path, Path())
@@ -139,7 +139,7 @@ def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
 
 def _store_path(run: Path | None) -> str | None:
     """The store that a run was trained on, as its config.json names it."""
-    from ddp_cli.config import read_json
+    from ddp_cli.json_file import read_json
 
     try:
         return str(read_json(run / "config.json")["data"]) if run else None

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ddp_cli.errors import CheckpointError, DdpError
 
 if TYPE_CHECKING:
-    from ddp_cli.config import PolicyConfig
     from ddp_cli.evaluation.rollout import Agent
+    from ddp_cli.policy_config import PolicyConfig
     from ddp_cli.tasks import Task
 
 
@@ -80,11 +80,11 @@ def open_policy_source(
 
     DdpError if an option is given that an exported policy fixes, ConfigError if one cannot be used with the policy.
     """
-    from ddp_cli.config import PolicyConfig
     from ddp_cli.core.checkpoint import load_meta
     from ddp_cli.inference.agent import load_agent
     from ddp_cli.inference.device import choose_device
     from ddp_cli.inference.engine import choose_engine
+    from ddp_cli.policy_config import PolicyConfig
 
     if is_exported(folder):
         options = {

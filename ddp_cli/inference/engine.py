@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ddp_cli.choices import Engine
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.cuda_graph import GraphedFunction
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
@@ -17,6 +16,7 @@ from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.compiled_policy import compile_function
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_torch_denoise_fn, supports_folding
 from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
+from ddp_cli.policy_config import PolicyConfig
 
 NOISE = "noise"  # among the inputs of a prediction, beside the observations
 

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser, timestep_embedding
 from ddp_cli.core.diffusion import DenoiseFn
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)

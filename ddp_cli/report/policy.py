@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_meta, load_policy
 from ddp_cli.data.lint_source import dimension_names
 from ddp_cli.deploy.exported_folder import read_spec
 from ddp_cli.deploy.policy_inspection import describe_policy, inspect_policy
 from ddp_cli.deploy.policy_source import is_exported
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.report.page import Section
 from ddp_cli.report.schema_table import schema_rows
 

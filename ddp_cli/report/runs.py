@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.errors import ConfigError
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.presets import PRESETS, train_config
 from ddp_cli.report.page import Section
 from ddp_cli.report.videos import Videos, choose_evenly
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.metrics import read_metrics
 from ddp_cli.training.run_config import parse_run_config
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.policy import FUSION_DIM, DiffusionPolicy
+from ddp_cli.train_config import TrainConfig
 
 HIDDEN_DIM = 256
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import checkpoint_path, checkpoint_step, list_checkpoints
 from ddp_cli.disk import remove_folder, replace_link
+from ddp_cli.train_config import TrainConfig
 
 
 def prune_checkpoints(run: Path, every: int, keep: int, always: set[int]) -> None:

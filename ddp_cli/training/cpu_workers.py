@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from ddp_cli import console
-from ddp_cli.config import TrainConfig
 from ddp_cli.errors import DdpError, WorkerError
 from ddp_cli.parallel import run_in_thread, start_process
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.distributed import TIMEOUT, Processes
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import Run, run_training

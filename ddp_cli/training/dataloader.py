@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.windows import Batch, Windows, batch_indices, count_windows, window_bounds, window_steps
 from ddp_cli.data.image_cache import DecodedArrays, decode_arrays
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError, DataError
 from ddp_cli.memory import memory_budget
 from ddp_cli.parallel import default_workers
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.validation_split import validation_episodes
 
 MAX_GPU_FRACTION = 0.4  # of the free GPU memory that the dataset may occupy

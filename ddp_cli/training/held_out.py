@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DataError
 from ddp_cli.evaluation.open_loop import BASELINES, POLICY, EpisodeChunks
 from ddp_cli.evaluation.rollout import Agent, clamp_chunk
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.training.run_folder import store_identity
 from ddp_cli.training.validation_split import validation_episodes
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_meta, load_weights
 from ddp_cli.errors import ConfigError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.schema import OBJECT
 from ddp_cli.tasks import Task
 from ddp_cli.training.trainer import Trainer

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.normalizer import Normalizer
 from ddp_cli.core.policy import FUSION_DIM, DiffusionPolicy
 from ddp_cli.core.training_noise import TrainingNoise
 from ddp_cli.core.windows import Batch
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.auxiliary_heads import make_heads
 
 

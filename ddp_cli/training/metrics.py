@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ddp_cli.config import read_json
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
+from ddp_cli.json_file import read_json
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_METRICS = ("val_loss", "position_error_mm", "rotation_error_deg")

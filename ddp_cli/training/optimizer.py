@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_cli.config import TrainConfig
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.losses import Objective
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.data.store import Store
 from ddp_cli.errors import ConfigError
 from ddp_cli.locks import Lock
 from ddp_cli.memory import keep_freed_memory, memory_budget
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.initial_weights import load_initial_weights

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_cli.config import PolicyConfig, TrainConfig, read_json
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.json_file import read_json
+from ddp_cli.policy_config import PolicyConfig
+from ddp_cli.train_config import TrainConfig
 
 CONFIG = "config.json"
 FORMAT = 2

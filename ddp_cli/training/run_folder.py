@@ -17,13 +17,14 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ddp_cli.config import TrainConfig, read_json
 from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file, remove, remove_leftovers
 from ddp_cli.errors import ConfigError, DataError, DdpError
+from ddp_cli.json_file import read_json
 from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
 from ddp_cli.task_file import task_from_json
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.run_config import FORMAT, RunConfig, check_is_run, parse_run_config
 from ddp_cli.training.trainer import Trainer
 

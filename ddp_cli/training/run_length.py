@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from ddp_cli.config import TrainConfig
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.trainer import Trainer

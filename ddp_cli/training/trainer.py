@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.training_noise import TrainingNoise
 from ddp_cli.core.windows import Batch, slice_batch, to_device
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import BatchLoader, TrainingData
 from ddp_cli.training.distributed import Processes
 from ddp_cli.training.ema import EMA

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.windows import batch_indices, to_device
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.robots import DELTA_METRES, DELTA_RADIANS
 from ddp_cli.rotation import matrix_from_6d, rotation_angle, rotvec_to_matrix
 from ddp_cli.schema import ActionPart, action_slices

@@ -71,7 +71,7 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     from core.published_checkpoint import published_cfg, save_ckpt
     from core.published_recipe import state_dict
 
-    from ddp_cli.config import PolicyConfig
+    from ddp_cli.policy_config import PolicyConfig
 
     demos = folder / "demos.hdf5"
     source = sample_demos("lift")

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.presets import train_config
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.trainer import Trainer
 

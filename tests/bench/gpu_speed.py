@@ -19,11 +19,11 @@ from gpu_kit import Kit
 from plain import PlainPolicy, PlainTrainer
 from training import plain_batches, time_per_call
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.windows import to_device
 from ddp_cli.inference.engine import make_predict_fn
+from ddp_cli.train_config import TrainConfig
 
 SAMPLERS = [("ddpm", 100), ("ddim", 10), ("ddim", 4), ("ddim", 1)]
 

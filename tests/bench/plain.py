@@ -18,12 +18,12 @@ import torchvision
 from diffusers import DDPMScheduler
 from torch import nn
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.policy import FUSION_DIM
 from ddp_cli.core.vision import small_cnn
 from ddp_cli.core.windows import window_bounds
 from ddp_cli.data.store import Store
 from ddp_cli.tasks import CAMERAS, proprioception
+from ddp_cli.train_config import TrainConfig
 
 
 class PlainDataset(torch.utils.data.Dataset):

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from plain import PlainPolicy
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.diffusion import make_scheduler
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.inference.engine import make_predict_fn
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.presets import train_config
 
 SAMPLERS = [("ddpm", 100), ("ddim", 16), ("ddim", 10), ("dpm", 10), ("ddim", 4), ("ddim", 1)]

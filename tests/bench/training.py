@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from plain import PlainDataset, PlainTrainer
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.windows import to_device
 from ddp_cli.data.store import Store
 from ddp_cli.memory import keep_freed_memory
 from ddp_cli.presets import train_config
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.trainer import Trainer
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
+from ddp_cli.policy_config import PolicyConfig
 
 LOW_DIM = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")

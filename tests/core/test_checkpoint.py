@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import DOOR
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core import checkpoint as ck
 from ddp_cli.core import checkpoint_lookup
 from ddp_cli.deploy.policy_inspection import inspect_policy
 from ddp_cli.deploy.policy_source import open_policy_source
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 
 def test_a_saved_policy_is_loaded_unchanged(checkpoint: Path) -> None:

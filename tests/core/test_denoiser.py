@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Attention, Denoiser, Dropout, TransformerLayer, timestep_embedding
+from ddp_cli.policy_config import PolicyConfig
 
 
 def make_denoiser(causal: bool = True) -> Denoiser:

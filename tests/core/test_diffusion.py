@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.diffusion import make_denoising_steps, make_scheduler, sample
 from ddp_cli.core.noise_schedule import add_noise, alphas_cumprod
 from ddp_cli.errors import ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 SAMPLERS = ["ddpm", "ddim", "dpm"]
 
@@ -114,7 +114,7 @@ def test_the_noise_schedule_is_that_of_diffusers(schedule: str, timesteps: int) 
 def test_a_policy_runs_and_has_a_loss_without_diffusers(tmp_path: Path) -> None:
     """Importing it takes longer than loading a policy; it imports torch._dynamo as well."""
     code = (
-        "import sys; from ddp_cli.config import PolicyConfig; from ddp_cli.core.policy import DiffusionPolicy\n"
+        "import sys; from ddp_cli.policy_config import PolicyConfig; from ddp_cli.core.policy import DiffusionPolicy\n"
         "from ddp_cli.inference.agent import PolicyAgent\n"
         "policy = DiffusionPolicy(PolicyConfig(obs='state', n_layer=1)); PolicyAgent(policy)\n"
         "import torch; obs = {key: torch.zeros(1, 2, n) for key, n in policy.config.low_dim.items()}\n"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.normalizer import Normalizer, column_normalizations
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.task_file import task_from_json
 
 

@@ -8,12 +8,12 @@ import torch
 from conftest import DOOR, tiny_config
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.core.policy import FUSION_DIM, DiffusionPolicy
 from ddp_cli.errors import ConfigError
 from ddp_cli.inference.engine import make_predict_fn
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.schema import ActionPart, Camera, Schema
 from ddp_cli.tasks import Task
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from core.published_recipe import inputs, low_dim_weights, state_dict, weight
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published import import_published
 from ddp_cli.errors import CheckpointError, ConfigError
+from ddp_cli.policy_config import PolicyConfig
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ["default", "non_causal", "n_cond_layers_2", "predict_sample", "ddim10", "action_steps_only", "inpainting"]

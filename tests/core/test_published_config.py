@@ -14,12 +14,12 @@ from core.published_checkpoint import OBS_KEYS, TARGET, low_dim_cfg, published_c
 from core.published_recipe import CAMERAS, LOW_DIM, inputs, low_dim_weights, state_dict
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published import import_published, load_published
 from ddp_cli.core.published_config import feature_order, published_config
 from ddp_cli.errors import CheckpointError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.tasks import get_task
 
 CONFIG = PolicyConfig(task="square", n_layer=2, n_emb=32, num_inference_steps=5, timestep_spacing="leading")

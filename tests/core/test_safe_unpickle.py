@@ -14,12 +14,12 @@ from core.published_checkpoint import published_cfg, save_ckpt, shape_meta
 from core.published_recipe import inputs, low_dim_weights, state_dict
 from safetensors.torch import save_file
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.published import import_published, load_published
 from ddp_cli.core.published_config import published_config
 from ddp_cli.core.safe_unpickle import InertObject, read_torch_file, to_plain_containers
 from ddp_cli.errors import CheckpointError
+from ddp_cli.policy_config import PolicyConfig
 
 
 def test_a_published_checkpoint_predicts_the_same_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from conftest import tiny_config
 from core.published_checkpoint import published_cfg, save_ckpt
 from core.published_recipe import inputs, state_dict
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published import import_published
@@ -21,6 +20,7 @@ from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.policy_inspection import inspect_policy, is_policy
 from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
 from ddp_cli.errors import CheckpointError, DdpError
+from ddp_cli.policy_config import PolicyConfig
 
 LOW_DIM_INPUTS = {"robot0_eef_pos": [3], "robot0_eef_quat": [4], "robot0_gripper_qpos": [2]}
 

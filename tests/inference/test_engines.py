@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.prefix import prefix_inputs
 from ddp_cli.errors import ConfigError
@@ -15,6 +14,7 @@ from ddp_cli.inference.engine import make_predict_fn
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph
+from ddp_cli.policy_config import PolicyConfig
 
 TINY = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
 UNFOLDABLE = [{"n_cond_layers": 1}, {"obs_as_cond": False}, {"obs_as_cond": False, "time_as_cond": False}]

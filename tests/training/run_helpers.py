@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import checkpoint_step, list_checkpoints
 from ddp_cli.data.store import Store
+from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.resume import resume_run
 from ddp_cli.training.run import Run, create_run, run_training

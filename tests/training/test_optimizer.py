@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from ddp_cli.config import PolicyConfig
 from ddp_cli.core.denoiser import Denoiser
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.training.optimizer import weight_decay_groups
 
 

@@ -9,7 +9,6 @@ import torch
 from conftest import DOOR, TINY, tiny_config
 from training.run_helpers import create, release, resume
 
-from ddp_cli.config import TrainConfig
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
@@ -18,6 +17,7 @@ from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.presets import train_config
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import get_task, robosuite_task
+from ddp_cli.train_config import TrainConfig
 
 
 def test_a_run_starts_with_the_weights_of_another_policy(lift_store: Store, tmp_path: Path, trained: Path) -> None:

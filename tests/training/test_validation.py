@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddp_cli.config import PolicyConfig
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.training.validation import action_error
 
 
