@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +10,16 @@ import typer
 
 from ddp_cli import console
 from ddp_cli.commands import env_options, options
-from ddp_cli.commands.eval_table import describe_interval
+from ddp_cli.commands.last_checkpoints import evaluate_last
 from ddp_cli.commands.measurement import EvalOptions, measure
 from ddp_cli.commands.open_loop import evaluate_open_loop
+from ddp_cli.commands.paired_comparison import compare
 from ddp_cli.commands.report import page_of_evaluation, reserve_page
 from ddp_cli.commands.sweep import parse_sweep, sweep
 from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.parallel import default_workers, preload_workers
-from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds, unused_seed
+from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes
@@ -168,7 +168,7 @@ def evaluate(
         )  # fmt: skip
         folders = [] if last else [resolve_policy(path, runs, task) for path in paths or (None,)]
         if last:
-            report = _evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
+            report = evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
         elif data or eval_options.lacks_environment(folders[0], processes):
             _check_open_loop(
                 {
@@ -263,73 +263,3 @@ def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Process
             )
     reports = [measure(source, eval_options, processes) for source in sources]
     return reports[0] if len(reports) == 1 else compare(*reports)
-
-
-def _evaluate_last(
-    run: Path | None, runs: Path, task: str | None, count: int, eval_options: EvalOptions, processes: Processes
-) -> dict[str, Any]:
-    """Evaluates the last checkpoints of a run.
-
-    The best of several is partly luck, so it is evaluated again on seeds that did not select it.
-    """
-    from ddp_cli.core.checkpoint import list_checkpoints
-    from ddp_cli.core.checkpoint_lookup import newest_run
-
-    folders = list_checkpoints(run or newest_run(runs, task, require_checkpoint=True))[-count:]
-    if not folders:
-        raise DdpError(f"no checkpoints in '{run}'.", "--last expects a run folder, runs/TASK/NAME.")
-    reports = [measure(eval_options.open(folder, processes), eval_options, processes) for folder in folders]
-    measure_name = "score" if "score" in reports[0] else "success_rate"
-    best = max(reports, key=lambda report: (report[measure_name], report["step"]))
-    fresh_seed = unused_seed(range(eval_options.seed, eval_options.seed + eval_options.episodes))
-    fresh = measure(
-        eval_options.open(Path(best["checkpoint"]), processes), replace(eval_options, seed=fresh_seed), processes
-    )
-    means = {}
-    for name, label, style, interval in (
-        ("score", "score", ".3f", "score_interval_95"), ("success_rate", "success rate", ".1%", "interval_95"),
-    ):  # fmt: skip
-        if name not in fresh:
-            continue
-        means[name] = sum(report[name] for report in reports) / len(reports)
-        console.result(
-            f"{label}: mean of the last {len(reports)} checkpoints {means[name]:{style}}, best {best[name]:{style}} "
-            f"(step {best['step']}); on fresh seeds it reaches {fresh[name]:{style}} "
-            f"({describe_interval(fresh[interval], style)})"
-        )
-    return {"mean": means["success_rate"], "best": best["success_rate"], "fresh": fresh, "checkpoints": reports} | (
-        {"mean_score": means["score"]} if "score" in means else {}
-    )
-
-
-def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two reports on the same seeds: the difference of their success rates with its interval, an exact paired test, and
-    the seeds with different outcomes.
-    """
-    from ddp_cli.evaluation.statistics import pair_outcomes
-
-    def outcomes(report: dict[str, Any]) -> dict[int, bool]:
-        return {episode["seed"]: episode["success"] for episode in report["episodes"]}
-
-    first_outcomes, second_outcomes = outcomes(first), outcomes(second)
-    test = pair_outcomes(first_outcomes, second_outcomes)
-    common = first_outcomes.keys() & second_outcomes.keys()
-    differing = sorted(seed for seed in common if first_outcomes[seed] != second_outcomes[seed])
-    low, high = test.interval
-    is_approximate = any(report.get("until_ci") for report in (first, second))
-    console.result(
-        f"of {len(common)} episodes both succeed in {test.both}, only the first in {test.only_first}, only the second "
-        f"in {test.only_second}: first minus second {test.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}"
-        f"{', approximate because of --until-ci' if is_approximate else ''}), "
-        f"p = {test.p_value:.3g} (exact McNemar test)"
-    )
-    if differing:
-        console.result(f"seeds with different outcomes: {', '.join(map(str, differing))}")
-    return {
-        "first": first, "second": second,
-        "paired": {
-            "both": test.both, "only_first": test.only_first, "only_second": test.only_second, "neither": test.neither,
-            "difference": test.difference if common else None, "interval_95": [low, high],
-            "interval_is_approximate": is_approximate, "p": test.p_value, "differing": differing,
-        },
-    }  # fmt: skip

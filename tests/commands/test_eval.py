@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
-from ddp_cli.commands.eval import compare
+from ddp_cli.commands.paired_comparison import compare
 from ddp_cli.tasks import TASKS
 
 pytestmark = pytest.mark.slow
