@@ -126,14 +126,14 @@ def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> Path:
 def convert_lerobot(dataset: LeRobotDataset, copy: CopyOptions) -> Path:
     """Converts a LeRobot dataset to a store, and returns it."""
     from ddp_cli.data.check_summary import check_summary
-    from ddp_cli.data.lerobot_reader import read_lerobot
+    from ddp_cli.data.lerobot_conversion import convert_lerobot
     from ddp_cli.data.store import STORE_MARKERS, Store
 
     out = copy.out or options.default_store(dataset.task.name, dataset.obs)
     steps = copy.run(
         out,
         STORE_MARKERS,
-        lambda progress: read_lerobot(dataset, out, copy.only, copy.zarr_format, progress, copy.check > 0),
+        lambda progress: convert_lerobot(dataset, out, copy.only, copy.zarr_format, progress, copy.check > 0),
     )
     store = Store(out)
     copy.report(out, len(store.episode_ends), steps, dataset.notes)

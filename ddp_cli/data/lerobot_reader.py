@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d, clip_to_limits
 from ddp_cli.data.check_summary import not_verified
-from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_checks import check_finite, check_indices
 from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
 from ddp_cli.data.lerobot_files import (
@@ -46,10 +45,8 @@ from ddp_cli.data.lerobot_layout import (
 )
 from ddp_cli.data.lerobot_names import order_of_action, order_of_observables, shorten
 from ddp_cli.data.parquet import COPY_AGAIN, read_columns
-from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.value_checks import Advice, ValueChecks
 from ddp_cli.errors import DataError
-from ddp_cli.locks import lock_output
 from ddp_cli.robots import ARM_WIDTHS
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import RECORDED, Task
@@ -281,34 +278,3 @@ class LeRobotDataset:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def read_lerobot(
-    dataset: LeRobotDataset,
-    out: Path,
-    only: str | None,
-    zarr_format: int,
-    progress: Callable[[int, int], None],
-    with_motion: bool = True,
-) -> int:
-    """Writes the episodes of `dataset` that `only` selects to the store `out`; returns the number of steps.
-
-    They are checked before anything is written, see `LeRobotDataset.check`. An interrupted conversion is resumed.
-    """
-    indices = select_episodes(len(dataset.lengths), only, f"'{dataset.path}'")
-    dataset.check(indices, with_motion)
-    lengths = [dataset.lengths[i] for i in indices]
-    # The renderer of other datasets is unknown; robosuite's own is assumed, as for robomimic's.
-    attributes: dict[str, Any] = {"render": "full", "env_args": {}, "versions": {}} | {
-        key: value for key, value in dataset.attrs.items() if key in ("render", "env_args", "versions")
-    }
-    attributes |= {
-        "obs": dataset.obs,
-        "action": dataset.task.describe_action(dataset.convention),
-        "source": {"file": dataset.path.name, "sha256": dataset.sha256(), "demos": indices, "left_out": {}},
-    }
-    with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
-        writer.extend(dataset.episodes(indices[writer.episodes :]), progress)
-        check = dataset.original_check
-        writer.finish({"check": check if check.get("result") == "failed" else NOT_VERIFIED})
-    return sum(lengths)

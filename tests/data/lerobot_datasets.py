@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddp_cli.data.lerobot_reader import LeRobotDataset, read_lerobot
+from ddp_cli.data.lerobot_conversion import convert_lerobot
+from ddp_cli.data.lerobot_reader import LeRobotDataset
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
 from ddp_cli.tasks import get_task
@@ -29,7 +30,7 @@ def no_progress(*_: object) -> None:
 def convert_dataset(dataset: Path, out: Path, actions: str | None = None, only: str | None = None) -> LeRobotDataset:
     """Converts a dataset; `actions` for those that ddp did not write."""
     opened = LeRobotDataset(dataset, get_task("lift") if actions else None, actions)
-    read_lerobot(opened, out, only, 3, no_progress)
+    convert_lerobot(opened, out, only, 3, no_progress)
     return opened
 
 

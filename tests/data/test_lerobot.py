@@ -14,8 +14,9 @@ from data.lerobot_datasets import ACTION, DATA, EPISODES, convert_dataset, forge
 from ddp_cli.data.actions import delta_to_absolute, rotation_6d_to_axis_angle
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
+from ddp_cli.data.lerobot_conversion import convert_lerobot
 from ddp_cli.data.lerobot_layout import feature_of
-from ddp_cli.data.lerobot_reader import LeRobotDataset, read_lerobot
+from ddp_cli.data.lerobot_reader import LeRobotDataset
 from ddp_cli.data.lerobot_writer import write_lerobot
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
@@ -29,7 +30,7 @@ def keys(store: Store) -> list[str]:
 
 
 def test_round_trip_restores_the_store(lift_store: Store, written_lerobot: Path, tmp_path: Path) -> None:
-    read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "back.zarr", None, 3, no_progress)
+    convert_lerobot(LeRobotDataset(written_lerobot), tmp_path / "back.zarr", None, 3, no_progress)
     back = Store(tmp_path / "back.zarr")
     assert set(keys(back)) == {
         "agentview_image",
@@ -49,7 +50,7 @@ def test_round_trip_restores_the_store(lift_store: Store, written_lerobot: Path,
 def test_round_trip_without_images(lift_demos: Path, tmp_path: Path) -> None:
     convert(lift_demos, tmp_path / "s.zarr", 1, no_progress, ConvertOptions("state", check=0))
     write_lerobot(Store(tmp_path / "s.zarr"), tmp_path / "d", no_progress)
-    read_lerobot(LeRobotDataset(tmp_path / "d"), tmp_path / "back.zarr", None, 3, no_progress)
+    convert_lerobot(LeRobotDataset(tmp_path / "d"), tmp_path / "back.zarr", None, 3, no_progress)
     store, back = Store(tmp_path / "s.zarr"), Store(tmp_path / "back.zarr")
     assert (back.attrs["obs"], back.image_keys) == ("state", [])
     np.testing.assert_array_equal(back.read("object"), store.read("object"))
@@ -111,7 +112,7 @@ def test_episodes_may_be_in_any_order(lerobot: Path, lift_store: Store, tmp_path
     rows = pyarrow.parquet.read_table(lerobot / EPISODES).to_pydict()
     columns = {name: list(reversed(values)) for name, values in rows.items()}
     write_table(lerobot / EPISODES, columns)
-    read_lerobot(LeRobotDataset(lerobot), tmp_path / "d.zarr", None, 3, no_progress)
+    convert_lerobot(LeRobotDataset(lerobot), tmp_path / "d.zarr", None, 3, no_progress)
     np.testing.assert_array_equal(
         Store(tmp_path / "d.zarr").read("agentview_image"), lift_store.read("agentview_image")
     )
@@ -132,9 +133,11 @@ def test_interrupted_conversion_is_resumed(written_lerobot: Path, lift_store: St
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, interrupt)
+        convert_lerobot(LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, interrupt)
     steps_done: list[int] = []
-    read_lerobot(LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, lambda done, _: steps_done.append(done))
+    convert_lerobot(
+        LeRobotDataset(written_lerobot), tmp_path / "d.zarr", None, 3, lambda done, _: steps_done.append(done)
+    )
     assert steps_done == list(lift_store.episode_ends)
     np.testing.assert_array_equal(
         Store(tmp_path / "d.zarr").read("agentview_image"), lift_store.read("agentview_image")
