@@ -26,17 +26,15 @@ from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, matrix_to_rotvec
 from ddp_cli.schema import action_slices
 from ddp_cli.sim.absolute_actions import verify_absolute_actions
 from ddp_cli.sim.arms import find_arms
+from ddp_cli.sim.cameras import Cameras
 from ddp_cli.sim.environment import check_action_convention, env_args, import_robosuite, make_env
 from ddp_cli.sim.exactness import is_stepping_exact
 from ddp_cli.sim.model_translation import local_model
-from ddp_cli.sim.renderer import Image, PinholeCamera, Renderer, check_render_profile, pinhole_camera
+from ddp_cli.sim.renderer import Image, PinholeCamera, pinhole_camera
 from ddp_cli.sim.task_checks import check_task_observables
 from ddp_cli.tasks import Task
 
 Array = NDArray[np.float64]
-
-COMPARED_IMAGES = 5
-"""Images of each camera that are compared with and without culling, in tasks that are not built in."""
 
 SUCCESS_HOLD_STEPS = 10
 """Consecutive steps of success after which success counts as held, and an episode of robosuite ends."""
@@ -53,17 +51,13 @@ class Simulator:
 
     def __init__(self, task: Task, render: str = "fast", actions: str = "delta", lite_physics: bool = True) -> None:
         self.task, self._robosuite = task, task.robosuite
-        check_render_profile(render)
+        self._cameras = Cameras(task, render)
         check_action_convention(task, actions)
         self.render_profile = render
         self.actions = actions
         self.hold_steps = SUCCESS_HOLD_STEPS
         self.is_over, self.score, self.total_reward = False, None, None  # episodes end by the task's horizon
         self._absolute_verified = False
-        # Geoms that cannot be seen are not rendered. Tests prove of built-in tasks that no pixel changes.
-        self._culling = dict.fromkeys(task.schema.cameras, True)
-        self._to_compare = dict.fromkeys(task.schema.cameras, 0 if task.is_variant else COMPARED_IMAGES)
-        self._renderer: Renderer | None = None
         self._step_fn: Callable[[Array], Any] | None = None
         self._env = make_env(task, env_args(task, actions), lite_physics)
         self._arms = find_arms(self._env)
@@ -265,27 +259,11 @@ class Simulator:
 
         Without `cull`, geoms that cannot be seen are rendered, too.
         """
-        camera = self.task.schema.cameras[key]
-        height, width = (camera.height, camera.width) if size is None else (size, size)
-        if self._renderer is None or not self._renderer.is_compatible(self.model):
-            self._close_renderer()
-            self._renderer = Renderer(self.model, self.render_profile)
-        renderer, name = self._renderer, self._robosuite.cameras[key]
-
-        def render(cull: bool) -> Image:
-            return renderer.render(self.model, self.data, name, height, width, cull)
-
-        cull = cull and self._culling[key]
-        image = render(cull)
-        if cull and self._to_compare[key]:
-            self._to_compare[key] -= 1
-            self._culling[key] = np.array_equal(image, full := render(False))
-            return full
-        return image
+        return self._cameras.image(self.model, self.data, key, size, cull)
 
     def culls(self, key: str) -> bool:
         """Whether geoms that the camera `key` cannot see are left out of its images, as far as they were compared."""
-        return self._culling[key]
+        return self._cameras.culls(key)
 
     def camera(self, key: str) -> PinholeCamera:
         """Current pose and field of view of the camera with image key `key`."""
@@ -310,13 +288,8 @@ class Simulator:
 
     def close(self) -> None:
         """Release the renderer and the environment."""
-        self._close_renderer()
+        self._cameras.close()
         self._env.close()
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 def _is_place(name: str) -> bool:
