@@ -1,8 +1,4 @@
-"""Gymnasium environments: any simulator with this interface runs the episodes of a policy.
-
-The observation, a dict, a nested dict (`pixels/top`) or a single array (called `observation`), is mapped to the keys of
-the policy: by --map, by equal names, or because there is only one image or one vector.
-"""
+"""Gymnasium environments: any simulator with this interface runs the episodes of a policy."""
 
 from __future__ import annotations
 
@@ -20,22 +16,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import ConfigError, DdpError, SimulatorError
-from ddp_cli.schema import Camera
-from ddp_cli.selection import parse_selection
+from ddp_cli.errors import ConfigError, SimulatorError
+from ddp_cli.sim.gymnasium_observations import RENDER, ObservationMapping, Observations, flatten
 from ddp_cli.tasks import Task
-
-RENDER = "render"
-"""The source that stands for the image of `env.render()`."""
-
-SINGLE = "observation"
-"""Name of an observation that is not a dict."""
 
 SUCCESS_KEYS = ("is_success", "success")
 REWARD, TERMINATED = "reward", "terminated"
 MAX_POSE = 7  # numbers of a position with an orientation
-
-Observations = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -76,16 +63,12 @@ class GymnasiumEnv:
     """
 
     def __init__(self, task: Task, obs: str, settings: GymnasiumSettings, film: bool = False) -> None:
-        self._settings, self._cameras, self._vectors = settings, task.images(obs), task.vectors(obs)
-        unknown = [key for key in settings.sources if key not in {**self._cameras, **self._vectors}]
-        if unknown:
-            keys = ", ".join([*self._cameras, *self._vectors])
-            raise ConfigError(f"--map: the policy does not observe '{unknown[0]}'.", f"It observes {keys}.")
-        self._env = _make(settings, film or _renders(settings.sources))
+        self._settings = settings
+        self._mapping = ObservationMapping(settings.id, task.images(obs), task.vectors(obs), settings.sources)
+        self._env = _make(settings, film or self._mapping.needs_render)
         self.task = replace(task, horizon=self._max_steps())
         self.hold_steps = self.task.horizon
         """Success does not end an episode, unless the environment ends it."""
-        self._sources: dict[str, str] = {}
         self._observation: Any = None
         self._info: Any = None
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
@@ -113,7 +96,7 @@ class GymnasiumEnv:
         self._observation, self._info = self._call("reset", seed=seed)
         self.is_over, self.score, self.total_reward = False, -np.inf, 0.0
         self._step, self._known = 0, set()
-        self._sources = self._sources or self._find_sources()
+        self._mapping.find_sources(flatten(self._observation))
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
         """Run one control step of `action` (Da,), clipped to the action space; returns success at its end."""
@@ -164,7 +147,7 @@ class GymnasiumEnv:
 
     def positions(self) -> dict[str, list[float]]:
         """The vectors of the observation and of `info` that are called positions or poses, by their names."""
-        arrays = _flatten(self._observation) | _flatten(self._info)
+        arrays = flatten(self._observation) | flatten(self._info)
         places = {name: value for name, value in arrays.items() if "pos" in name and value.ndim == 1}
         return {
             name: [round(float(x), 5) for x in value]
@@ -174,9 +157,10 @@ class GymnasiumEnv:
 
     def observe(self, _obs: str) -> Observations:
         """Observations of the policy: images uint8 (H, W, C), vectors float32 (width,)."""
-        arrays = self._arrays()
-        images = {key: self._image(key, arrays) for key in self._cameras}
-        return images | {key: self._vector(key, arrays) for key in self._vectors}
+        arrays = flatten(self._observation)
+        if self._mapping.needs_render:
+            arrays[RENDER] = self.render()
+        return self._mapping.observe(arrays)
 
     def render(self) -> NDArray[np.uint8]:
         """The image (H, W, 3) of `env.render()`."""
@@ -187,61 +171,6 @@ class GymnasiumEnv:
                 "Add --env-arg render_mode=rgb_array, or leave the video out.",
             )
         return image.astype(np.uint8)
-
-    def _arrays(self) -> Observations:
-        """The arrays of the observation by their names."""
-        arrays = _flatten(self._observation)
-        if _renders(self._sources):
-            arrays[RENDER] = self.render()
-        return arrays
-
-    def _find_sources(self) -> dict[str, str]:
-        arrays = _flatten(self._observation)
-        images = [name for name, value in arrays.items() if _is_image(value)]
-        vectors = [name for name in arrays if name not in images]
-        found = {}
-        for keys, names in ((self._cameras, images), (self._vectors, vectors)):
-            for key in keys:
-                only = names[0] if len(names) == len(keys) == 1 else None
-                source = self._settings.sources.get(key) or (key if key in arrays else only)
-                array = parse_selection(source).array if source else None
-                if source is None or (array not in arrays and array != RENDER):
-                    known = ", ".join(f"{name} {np.shape(value)}" for name, value in arrays.items())
-                    raise ConfigError(
-                        f"'{self._settings.id}' does not observe '{source or key}'; it observes {known}.",
-                        f"Say what '{key}' is: --map {key}=NAME ('{RENDER}' is the rendered image), or change the "
-                        "observation with --env-arg.",
-                    )
-                found[key] = source
-        return found
-
-    def _image(self, key: str, arrays: Observations) -> NDArray[np.uint8]:
-        camera: Camera = self._cameras[key]
-        selection = parse_selection(self._sources[key])
-        if selection.elements != slice(None):
-            raise self._mismatch(key, "elements, not images", f"images {camera.shape}")
-        image = np.squeeze(arrays[selection.array])
-        image = image[..., None] if image.ndim == 2 else image
-        is_other = image.ndim == 3 and image.shape not in (camera.shape, camera.recorded_shape)
-        if is_other and image.shape[0] == camera.channels:
-            image = image.transpose(1, 2, 0)
-        image = camera.take(image) if image.dtype == np.uint8 else image
-        if image.shape != camera.shape or image.dtype != np.uint8:
-            raise self._mismatch(key, f"{image.dtype} {image.shape}", f"uint8 {camera.shape}")
-        return image
-
-    def _vector(self, key: str, arrays: Observations) -> NDArray[np.float32]:
-        selection = parse_selection(self._sources[key])
-        vector = arrays[selection.array].reshape(-1)[selection.elements].astype(np.float32)
-        if len(vector) != self._vectors[key]:
-            raise self._mismatch(key, f"{len(vector)} numbers", f"{self._vectors[key]}")
-        return vector
-
-    def _mismatch(self, key: str, actual: str, expected: str) -> DdpError:
-        return ConfigError(
-            f"'{self._settings.id}': {self._sources[key]} has {actual}, but the policy observes {key} with {expected}.",
-            f"Choose another observation with --map {key}=NAME, or change it with --env-arg.",
-        )
 
     def close(self) -> None:
         """Close the environment."""
@@ -288,37 +217,12 @@ def _import(id: str) -> Any:
     return gymnasium
 
 
-def _flatten(observation: Any, prefix: str = "") -> Observations:
-    """Arrays of an observation by name; nested names are joined by `/`."""
-    if isinstance(observation, tuple):
-        observation = dict(enumerate(observation))
-    if not isinstance(observation, Mapping):
-        try:
-            value = np.asarray(observation)
-        except ValueError:  # lists of different lengths
-            return {}
-        return {prefix or SINGLE: value} if value.dtype.kind in "fiub" else {}
-    arrays: Observations = {}
-    for name, value in observation.items():
-        arrays |= _flatten(value, f"{prefix}/{name}" if prefix else str(name))
-    return arrays
-
-
-def _is_image(value: NDArray[Any]) -> bool:
-    return value.dtype == np.uint8 and np.squeeze(value).ndim >= 2
-
-
 def _is_number(value: Any) -> bool:
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         return False
     return array.size == 1 and array.dtype.kind in "biuf"
-
-
-def _renders(sources: Mapping[str, str]) -> bool:
-    """Whether an observation is the rendered image."""
-    return any(parse_selection(source).array == RENDER for source in sources.values())
 
 
 def _scalar(value: Any) -> float:
