@@ -17,7 +17,6 @@ Shapes: n steps of a demo, S width of the simulator state.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ from numpy.typing import NDArray
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, select_by_filter
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
-from ddp_cli.data.hdf5 import COPY_AGAIN, HDF5_ERRORS, check_complete, check_links, open_hdf5, report_read_errors
+from ddp_cli.data.hdf5 import check_complete, check_links, open_hdf5, report_read_errors
 from ddp_cli.data.invariants import check_intended, check_time
-from ddp_cli.data.recorded_task import describe_differences, recorded_task, same_environment
+from ddp_cli.data.recorded_model import read_model_xml
+from ddp_cli.data.recorded_task import check_recorded_with, recorded_task, same_environment
 from ddp_cli.disk import file_hash
 from ddp_cli.errors import ConfigError, DataError, DdpError
 from ddp_cli.tasks import Task, robosuite_task
@@ -90,24 +90,8 @@ class DemoFile:
         self.has_states: bool = any(self._has_array(name, "states") for name in self.names)
         self.info: RecordingInfo = self._read_info(task)
         self.task: Task = task or self._find_task(allow_unknown_env)
-        robots = self.task.robosuite.robots
-        if task and "robots" in self.info.kwargs and self.info.robots != robots:
-            raise DataError(
-                f"'{self.path}' was recorded with {' and '.join(self.info.robots)}, "
-                f"but the task '{self.task.name}' has {' and '.join(robots)}.",
-                "Leave out --task, or name a task file with these robots.",
-            )
-        if task and not self.info.incompatibilities() and (differences := describe_differences(self.info, task)):
-            raise DataError(
-                f"'{self.path}' was recorded with {differences[0]}.",
-                "Leave out --task, or name a task file with the same.",
-            )
-        if self.task.robosuite.env_name != self.info.env_name:
-            raise DataError(
-                f"'{self.path}' was recorded in {self.info.env_name}, "
-                f"but the task '{self.task.name}' uses {self.task.robosuite.env_name}.",
-                "Name the task of this file with --task.",
-            )
+        if task:
+            check_recorded_with(task, self.info, self.path)
 
     def _read_info(self, task: Task | None) -> RecordingInfo:
         if task is not None and not {"env_args", "env", "env_info"} & self.attrs.keys():
@@ -168,8 +152,9 @@ class DemoFile:
         with report_read_errors(self.path, name):
             seed, policy_steps = (self._int_attribute(name, key) for key in ("seed", "policy_steps"))
             success = self._data[name].attrs.get("success")
+            xml = read_model_xml(self.path, self._file, name)
             demo = Demo(
-                states, actions, self._read_xml(name), -1 if seed is None else seed, intended, name,
+                states, actions, xml, -1 if seed is None else seed, intended, name,
                 policy_steps=policy_steps, success=bool(success) if isinstance(success, bool | np.bool_) else None,
             )  # fmt: skip
         for key, array in demo.arrays.items():
@@ -287,23 +272,6 @@ class DemoFile:
             array = self.array(name, key)
             rows = length if len(array) == len(self.array(name, "actions")) else len(array)
             return np.asarray(array[:rows], dtype=np.float64)
-
-    def _read_xml(self, name: str) -> str:
-        attrs = self._data[name].attrs
-        if "model_file" in attrs:
-            text = str(attrs["model_file"])
-            return text if text.lstrip().startswith("<") else self._read_model_file(text)
-        if "model" in attrs:
-            try:
-                return zlib.decompress(self._file["models"][attrs["model"]][:].tobytes()).decode()
-            except HDF5_ERRORS as e:
-                raise DataError(f"'{self.path}' {name}: its model is missing or damaged.", COPY_AGAIN) from e
-        return ""
-
-    def _read_model_file(self, name: str) -> str:
-        """A model in the folder `models` beside the file, as written by robosuite 1.0; empty if it is missing."""
-        path = self.path.parent / "models" / Path(name).name
-        return path.read_text(errors="replace") if path.is_file() else ""
 
     def close(self) -> None:
         """Closes the file."""

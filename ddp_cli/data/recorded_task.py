@@ -7,8 +7,10 @@ import functools
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from ddp_cli.data.env_metadata import RecordingInfo
+from ddp_cli.errors import DataError
 from ddp_cli.robots import NOT_OF_THE_TASK, ROBOTS, Robosuite
 from ddp_cli.schema import Camera
 from ddp_cli.tasks import ROBOSUITE_RATE, TASKS, Task, with_robot
@@ -30,7 +32,7 @@ def built_in_task(info: RecordingInfo) -> Task | None:
     return task if (info.robots, _controllers(info), info.other_kwargs) == expected else None
 
 
-def describe_differences(info: RecordingInfo, task: Task) -> list[str]:
+def _describe_differences(info: RecordingInfo, task: Task) -> list[str]:
     """What makes actions of a recording mean something else in `task`, as far as the recording says; empty if nothing
     does.
     """
@@ -43,6 +45,29 @@ def describe_differences(info: RecordingInfo, task: Task) -> list[str]:
         )
         differences.append(f"the controllers {recorded}, but the task '{task.name}' has {expected}")
     return differences
+
+
+def check_recorded_with(task: Task, info: RecordingInfo, path: Path) -> None:
+    """DataError if the recording `path` was made in another environment than that of `task`, or with other robots or
+    controllers.
+    """
+    robots = task.robosuite.robots
+    if "robots" in info.kwargs and info.robots != robots:
+        raise DataError(
+            f"'{path}' was recorded with {' and '.join(info.robots)}, "
+            f"but the task '{task.name}' has {' and '.join(robots)}.",
+            "Leave out --task, or name a task file with these robots.",
+        )
+    if not info.incompatibilities() and (differences := _describe_differences(info, task)):
+        raise DataError(
+            f"'{path}' was recorded with {differences[0]}.",
+            "Leave out --task, or name a task file with the same.",
+        )
+    if task.robosuite.env_name != info.env_name:
+        raise DataError(
+            f"'{path}' was recorded in {info.env_name}, but the task '{task.name}' uses {task.robosuite.env_name}.",
+            "Name the task of this file with --task.",
+        )
 
 
 def recorded_task(info: RecordingInfo, images: Mapping[str, tuple[int, ...]], longest: int) -> tuple[Task, list[str]]:
