@@ -1,7 +1,7 @@
 """Tasks: what a step holds (schema.py), and the simulator that it was recorded in, if any.
 
-Some tasks of robosuite are built in; task_file.py reads others. The built-in ones use Pandas with their grippers,
-controlled at 20 Hz by operational-space control of the end-effector pose; `with_robot` gives those of one arm another.
+Some tasks of robosuite are built in, see built_in_tasks.py; task_file.py reads others. `with_robot` gives a built-in
+task of one arm another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ddp_cli import choices
+from ddp_cli.built_in_tasks import BUILT_IN_TASKS, STATE_DIMS
 from ddp_cli.errors import ConfigError, SimulatorError, UnknownNameError
 from ddp_cli.robots import (
     ARM,
@@ -37,11 +38,6 @@ ROBOSUITE_RATE = 20.0  # [Hz]
 
 RECORDED = "recorded"
 """The convention of tasks without a simulator, and of controllers of other values than poses: as they were recorded."""
-
-STATE_DIMS = {
-    "lift": 32, "can": 71, "square": 45, "transport": 115, "tool_hang": 58, "two_arm_lift": 50, "stack": 45, "door": 23,
-}  # fmt: skip
-"""Width of the simulator state of the built-in tasks; that of others is read from the simulator."""
 
 
 @dataclass(frozen=True)
@@ -216,76 +212,8 @@ def with_robot(task: Task, robot: str) -> Task:
     )  # fmt: skip
 
 
-def _wrist_camera(robot: int) -> dict[str, str]:
-    return {f"robot{robot}_eye_in_hand_image": f"robot{robot}_eye_in_hand"}
-
-
-TASKS = {
-    t.name: t
-    for t in (
-        robosuite_task("lift", "Lift", object={"cube_pos": 3, "cube_quat": 4, "gripper_to_cube_pos": 3}),
-        robosuite_task(
-            "can", "PickPlaceCan", model_varies=False,
-            object={"Can_pos": 3, "Can_quat": 4, "Can_to_robot0_eef_pos": 3, "Can_to_robot0_eef_quat": 4},
-        ),
-        robosuite_task(
-            "square", "NutAssemblySquare", model_varies=False,
-            object={
-                "SquareNut_pos": 3, "SquareNut_quat": 4,
-                "SquareNut_to_robot0_eef_pos": 3, "SquareNut_to_robot0_eef_quat": 4,
-            },
-        ),
-        robosuite_task(
-            "transport", "TwoArmTransport", horizon=700, robots=("Panda", "Panda"), frame="world",
-            cameras={
-                "shouldercamera0_image": "shouldercamera0", **_wrist_camera(0),
-                "shouldercamera1_image": "shouldercamera1", **_wrist_camera(1),
-            },
-            object={
-                "payload_pos": 3, "payload_quat": 4, "trash_pos": 3, "trash_quat": 4, "lid_handle_pos": 3,
-                "lid_handle_quat": 4, "target_bin_pos": 3, "trash_bin_pos": 3, "payload_in_target_bin": 1,
-                "trash_in_trash_bin": 1, "gripper0_to_payload": 3, "gripper0_to_lid_handle": 3,
-                "gripper1_to_payload": 3, "gripper1_to_trash": 3,
-            },
-        ),
-        robosuite_task(
-            "tool_hang", "ToolHang", horizon=700, size=(240, 240), model_varies=False,
-            cameras={"sideview_image": "sideview", **_wrist_camera(0)},
-            object={
-                "base_pos": 3, "base_quat": 4, "base_to_robot0_eef_pos": 3, "base_to_robot0_eef_quat": 4,
-                "frame_pos": 3, "frame_quat": 4, "frame_to_robot0_eef_pos": 3, "frame_to_robot0_eef_quat": 4,
-                "tool_pos": 3, "tool_quat": 4, "tool_to_robot0_eef_pos": 3, "tool_to_robot0_eef_quat": 4,
-                "frame_is_assembled": 1, "tool_on_frame": 1,
-            },
-        ),
-        robosuite_task(
-            "two_arm_lift", "TwoArmLift", robots=("Panda", "Panda"), size=(96, 96), model_varies=False,
-            cameras={"agentview_image": "agentview", **_wrist_camera(0), **_wrist_camera(1)},
-            object={
-                "pot_pos": 3, "pot_quat": 4, "handle0_xpos": 3, "handle1_xpos": 3, "gripper0_to_handle0": 3,
-                "gripper1_to_handle1": 3,
-            },
-        ),
-        robosuite_task(
-            "stack", "Stack", model_varies=False,
-            object={
-                "cubeA_pos": 3, "cubeA_quat": 4, "cubeB_pos": 3, "cubeB_quat": 4, "cubeA_to_cubeB": 3,
-                "gripper_to_cubeA": 3, "gripper_to_cubeB": 3,
-            },
-        ),
-        robosuite_task(
-            "door", "Door",
-            object={
-                "door_pos": 3, "handle_pos": 3, "hinge_qpos": 1, "door_to_eef_pos": 3, "handle_to_eef_pos": 3,
-                "handle_qpos": 1,
-            },
-        ),
-    )
-}  # fmt: skip
-"""The built-in tasks. The parts of `object` are in the order of the published datasets (robosuite 1.5 reversed it).
-
-Delta actions of the published datasets of `transport` are in the world frame: up to robosuite 1.4 there was no other.
-"""
+TASKS = {name: robosuite_task(name, **settings) for name, settings in BUILT_IN_TASKS.items()}
+"""The built-in tasks."""
 
 
 def get_task(name: str) -> Task:

@@ -29,7 +29,7 @@ FLOORS = [
     {"task_file"},
     {"task_difference", "cluster"},
     {"tasks", "parallel", "image_size"},
-    {"robots"},
+    {"robots", "built_in_tasks"},
     {"schema"},
     {"base_config", "json_file", "rotation", "disk", "console", "selection"},
     {"locks", "error_messages"},
