@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.published_config import describe_assumptions, feature_order, published_config
+from ddp_cli.core.published_config import describe_assumptions, published_config
+from ddp_cli.core.published_observations import feature_order
 from ddp_cli.core.safe_unpickle import FILE_HINT, InertObject, read_torch_file, to_plain_containers
 from ddp_cli.core.vision import IMAGE_FEATURE_DIM
 from ddp_cli.errors import CheckpointError, ConfigError

@@ -1,4 +1,4 @@
-"""Reads the configuration of a published checkpoint: its `cfg`, as plain dictionaries and lists.
+"""The configuration of a policy from that of a published checkpoint: its `cfg`, as plain dictionaries and lists.
 
 Every setting that changes what the policy computes is taken over or refused. What `cfg` lacks is listed by
 `describe_assumptions`.
@@ -6,15 +6,15 @@ Every setting that changes what the policy computes is taken over or refused. Wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.core.published_observations import image_size, obs_keys, shape_meta
+from ddp_cli.core.published_settings import Cfg, check_resolved, check_value, look_up
 from ddp_cli.errors import CheckpointError
 from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.tasks import TASKS, Task
-
-Cfg = Mapping[str, Any]
 
 POLICY_CLASSES = {
     "DiffusionTransformerHybridImagePolicy": "image",
@@ -70,7 +70,7 @@ def published_config(cfg: Cfg, path: Path, weight_names: Collection[str] = ()) -
         raise CheckpointError(
             f"'{path}' is a {class_name}, which is not supported.", f"Valid: {', '.join(POLICY_CLASSES)}."
         )
-    _check_resolved(policy, "policy", path)
+    check_resolved(policy, "policy", path)
     obs = POLICY_CLASSES[class_name]
     task = _find_task(cfg, path)
     values: dict[str, Any] = {"task": task, "obs": obs, "actions": _action_convention(cfg, task, path)}
@@ -83,37 +83,9 @@ def published_config(cfg: Cfg, path: Path, weight_names: Collection[str] = ()) -
         values |= _low_dim_settings(policy, weight_names, path)
     else:
         values |= {k: policy[k] for k in ARCHITECTURE if policy.get(k) is not None}
-        values["crop_shape"] = _crop_shape(policy, weight_names, _image_size(task), path)
+        values["crop_shape"] = _crop_shape(policy, weight_names, image_size(task), path)
     values |= _causal_attention(values, weight_names, path)
     return PolicyConfig(**values)
-
-
-def feature_order(cfg: Cfg, config: PolicyConfig, path: Path) -> list[str] | None:
-    """The keys of the observations in the order in which the published policy concatenates their features, None if
-    `cfg` does not say. CheckpointError if they are not those of `config`.
-    """
-    if config.obs == "state":
-        keys = _obs_keys(cfg, path)
-    else:
-        obs = _shape_meta(cfg).get("obs")
-        keys = None if obs is None else list(obs)
-    if keys is None:
-        return None
-    expected = [*config.image_keys, *config.low_dim]
-    name = config.task.name
-    hint = f"Supported: {', '.join(expected)}, in any order."
-    for key in keys:
-        if key not in expected:
-            raise CheckpointError(f"'{path}' observes {key}, which policies of '{name}' do not.", hint)
-    for key in expected:
-        if key not in keys:
-            raise CheckpointError(f"'{path}' does not observe {key}.", hint)
-    if len(keys) != len(expected):
-        raise CheckpointError(f"'{path}' observes a key twice: {', '.join(keys)}.", hint)
-    if config.obs == "image":
-        for key, attributes in _shape_meta(cfg)["obs"].items():
-            _check_observation(key, attributes, config, path)
-    return keys
 
 
 def describe_assumptions(cfg: Cfg, config: PolicyConfig) -> list[str]:
@@ -123,11 +95,11 @@ def describe_assumptions(cfg: Cfg, config: PolicyConfig) -> list[str]:
     if config.obs == "state":
         model = cfg["policy"].get("model") or {}
         missing = [f"{k} {getattr(config, k)}" for k in ("n_head", "causal_attn") if model.get(k) is None]
-        order_name, order_known = "obs_keys", _obs_keys(cfg, Path()) is not None
+        order_name, order_known = "obs_keys", obs_keys(cfg, Path()) is not None
     else:
-        cropped = config.crop_shape != _image_size(config.task)
+        cropped = config.crop_shape != image_size(config.task)
         missing = ["eval_fixed_crop True"] if cropped and cfg["policy"].get("eval_fixed_crop") is None else []
-        order_name, order_known = "shape_meta.obs", _shape_meta(cfg).get("obs") is not None
+        order_name, order_known = "shape_meta.obs", shape_meta(cfg).get("obs") is not None
     order = [] if order_known else [f"{order_name} {', '.join([*config.image_keys, *config.low_dim])}"]
     return missing + order
 
@@ -156,48 +128,9 @@ def _is_named(task: Task, name: str) -> bool:
     return name.startswith(task.name) and suffixes[0] == "" and TASK_SUFFIXES.issuperset(suffixes[1:])
 
 
-def _image_size(task: Task) -> tuple[int, int]:
-    """Height and width of the images of a built-in task, which are the same for all cameras."""
-    camera = next(iter(task.schema.cameras.values()))
-    return camera.height, camera.width
-
-
-def _shape_meta(cfg: Cfg) -> Cfg:
-    shape_meta = cfg["policy"].get("shape_meta") or cfg.get("shape_meta") or (cfg.get("task") or {}).get("shape_meta")
-    return shape_meta or {}
-
-
-def _obs_keys(cfg: Cfg, path: Path) -> list[str] | None:
-    """The keys that a low-dim dataset concatenates; every part of `cfg` that lists them must agree."""
-    places = ("task.dataset.obs_keys", "task.obs_keys", "task.env_runner.obs_keys")
-    lists = {place: list(keys) for place in places if (keys := _look_up(cfg, place)) is not None}
-    for place, keys in lists.items():
-        first = next(iter(lists))
-        if keys != lists[first]:
-            raise CheckpointError(
-                f"'{path}': {first} is {', '.join(lists[first])}, but {place} is {', '.join(keys)}.",
-                "Use another checkpoint.",
-            )
-    return next(iter(lists.values()), None)
-
-
-def _check_observation(key: str, attributes: Cfg, config: PolicyConfig, path: Path) -> None:
-    shape, kind = list(attributes["shape"]), attributes.get("type", "low_dim")
-    is_image = key in config.image_keys
-    expected = [3, *_image_size(config.task)] if is_image else [config.low_dim[key]]
-    if kind != ("rgb" if is_image else "low_dim") or shape != expected:
-        raise CheckpointError(
-            f"'{path}' observes {key} as {kind} of shape {shape}.",
-            f"Only {'rgb' if is_image else 'low_dim'} of shape {expected} is supported.",
-        )
-    for name, value in attributes.items():
-        if name not in ("shape", "type"):
-            _check_value(path, f"shape_meta.obs.{key}.{name}", value, config.n_obs_steps if name == "horizon" else None)
-
-
 def _action_convention(cfg: Cfg, task: Task, path: Path) -> str:
     """The convention with as many values per action; settings that say otherwise are refused."""
-    action = _shape_meta(cfg).get("action") or {}
+    action = shape_meta(cfg).get("action") or {}
     widths = {name: sum(part.width for part in task.action_parts(name)) for name in task.conventions}
     width = action["shape"][0] if action else cfg["policy"].get("action_dim", widths["delta"])
     convention = next((name for name, dim in widths.items() if dim == width), None)
@@ -206,16 +139,16 @@ def _action_convention(cfg: Cfg, task: Task, path: Path) -> str:
         raise CheckpointError(f"'{path}' has actions of {width} values.", f"Valid: {valid}.")
     is_absolute = convention == "absolute"
     for place in ("task.abs_action", "task.dataset.abs_action", "task.env_runner.abs_action"):
-        _check_value(path, f"{place} for actions of {width} values,", _look_up(cfg, place), is_absolute)
+        check_value(path, f"{place} for actions of {width} values,", look_up(cfg, place), is_absolute)
     if is_absolute:  # published datasets ignore it for delta actions
-        rotation = action.get("rotation_rep") or _look_up(cfg, "task.dataset.rotation_rep")
-        _check_value(path, "rotation_rep", rotation, "rotation_6d")
+        rotation = action.get("rotation_rep") or look_up(cfg, "task.dataset.rotation_rep")
+        check_value(path, "rotation_rep", rotation, "rotation_6d")
     return convention
 
 
 def _check_fixed_settings(cfg: Cfg, path: Path) -> None:
     for place, supported in EXPERIMENT_FIXED:
-        _check_value(path, place, _look_up(cfg, place), supported)
+        check_value(path, place, look_up(cfg, place), supported)
     for name, value in cfg["policy"].items():
         # eta is an argument of DDIM's steps; with 0 they are deterministic, as here.
         if name not in POLICY_SETTINGS and value is not None and (name, value) != ("eta", 0):
@@ -282,31 +215,5 @@ def _scheduler_settings(scheduler: Cfg, path: Path) -> dict[str, Any]:
                 f"the noise scheduler of '{path}' has the unknown setting {name} {value!r}.",
                 f"Valid: {', '.join([*SCHEDULER_DEFAULTS, *SCHEDULER_FIXED])}.",
             )
-        _check_value(path, f"the noise scheduler's {name}", value, SCHEDULER_FIXED[name])
+        check_value(path, f"the noise scheduler's {name}", value, SCHEDULER_FIXED[name])
     return {k: scheduler.get(k, v) for k, v in SCHEDULER_DEFAULTS.items()} | {"sampler": SCHEDULERS[class_name]}
-
-
-def _check_resolved(value: Any, place: str, path: Path) -> None:
-    """CheckpointError if a value is a reference to another one, such as `${horizon}`."""
-    if isinstance(value, str) and "${" in value:
-        raise CheckpointError(
-            f"'{path}': its cfg.{place} is '{value}', which was not resolved.",
-            "Save the checkpoint with the published train.py, which resolves cfg.",
-        )
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_resolved(item, f"{place}.{name}", path)
-
-
-def _check_value(path: Path, name: str, value: Any, supported: Any) -> None:
-    """CheckpointError if `value` is set to something else than `supported`."""
-    if value not in (None, supported):
-        raise CheckpointError(f"'{path}' has {name} {value!r}.", f"Only {supported!r} is supported.")
-
-
-def _look_up(cfg: Cfg, place: str) -> Any:
-    """The value at a dotted path, None if there is none."""
-    value: Any = cfg
-    for name in place.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

@@ -17,7 +17,8 @@ from torch import Tensor
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.published import import_published, load_published
-from ddp_cli.core.published_config import feature_order, published_config
+from ddp_cli.core.published_config import published_config
+from ddp_cli.core.published_observations import feature_order
 from ddp_cli.errors import CheckpointError
 from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.tasks import get_task
