@@ -1,4 +1,6 @@
-"""The one line that `ddp` prints for an exception: of its own, of the system, of a library, or an unexpected one."""
+"""The one line that `ddp` prints for an exception: of its own, of the system, of a library, or an unexpected one. The
+traceback of an unexpected one is written to a file that the line names.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ FLOORS = [
     {"schema"},
     {"base_config", "json_file", "rotation", "disk", "console", "selection"},
     {"locks", "error_messages"},
-    {"errors", "choices", "seeds", "memory", "safety", "resize", "interruption"},
+    {"errors", "choices", "seeds", "memory", "action_limits", "resize", "interruption"},
 ]
 """From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""
 
@@ -129,20 +129,20 @@ def test_a_library_belongs_to_its_rooms(library: str) -> None:
     ("name", "imported"),
     [
         ("deploy/client", set()),
-        ("safety", set()),
+        ("action_limits", set()),
         ("resize", set()),
-        ("deploy/runtime", {"ddp_cli.safety", "ddp_cli.resize"}),
-        ("deploy/streaming", {"ddp_cli.safety", "ddp_cli.deploy.runtime"}),
+        ("deploy/runtime", {"ddp_cli.action_limits", "ddp_cli.resize"}),
+        ("deploy/streaming", {"ddp_cli.action_limits", "ddp_cli.deploy.runtime"}),
         ("deploy/device_check", {"ddp_cli.deploy.runtime", "ddp_cli.deploy.streaming"}),
     ],
 )
 def test_files_that_leave_the_package_import_each_other_alone(name: str, imported: set[str]) -> None:
-    """safety.py and resize.py are copied with runtime.py; streaming.py imports others for their types alone."""
+    """action_limits.py and resize.py are copied with runtime.py; streaming.py imports others for their types alone."""
     assert package_imports(PACKAGE / f"{name}.py") == imported
 
 
 @pytest.mark.parametrize(
-    "name", ["deploy/client", "deploy/device_check", "deploy/runtime", "deploy/streaming", "safety", "resize"]
+    "name", ["deploy/client", "deploy/device_check", "deploy/runtime", "deploy/streaming", "action_limits", "resize"]
 )
 def test_files_that_leave_the_package_suit_python_3_8(name: str) -> None:
     """Of what later versions added: syntax, `zip(strict=)`, unions, subscripts of built-in classes, `typing.Self`."""

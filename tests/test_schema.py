@@ -25,9 +25,9 @@ from ddp_cli.deploy.example_observations import observations_from_store
 from ddp_cli.deploy.exported_policy import ExportedAgent
 from ddp_cli.deploy.runtime import ChunkRunner, Policy
 from ddp_cli.errors import ConfigError, DataError
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.inference.onnx_policy import obs_keys
+from ddp_cli.inference.policy_limits import action_limits
 from ddp_cli.presets import train_config
 from ddp_cli.schema import Schema
 from ddp_cli.task_difference import describe_difference

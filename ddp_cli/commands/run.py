@@ -17,10 +17,10 @@ from ddp_cli.errors import DdpError
 from ddp_cli.seeds import FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
+    from ddp_cli.action_limits import Array
     from ddp_cli.data.episode_recorder import EpisodeRecorder
     from ddp_cli.deploy.control_loop import ControlLoop, Step
     from ddp_cli.deploy.robot import Robot
-    from ddp_cli.safety import Array
     from ddp_cli.sim.gymnasium_env import GymnasiumSettings
 
 EXAMPLES = options.examples(

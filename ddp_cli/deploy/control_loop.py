@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.action_limits import ActionError, Array
 from ddp_cli.deploy.robot import STAMP, Robot
 from ddp_cli.deploy.streaming import ActionStream, StreamError
 from ddp_cli.deploy.watchdog import Watchdog, timeout_of
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import Agent
-from ddp_cli.safety import ActionError, Array
 from ddp_cli.tasks import Task
 
 Observation = dict[str, NDArray[Any]]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.action_limits import Array
 from ddp_cli.data.preview import FRAMES_PER_ROW, read_frames
 from ddp_cli.data.store import Store
 from ddp_cli.errors import SimulatorError
 from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo
 from ddp_cli.resize import resize
-from ddp_cli.safety import Array
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.video.images import encode_jpeg
 

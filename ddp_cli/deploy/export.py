@@ -3,7 +3,7 @@
 onnx         policy.onnx    observations and noise -> actions, including all denoising steps
              encoder.onnx, denoiser.onnx, its parts
              runtime.py     runs it, with numpy and onnxruntime
-             safety.py      the limits of its actions, those of evaluation
+             action_limits.py  the limits of its actions, those of evaluation
              resize.py      resizes images of the size in the recording, as at conversion
              streaming.py   computes the next actions while the robot moves
              device_check.py  checks the folder and measures the latency, on the computer of the robot
@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ddp_cli import resize, safety
+from ddp_cli import action_limits, resize
 from ddp_cli.choices import ExportFormat, Precision
 from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
@@ -216,7 +216,7 @@ def _write_onnx(
     else:
         graph = join_graphs(policy, *(onnx.load(folder / f"{name}.onnx") for name in differences))
     onnx.save(graph, folder / runtime.GRAPH_FILE)
-    for module in (runtime, safety, resize, streaming, device_check):
+    for module in (runtime, action_limits, resize, streaming, device_check):
         source = Path(str(module.__file__))
         shutil.copy(source, folder / source.name)
     return differences

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.episode_picture import EpisodePicture, EpisodeStates
@@ -23,9 +24,8 @@ from ddp_cli.deploy.exported_policy import ExportedAgent, sample_torch_noise
 from ddp_cli.deploy.runtime import Policy, PolicyError
 from ddp_cli.errors import DdpError, SimulatorError
 from ddp_cli.evaluation.rollout import Agent, clamp_chunk, run_episode
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.agent import PolicyAgent
-from ddp_cli.safety import ActionLimits
+from ddp_cli.inference.policy_limits import action_limits
 from ddp_cli.sim.simulator import Simulator
 
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}

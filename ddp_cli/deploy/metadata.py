@@ -11,8 +11,8 @@ from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.noise_schedule import alphas_cumprod
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.deploy.runtime import FORMAT_VERSION
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.onnx_policy import obs_keys
+from ddp_cli.inference.policy_limits import action_limits
 
 
 def policy_metadata(policy: DiffusionPolicy, meta: Meta) -> dict[str, Any]:

@@ -51,8 +51,9 @@ RULES = {
     "are replaced by the previous rotation), the gripper is clipped to [-1, 1]",
 }
 UNLIMITED = """
-Actions are not limited. Before a robot executes them, pass them to the rule that evaluation uses, `ddp_cli/safety.py`:
-`ActionLimits.from_json(spec["limits"]).clamp(chunk, previous_action)`, with `spec` the content of `policy.json`.
+Actions are not limited. Before a robot executes them, pass them to the rule that evaluation uses,
+`ddp_cli/action_limits.py`: `ActionLimits.from_json(spec["limits"]).clamp(chunk, previous_action)`, with `spec` the
+content of `policy.json`.
 """
 
 NOTES = {

@@ -35,8 +35,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.action_limits import Array
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
-from ddp_cli.safety import Array
 from ddp_cli.tasks import Task
 
 ENTRY_POINTS = "ddp.robots"

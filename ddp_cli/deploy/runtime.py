@@ -1,5 +1,5 @@
 """Run a policy exported by `ddp export --format onnx`. Requires numpy and onnxruntime only; this file may be copied,
-with safety.py and resize.py beside it.
+with action_limits.py and resize.py beside it.
 
     from runtime import Policy, ChunkRunner
 
@@ -11,7 +11,7 @@ with safety.py and resize.py beside it.
 Images are uint8 (height, width, 3), of the size that the policy takes or of the size in the recording (then they are
 resized as at conversion); all other observations float32, in the units given in `policy.json`. Its "action"
 entry defines the actions (convention, frame, rotation), its "limits" the range of their values. `act` and
-`ChunkRunner` limit actions by the rule of safety.py, which evaluation uses too; `predict` does not.
+`ChunkRunner` limit actions by the rule of action_limits.py, which evaluation uses too; `predict` does not.
 
 Shapes: To n_obs_steps, Ta n_action_steps, Da action, T trajectory steps, D trajectory width, N noise tensors.
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 if TYPE_CHECKING or __package__ == "ddp_cli.deploy":
+    from ddp_cli.action_limits import ActionError, ActionLimits
     from ddp_cli.resize import resize
-    from ddp_cli.safety import ActionError, ActionLimits
 else:  # a copy: by their paths, because other packages may have the same names
 
     def _load(name: str) -> Any:
@@ -44,8 +44,8 @@ else:  # a copy: by their paths, because other packages may have the same names
         spec.loader.exec_module(module)
         return module
 
-    resize, _safety = _load("resize").resize, _load("safety")
-    ActionError, ActionLimits = _safety.ActionError, _safety.ActionLimits
+    resize, _action_limits = _load("resize").resize, _load("action_limits")
+    ActionError, ActionLimits = _action_limits.ActionError, _action_limits.ActionLimits
 
 FORMAT_VERSION = 2
 SPEC_FILE, GRAPH_FILE = "policy.json", "policy.onnx"

@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ddp_cli.action_limits import Array
 from ddp_cli.evaluation.rollout import Environment
-from ddp_cli.safety import Array
 
 
 class SimulatedRobot:

@@ -63,8 +63,8 @@ if TYPE_CHECKING:  # nothing of the package is needed to run: this file may be c
 
     from numpy.typing import NDArray
 
+    from ddp_cli.action_limits import ActionLimits, Array
     from ddp_cli.deploy.runtime import Policy
-    from ddp_cli.safety import ActionLimits, Array
 
     Observation = Mapping[str, NDArray[Any]]
     Chunk = NDArray[np.floating[Any]]
@@ -151,7 +151,7 @@ class ActionStream:
         if start is not None or not waits:
             try:
                 self._last_action = action_limits.initial_action(start)
-            except ValueError as e:  # an ActionError, by a class that is built in: safety.py is not imported
+            except ValueError as e:  # an ActionError, by a class that is built in: action_limits.py is not imported
                 raise StreamError(str(e)) from e
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
         self._prefix_steps, self._ensemble = prefix_steps, ensemble

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.action_limits import ActionError, ActionLimits, Array
 from ddp_cli.errors import DdpError
-from ddp_cli.safety import ActionError, ActionLimits, Array
 from ddp_cli.sim.simulator import SUCCESS_HOLD_STEPS
 from ddp_cli.tasks import Task
 

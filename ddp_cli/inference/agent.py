@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.engine import choose_engine, make_predict_fn
-from ddp_cli.safety import ActionLimits
+from ddp_cli.inference.policy_limits import action_limits
 
 
 class PolicyAgent:

@@ -36,8 +36,8 @@ from ddp_cli.data.store import Store
 from ddp_cli.data.store_copy import copy_store
 from ddp_cli.deploy.example_observations import observations_from_store
 from ddp_cli.deploy.runtime import Policy
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.onnx_policy import obs_keys
+from ddp_cli.inference.policy_limits import action_limits
 from ddp_cli.presets import train_config
 from ddp_cli.schema import Schema
 from ddp_cli.task_file import task_from_json

@@ -14,6 +14,7 @@ import pytest
 from conftest import ddp, ok, ok_json
 from data.test_collection import contents, stop_after
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.data import policy_demonstrations
 from ddp_cli.data.collection import collect
 from ddp_cli.data.demo_file import DemoFile
@@ -30,7 +31,6 @@ from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
 from ddp_cli.errors import DataError
 from ddp_cli.evaluation.rollout import Observation, StepInfo, run_episode
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d
-from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.scripted_policies import scripted_action
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import Task, get_task

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 
 PERIOD = 0.05
 TA = 8

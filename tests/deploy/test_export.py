@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 def test_an_onnx_folder_is_self_contained(checkpoint: Path, lift_store: Store, tmp_path: Path) -> None:
     result = export_checkpoint(checkpoint, lift_store, tmp_path / "policy")
     assert result.files == [
-        "README.md", "denoiser.onnx", "device_check.py", "encoder.onnx", "policy.json", "policy.onnx", "proof.json",
-        "resize.py", "runtime.py", "safety.py", "streaming.py",
+        "README.md", "action_limits.py", "denoiser.onnx", "device_check.py", "encoder.onnx", "policy.json",
+        "policy.onnx", "proof.json", "resize.py", "runtime.py", "streaming.py",
     ]  # fmt: skip
     assert max(result.proof["differences"].values()) < 1e-4
     assert result.proof["latency"]["p50_ms"] > 0

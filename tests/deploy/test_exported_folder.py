@@ -35,7 +35,7 @@ def folder(policy_folder: Path, tmp_path: Path) -> Path:
         "runtime.py",
         "streaming.py",
         "device_check.py",
-        "safety.py",
+        "action_limits.py",
         "resize.py",
         "proof.json",
     ],
@@ -48,7 +48,7 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
         assert "missing" in error, command
 
 
-@pytest.mark.parametrize("name", ["policy.onnx", "encoder.onnx", "runtime.py", "safety.py", "proof.json"])
+@pytest.mark.parametrize("name", ["policy.onnx", "encoder.onnx", "runtime.py", "action_limits.py", "proof.json"])
 def test_a_truncated_file_is_named(name: str, folder: Path) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])

@@ -26,9 +26,9 @@ from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.exported_policy import load_exported_agent
 from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 from ddp_cli.errors import CheckpointError, DdpError
-from ddp_cli.inference.action_limits import action_limits
 from ddp_cli.inference.agent import load_agent
 from ddp_cli.inference.onnx_policy import obs_keys
+from ddp_cli.inference.policy_limits import action_limits
 
 LOW, HIGH = [-0.2, -0.1, 0.9], [0.1, 0.2, 1.1]
 META = {"render": "fast", "action": {"convention": "absolute"}, "action_range": {"low": LOW, "high": HIGH}}
@@ -177,13 +177,13 @@ print(policy.act(obs, noise, np.array([0, 0, 1, 0, 1, 0, 1, 0, 0, 0])).tolist())
 def test_a_copy_of_the_runtime_limits_actions_by_its_copy_of_the_rule(
     import_line: str, absolute_folder: Path, tmp_path: Path
 ) -> None:
-    """Also inside a package, and where another module is called safety."""
+    """Also inside a package, and where another module is called action_limits."""
     copies = tmp_path / "robot" if "robot" in import_line else tmp_path
     copies.mkdir(exist_ok=True)
-    for name in ("runtime.py", "safety.py", "resize.py"):
+    for name in ("runtime.py", "action_limits.py", "resize.py"):
         shutil.copy(absolute_folder / name, copies)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "safety.py").write_text("")
+    (tmp_path / "other" / "action_limits.py").write_text("")
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'other')!r}); " + COPIED_SCRIPT.format(
         import_line=import_line
     )

@@ -69,7 +69,7 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(
     obs = random_history(policy)
     np.savez(tmp_path / "obs.npz", **obs)
     (tmp_path / "standalone.py").write_text(STANDALONE_SCRIPT)
-    for name in ("runtime.py", "safety.py", "resize.py", "streaming.py"):
+    for name in ("runtime.py", "action_limits.py", "resize.py", "streaming.py"):
         shutil.copy(policy_folder / name, tmp_path)
     command = [small_python, tmp_path / "standalone.py", policy_folder, tmp_path / "obs.npz", tmp_path / "a.npy"]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from deploy.stamped_agent import PERIOD, TA, StampedAgent, intended_time, make_stream, observe, run_ticks
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.deploy.streaming import ActionStream, StreamError
 from ddp_cli.robots import ABSOLUTE_PARTS
-from ddp_cli.safety import ActionLimits
 
 
 @pytest.mark.parametrize("latency", range(9))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.robots import DELTA_METRES
 from ddp_cli.rotation import matrix_to_6d
-from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 

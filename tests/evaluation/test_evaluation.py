@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.evaluation import Evaluation, evaluate, make_simulator
 from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.inference.agent import load_agent
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 from ddp_cli.tasks import get_task
 
 pytestmark = pytest.mark.slow

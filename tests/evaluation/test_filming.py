@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.evaluation.evaluation import evaluate, make_simulator
 from ddp_cli.evaluation.filming import EpisodeFilm, caption, record_episode
 from ddp_cli.evaluation.grid import Grid, record_episode_grid
 from ddp_cli.evaluation.rollout import EpisodeResult, StepInfo, run_episode
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED, draw_text

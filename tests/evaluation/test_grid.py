@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.grid import Grid, parse_grid, record_episode_grid
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.renderer import PinholeCamera
 from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED

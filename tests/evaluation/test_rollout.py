@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 

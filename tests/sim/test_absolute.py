@@ -85,8 +85,8 @@ def test_train_and_rollout_use_the_action_convention_of_the_store(
     assert report["episodes"][0]["steps"] > 0
 
     from ddp_cli.core.checkpoint import load_policy
-    from ddp_cli.inference.action_limits import action_limits
     from ddp_cli.inference.agent import PolicyAgent
+    from ddp_cli.inference.policy_limits import action_limits
 
     policy, meta = load_policy(Path("runs/lift/a/checkpoints/best").resolve())
     assert meta["action"]["convention"] == policy.config.actions == "absolute"

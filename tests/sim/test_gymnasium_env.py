@@ -16,9 +16,9 @@ from conftest import ddp, ok, ok_json, refused
 from numpy.typing import NDArray
 from reach_env import SUCCESS_REWARD
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.errors import ConfigError, SimulatorError
 from ddp_cli.evaluation.rollout import Observation, run_episode
-from ddp_cli.safety import ActionLimits
 from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
 from ddp_cli.tasks import Task

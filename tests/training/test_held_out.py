@@ -15,12 +15,12 @@ from conftest import TINY, ddp, ok, ok_json, refused
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.data.store import Store
 from ddp_cli.evaluation.open_loop import EpisodeChunks, open_loop_report, part_errors
 from ddp_cli.evaluation.rollout import Observation
 from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 from ddp_cli.schema import ActionPart
 from ddp_cli.training.held_out import Split, predict_episodes, split_episodes
 from ddp_cli.training.validation_split import validation_episodes

@@ -1,4 +1,5 @@
-"""Limits of actions, the same in evaluation and on a robot. Requires numpy only; this file may be copied.
+"""Limits of actions, and the rule that clamps actions to them, the same in evaluation and on a robot. Requires numpy
+only; this file may be copied.
 
 Each value of an action is clipped to its limits: those of the controller, or the range of the training data plus a
 margin. Rotations are not fractions of a range:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from ddp_cli.action_limits import ActionError, ActionLimits
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.robots import ABSOLUTE_PARTS, delta_parts
 from ddp_cli.rotation import matrix_from_6d, matrix_to_6d, rotvec_to_matrix
-from ddp_cli.safety import ActionError, ActionLimits
 from ddp_cli.schema import ActionPart
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task

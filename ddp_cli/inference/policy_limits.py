@@ -1,4 +1,4 @@
-"""The limits that the actions of a policy are clamped to. safety.py clamps them."""
+"""The limits of the actions of a policy, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.core.checkpoint import Meta
 from ddp_cli.core.checkpoint_files import CONFIG
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
-from ddp_cli.safety import ActionLimits
 
 
 def action_limits(policy: DiffusionPolicy, meta: Meta) -> ActionLimits:

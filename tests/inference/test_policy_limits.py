@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import tiny_config
 
+from ddp_cli.action_limits import ActionLimits
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
-from ddp_cli.inference.action_limits import action_limits
+from ddp_cli.inference.policy_limits import action_limits
 from ddp_cli.robots import delta_parts
-from ddp_cli.safety import ActionLimits
 
 
 def make_policy(actions: str) -> DiffusionPolicy:
