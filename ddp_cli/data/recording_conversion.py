@@ -48,19 +48,7 @@ def convert_recording(
     """
     indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
     indices = _choose_instruction(recording, _drop(recording, indices, dropped), only_task)
-    sources = [camera.source for camera in schema.cameras.values()]
-    sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
-    arrays = {parse_selection(source).array for source in sources}
-    faults = {i: fault for i, fault in recording.faults(arrays).items() if i in set(indices)}
-    if faults and (not skip_bad or len(faults) == len(indices)):
-        i, fault = next(iter(sorted(faults.items())))
-        more = f", and {len(faults) - 1} more episodes have faults" if len(faults) > 1 else ""
-        raise DataError(
-            f"'{recording.path}' episode {recording.episode_names[i]}: {fault.rstrip('.')}{more}.",
-            "Choose other arrays with --keys."
-            if len(faults) == len(indices)
-            else "Leave such episodes out with --skip-bad, or choose other arrays with --keys.",
-        )
+    faults = _faults(recording, schema, indices, skip_bad)
     left_out = {recording.episode_names[i]: fault for i, fault in sorted(faults.items())}
     indices = [i for i in indices if i not in faults]
     resampling = Resampling(recording.rate or schema.rate, schema.rate)
@@ -90,6 +78,24 @@ def convert_recording(
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
+
+
+def _faults(recording: Recording, schema: Schema, indices: list[int], skip_bad: bool) -> dict[int, str]:
+    """Faults of the episodes `indices`. DataError unless `skip_bad` leaves them out, and others are left."""
+    sources = [camera.source for camera in schema.cameras.values()]
+    sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
+    arrays = {parse_selection(source).array for source in sources}
+    faults = {i: fault for i, fault in recording.faults(arrays).items() if i in set(indices)}
+    if faults and (not skip_bad or len(faults) == len(indices)):
+        i, fault = next(iter(sorted(faults.items())))
+        more = f", and {len(faults) - 1} more episodes have faults" if len(faults) > 1 else ""
+        raise DataError(
+            f"'{recording.path}' episode {recording.episode_names[i]}: {fault.rstrip('.')}{more}.",
+            "Choose other arrays with --keys."
+            if len(faults) == len(indices)
+            else "Leave such episodes out with --skip-bad, or choose other arrays with --keys.",
+        )
+    return faults
 
 
 def _drop(recording: Recording, indices: list[int], names: Collection[str]) -> list[int]:
