@@ -26,32 +26,62 @@ from ddp_cli.seeds import FIRST_SEED
 SAMPLER = "--sampler ddim --inference-steps 10"
 
 
+Commands = tuple[tuple[str, str], ...]
+"""Commands that make data, each with what it writes."""
+
+FIRST = "first"
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Commands that make a store, each with what it writes, and the options of `ddp train`."""
+    """Commands that make a store, and the options of `ddp train`. With `first`, the options of a first run, of the name
+    FIRST, that all seeds share: its policy is used by the commands `corrections`.
+    """
 
     task: str
-    data: tuple[tuple[str, str], ...]
+    data: Commands
     train: str
+    first: str = ""
+    corrections: Commands = ()
 
     def commands(self) -> str:
         """What a user types, for one seed."""
-        return " && ".join(
-            [*(command for command, _ in self.data), f"ddp train {self.train}", "ddp eval -n 100 --seed 300000"]
-        )
+        first = [f"ddp train {self.first} --name {FIRST}"] if self.first else []
+        data, corrections = ([command for command, _ in commands] for commands in (self.data, self.corrections))
+        return " && ".join([*data, *first, *corrections, f"ddp train {self.train}", "ddp eval -n 100 --seed 300000"])
 
 
-def collected(task: str, demos: int, options: str = "") -> tuple[tuple[str, str], ...]:
+def collected(task: str, demos: int, options: str = "") -> Commands:
     """Scripted demonstrations in data/TASK.zarr, or with `options` for state, data/TASK-state.zarr."""
     store = f"data/{task}-state.zarr" if "state" in options else f"data/{task}.zarr"
     convert = " ".join(["ddp convert", f"{task}.hdf5", *([options] if options else [])])
     return (f"ddp collect --task {task} -n {demos} -o {task}.hdf5", f"{task}.hdf5"), (convert, store)
 
 
+def corrected(task: str, episodes: int) -> Commands:
+    """Episodes of the first policy in which the scripted one takes over before a failure, in data/all.zarr with those
+    of `collected`.
+    """
+    return (
+        (
+            f"ddp collect --policy runs/{task}/{FIRST} --takeover -n {episodes} -o corrections.hdf5",
+            "corrections.hdf5",
+        ),
+        ("ddp convert corrections.hdf5 --out data/corrections.zarr", "data/corrections.zarr"),
+        (f"ddp convert data/{task}.zarr data/corrections.zarr --out data/all.zarr", "data/all.zarr"),
+    )
+
+
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
     "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
-    "square": Recipe("square", collected("square", 500), "--task square --steps 25000"),
+    "square": Recipe(
+        "square",
+        collected("square", 600),
+        f"--data data/all.zarr --init-from runs/square/{FIRST} --steps 30000",
+        "--task square --steps 25000",
+        corrected("square", 300),
+    ),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
     "square-state": Recipe("square", collected("square", 300, "--obs state"), "--task square --obs state --steps 9000"),
@@ -82,16 +112,26 @@ def run_once(command: str, folder: Path, marker: Path, output: Path | None = Non
         partial.write_text(command)
 
 
+def make_data(commands: Commands, folder: Path) -> None:
+    """Run those whose output is missing."""
+    for command, output in commands:
+        run_once(command, folder, folder / f"{Path(output).name}.written", folder / output)
+
+
+def train(options: str, task: str, name: str, folder: Path) -> Path:
+    """The run `name`, resumed if it was interrupted."""
+    path = folder / "runs" / task / name
+    trained = folder / f"{name}.trained"
+    if not trained.exists() and (path / "config.json").exists():
+        run(f"ddp train --task {task} --name {name} --resume", folder)
+    run_once(f"ddp train {options} --name {name}", folder, trained, path / "config.json")
+    return path
+
+
 def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
     """The run of `seed`, trained and evaluated."""
     name = f"seed-{seed}"
-    path = folder / "runs" / recipe.task / name
-    trained = folder / f"{name}.trained"
-    if not trained.exists() and (path / "config.json").exists():
-        run(f"ddp train --task {recipe.task} --name {name} --resume", folder)
-    run_once(
-        f"ddp train {recipe.train} --seed {seed} --name {name} --keep {N_LAST}", folder, trained, path / "config.json"
-    )
+    path = train(f"{recipe.train} --seed {seed} --keep {N_LAST}", recipe.task, name, folder)
     run_once(
         f"ddp eval {path.relative_to(folder)} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']} {SAMPLER}", folder,
         folder / f"{name}.final",
@@ -107,8 +147,10 @@ def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
     """Train and evaluate every seed of a recipe, and store the result."""
     recipe = RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
-    for command, output in recipe.data:
-        run_once(command, folder, folder / f"{Path(output).name}.written", folder / output)
+    make_data(recipe.data, folder)
+    if recipe.first:
+        train(recipe.first, recipe.task, FIRST, folder)
+        make_data(recipe.corrections, folder)
     runs = [train_and_evaluate(recipe, folder, seed) for seed in seeds]
     print(add(runs, recipe.commands(), machine))
 
