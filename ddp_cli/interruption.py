@@ -11,7 +11,7 @@ import threading
 import time
 
 _received = threading.Event()
-RETRY_S = 0.02  # a callback is over by then
+RETRY_S = 0.02  # the callback has returned by then
 
 
 def install() -> None:

@@ -48,7 +48,7 @@ def convert_recording(
     """
     indices = select_episodes(len(recording.lengths), only, f"'{recording.path}'")
     indices = _choose_instruction(recording, _drop(recording, indices, dropped), only_task)
-    faults = _faults(recording, schema, indices, skip_bad)
+    faults = _find_faults(recording, schema, indices, skip_bad)
     left_out = {recording.episode_names[i]: fault for i, fault in sorted(faults.items())}
     indices = [i for i in indices if i not in faults]
     resampling = Resampling(recording.rate or schema.rate, schema.rate)
@@ -80,8 +80,10 @@ def convert_recording(
     return left_out
 
 
-def _faults(recording: Recording, schema: Schema, indices: list[int], skip_bad: bool) -> dict[int, str]:
-    """Faults of the episodes `indices`. DataError unless `skip_bad` leaves them out, and others are left."""
+def _find_faults(recording: Recording, schema: Schema, indices: list[int], skip_bad: bool) -> dict[int, str]:
+    """Faults of the episodes `indices`, by index. DataError if there are any, unless `skip_bad` is set and other
+    episodes remain.
+    """
     sources = [camera.source for camera in schema.cameras.values()]
     sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
     arrays = {parse_selection(source).array for source in sources}

@@ -25,17 +25,17 @@ from ddp_cli.seeds import FIRST_SEED
 
 SAMPLER = "--sampler ddim --inference-steps 10"
 
-
 Commands = tuple[tuple[str, str], ...]
 """Commands that make data, each with what it writes."""
 
 FIRST = "first"
+"""Name of the run that all seeds of a recipe share."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Commands that make a store, and the options of `ddp train`. With `first`, the options of a first run, of the name
-    FIRST, that all seeds share: its policy is used by the commands `corrections`.
+    """Commands that make a store, and the options of `ddp train`. `first` are those of the run FIRST, whose policy
+    the commands `corrections` use; empty: none.
     """
 
     task: str
