@@ -29,7 +29,7 @@ from ddp_cli.training.run import Run, run_training
 MIN_SAMPLES = 16
 """Samples of a batch that a process has at least: with fewer, what does not depend on the batch outweighs them."""
 
-EXIT_SECONDS = 5.0  # within which a process that failed is gone
+EXIT_SECONDS = 5.0  # within which a process that has finished or failed is gone
 POLL_SECONDS = 0.02
 
 
@@ -65,7 +65,7 @@ def cpu_workers(
         yield main
         dist.barrier()
         for worker in workers:
-            worker.join()
+            worker.join(EXIT_SECONDS / len(workers))  # all is done: one that does not exit is killed below
     except RuntimeError as e:
         if isinstance(e, DdpError) or not _has_crashed(workers):
             raise

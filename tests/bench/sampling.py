@@ -2,7 +2,8 @@
 
 From state, encoding the observations only normalizes numbers, so that this is the denoising loop alone; from images
 both ResNets run as well. Weights are random. The plain loop is the network of plain.py (PyTorch's
-`nn.TransformerDecoder`) under diffusers' scheduler. Every round runs all variants once.
+`nn.TransformerDecoder`) under diffusers' scheduler. Every round runs all variants once. With `--load`, `ddp eval` runs
+on the same cores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from background_load import background_load
 from plain import PlainPolicy
 
 from ddp_cli.core.diffusion import make_scheduler
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--load", action="store_true", help="measure beside `ddp eval` on all cores")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.obs}, {args.threads} threads, {args.rounds} rounds: p50 and p95 [ms]")
@@ -106,7 +109,8 @@ def main() -> None:
         for name, steps in SAMPLERS:
             for engine in ("torch", "onnx"):
                 variants[f"{name} {steps}", engine] = make_ddp_loop(name, steps, *case, engine)
-        times = measure(variants, args.rounds)
+        with background_load(args.load):
+            times = measure(variants, args.rounds)
         for (name, engine), (p50, p95) in times.items():
             ratios = f"{times['ddpm 100', PLAIN][0] / p50:6.1f} times plain ddpm 100"
             if name != "ddpm 100" and (name, PLAIN) in times:

@@ -1,7 +1,8 @@
 """Training speed against plain code: `python tests/bench/training.py STORE [--preset paper laptop]`.
 
 Measures the data loader alone [windows/s], the policy alone, on one repeated batch [s/step], and both together, for
-the baseline (plain.py) and `ddp` in alternation. Each measurement runs in a new process; medians over the rounds.
+the baseline (plain.py) and `ddp` in alternation. Each measurement runs in a new process with all threads; medians over
+the rounds. With `--load`, `ddp eval` runs on the same cores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from background_load import background_load
 from plain import PlainDataset, PlainTrainer
 
 from ddp_cli.core.windows import to_device
@@ -104,6 +106,25 @@ def measure_in_new_process(*args: Any) -> float:
     return seconds
 
 
+def compare(preset: str, part: str, args: argparse.Namespace) -> None:
+    """Measure and print one row."""
+    n_steps = args.steps or (100 if args.device == "cuda" else {"paper": 5, "laptop": 30}[preset])
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    for _ in range(args.rounds):
+        for implementation, rounds in times.items():
+            rounds.append(measure_in_new_process(implementation, part, preset, args.store, args.device, n_steps))
+    plain_s, ddp_s = (statistics.median(rounds) for rounds in times.values())
+    ratio = plain_s / ddp_s
+    rates = (
+        f"{64 / plain_s:.0f} and {64 / ddp_s:.0f} windows/s"
+        if "loader" in part
+        else f"{plain_s:.3f} and {ddp_s:.3f} s per step"
+    )
+    print(f"{preset}, {part}: {rates}, {ratio:.2f} times as fast", flush=True)
+    row = {"preset": preset, "what": part, "plain_s": plain_s, "ours_s": ddp_s, "ratio": ratio, "rounds": times}
+    print(json.dumps(row), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
@@ -117,31 +138,15 @@ def main() -> None:
         default=0,
         help="timed steps per round (default: 100 on a GPU; on a CPU, 5 for paper and 30 for laptop)",
     )
+    parser.add_argument("--load", action="store_true", help="measure beside `ddp eval` on all cores")
     args = parser.parse_args()
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds"
     )
-    for preset in args.preset:
-        n_steps = args.steps or (100 if args.device == "cuda" else {"paper": 5, "laptop": 30}[preset])
-        for part in args.parts:
-            times: dict[str, list[float]] = {"plain": [], "ours": []}
-            for _ in range(args.rounds):
-                for implementation, rounds in times.items():
-                    rounds.append(
-                        measure_in_new_process(implementation, part, preset, args.store, args.device, n_steps)
-                    )
-            plain_s, ddp_s = (statistics.median(rounds) for rounds in times.values())
-            ratio = plain_s / ddp_s
-            rates = (
-                f"{64 / plain_s:.0f} and {64 / ddp_s:.0f} windows/s"
-                if "loader" in part
-                else f"{plain_s:.3f} and {ddp_s:.3f} s per step"
-            )
-            print(f"{preset}, {part}: {rates}, {ratio:.2f} times as fast", flush=True)
-            row = {
-                "preset": preset, "what": part, "plain_s": plain_s, "ours_s": ddp_s, "ratio": ratio, "rounds": times
-            }  # fmt: skip
-            print(json.dumps(row), flush=True)
+    with background_load(args.load):
+        for preset in args.preset:
+            for part in args.parts:
+                compare(preset, part, args)
 
 
 if __name__ == "__main__":
