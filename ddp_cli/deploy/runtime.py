@@ -131,8 +131,12 @@ class Policy:
         except PolicyError:
             raise
         except Exception as e:  # onnxruntime raises its own exception types
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise PolicyError(f"'{path}' is damaged: {reason} Export the policy again.") from e
+            reason = (str(e) or type(e).__name__).strip().splitlines()
+            if provider != "cpu":
+                raise PolicyError(
+                    f"the provider '{provider}' of ONNX Runtime cannot run '{path}': {reason[-1]} Use cpu."
+                ) from e
+            raise PolicyError(f"'{path}' is damaged: {reason[0]} Export the policy again.") from e
 
     def _expected_shapes(self) -> dict[str, list[int]]:
         """Shape of each input and output of the graph, without the batch dimension."""

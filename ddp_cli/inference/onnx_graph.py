@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,24 @@ ValueInfo = onnx.ValueInfoProto
 def tensor_info(name: str, shape: list[str | int | None], elem_type: int = FLOAT) -> ValueInfo:
     """Declares an input or output of a graph."""
     return helper.make_tensor_value_info(name, elem_type, shape)
+
+
+def carry_outer_values(body: onnx.GraphProto, constants: Collection[str]) -> list[str]:
+    """Makes states of the loop from the values that its `body` takes from the graph around it, except `constants`.
+
+    Returns their names, to be added to the inputs of the loop. OpenVINO, in ONNX Runtime 1.24, does not find them.
+    """
+    own = {x.name for x in (*body.input, *body.initializer)} | {x for node in body.node for x in node.output}
+    used = dict.fromkeys(x for node in body.node for x in node.input if x)
+    outer = [x for x in used if x not in own and x not in constants]
+    carried = {x: f"step/{x}" for x in outer}
+    for node in body.node:
+        node.input[:] = [carried.get(x, x) for x in node.input]
+    for name in carried.values():
+        body.input.append(helper.make_empty_tensor_value_info(name))
+        body.node.append(helper.make_node("Identity", [name], [f"{name}/next"], name=f"{name}/next"))
+        body.output.append(helper.make_empty_tensor_value_info(f"{name}/next"))
+    return outer
 
 
 class GraphBuilder:

@@ -23,7 +23,7 @@ from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser
 from ddp_cli.inference.onnx_denoiser import add_denoiser, add_fold, add_marks
 from ddp_cli.inference.onnx_encoder import add_encoder
-from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, tensor_info
+from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, carry_outer_values, tensor_info
 
 DEFAULT_OPSET = 18
 STEP_COEFFICIENTS = ("clean_from_x", "clean_from_out", "x", "out", "clean", "prev_clean", "noise")
@@ -82,7 +82,9 @@ def compose_policy_graph(
     x_init = main("Gather", "noise", main.constant(0, int), axis=0)
     body = _loop_body(policy, build_denoiser, inpainting)
     loop_inputs = [main.constant(len(policy.steps), int), main.constant(True, bool), x_init, x_init]
-    main.nodes.append(helper.make_node("Loop", loop_inputs, ["x_last", "clean_last"], body=body))
+    outer = carry_outer_values(body, {tensor.name for tensor in main.constants})
+    loop_outputs = ["x_last", "clean_last", *(f"{name}_last" for name in outer)]
+    main.nodes.append(helper.make_node("Loop", [*loop_inputs, *outer], loop_outputs, body=body))
     _add_action(main, policy, "x_last" if inpainting is None else main("Where", *inpainting, "x_last"))
     noise = tensor_info("noise", [policy.n_noise_tensors, "batch", *policy.trajectory_shape])
     action = tensor_info("action", ["batch", config.n_action_steps, config.action_dim])

@@ -222,3 +222,12 @@ def test_providers_that_are_not_there_are_refused(policy_folder: Path, monkeypat
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     with pytest.raises(PolicyError, match="'cuda' of ONNX Runtime cannot be loaded"):
         Policy.load(policy_folder, provider="cuda")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception while reading network\nnode not found")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(PolicyError, match=r"'cuda' of ONNX Runtime cannot run '.*onnx': node not found Use cpu"):
+        Policy.load(policy_folder, provider="cuda")
+    with pytest.raises(PolicyError, match="is damaged: Exception while reading network Export the policy again"):
+        Policy.load(policy_folder)

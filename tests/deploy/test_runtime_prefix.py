@@ -32,10 +32,13 @@ def observe(policy: Policy) -> dict[str, np.ndarray]:
     return {key: np.stack([step[key] for step in history]) for key in policy.obs}
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_runtime_continues_a_prefix_as_the_checkpoint_does(tmp_path: Path, precision: str) -> None:
+def test_the_runtime_continues_a_prefix_as_the_checkpoint_does(
+    tmp_path: Path, precision: str, prediction_type: str
+) -> None:
     """In fp16 the graph is joined from those of its parts."""
-    policy = random_policy(obs="state", prefix_steps=4)
+    policy = random_policy(obs="state", prefix_steps=4, prediction_type=prediction_type)
     exported = export(policy, tmp_path / "policy", precision)
     assert exported.spec["prefix_steps"] == exported.prefix_steps == 4
     obs, prefix = observe(exported), np.random.default_rng(0).uniform(-0.5, 0.5, (3, 7))

@@ -13,7 +13,7 @@ from ddp_cli.errors import ConfigError
 from ddp_cli.inference.engine import make_predict_fn
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, compose_policy_graph
+from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, compose_policy_graph
 from ddp_cli.policy_config import PolicyConfig
 
 TINY = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
@@ -96,6 +96,17 @@ def test_engines_continue_a_prefix_as_the_network_does(engine: str, n: int) -> N
     if n == 0:
         plain = make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0))
         assert torch.equal(actual, plain)
+
+
+def test_the_loop_takes_only_constants_from_the_graph_around_it() -> None:
+    """Other values would not be found by OpenVINO."""
+    graph = build_policy_graph(make_trained_policy(prefix_steps=4, sampler="ddpm", prediction_type="sample")).graph
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    body = loop.attribute[0].g
+    own = {x.name for x in (*body.input, *body.initializer)} | {x for node in body.node for x in node.output}
+    taken = {x for node in body.node for x in node.input if x} - own
+    assert taken
+    assert taken <= {x.name for x in graph.initializer}
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
