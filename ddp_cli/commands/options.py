@@ -115,6 +115,15 @@ Cluster = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=EXECUTION)]
+BlendSteps = Annotated[
+    int,
+    typer.Option(
+        "--blend-steps",
+        min=0,
+        help="Control periods in which a chunk takes over from the previous one; 0: at once.",
+        rich_help_panel=EXECUTION,
+    ),
+]
 Provider = Annotated[
     str | None,
     typer.Option(

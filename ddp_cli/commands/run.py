@@ -85,6 +85,7 @@ def run(
             rich_help_panel=CONTROL,
         ),
     ] = None,
+    blend_steps: options.BlendSteps = 0,
     max_age: Annotated[
         float,
         typer.Option(
@@ -138,7 +139,9 @@ def run(
         body = stack.enter_context(_open_robot(robot, robot_args, source, environment, first))
         recorder = _make_recorder(record, source, is_sim and not env) if record else None
         stack.enter_context(_terminated_as_interrupted())
-        loop_options = LoopOptions(max_steps or source.task.horizon, sync, not (is_sim and sync), replan_every, max_age)
+        loop_options = LoopOptions(
+            max_steps or source.task.horizon, sync, not (is_sim and sync), replan_every, max_age, blend_steps
+        )
         agent: Any = source.make_agent()
         loop = ControlLoop(_DryRun(body) if dry_run else body, agent, source.task, loop_options)
         console.note(f"policy {source.folder}, engine {source.engine}, robot {robot}, {agent.control_hz:g} Hz")

@@ -61,6 +61,7 @@ def serve(
             rich_help_panel=options.EXECUTION,
         ),
     ] = False,
+    blend_steps: options.BlendSteps = 0,
     provider: options.Provider = None,
 ) -> None:
     """Serve an exported policy over websockets.
@@ -83,11 +84,18 @@ def serve(
             "Export a checkpoint: `ddp export CHECKPOINT --out policy/`. `ddp import` reads published .ckpt files.",
         )
     loaded = open_exported_policy(policy, provider or "cpu", PolicyInProcesses)
+    if blend_steps >= loaded.n_action_steps:
+        raise DdpError(
+            f"--blend-steps {blend_steps} does not fit in a chunk of {loaded.n_action_steps} actions.",
+            f"At most {loaded.n_action_steps - 1}.",
+        )
     if not is_loopback(host) and not token:
         token = generate_token()
         console.result(f"token {token}")
     address = f"[{host}]" if ":" in host else host
-    server_options = ServerOptions(host, port, token, max_clients=max_clients, sync=sync, realtime=realtime)
+    server_options = ServerOptions(
+        host, port, token, max_clients=max_clients, sync=sync, blend_steps=blend_steps, realtime=realtime
+    )
 
     async def run() -> None:
         server = Server(loaded, server_options, console.note)

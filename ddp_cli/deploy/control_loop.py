@@ -27,7 +27,8 @@ Observation = dict[str, NDArray[Any]]
 @dataclass(frozen=True)
 class LoopOptions:
     """`sync`: compute a chunk when the previous one is used up, while the robot waits. `real_time`: keep to the control
-    rate; without it, steps follow each other at once. `max_age` [s] of an observation.
+    rate; without it, steps follow each other at once. `max_age` [s] of an observation. `blend_steps`, in which a chunk
+    takes over from the previous one; not with `sync`.
     """
 
     max_steps: int
@@ -35,6 +36,7 @@ class LoopOptions:
     real_time: bool = True
     replan_every: int | None = None
     max_age: float = 0.5
+    blend_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class ControlLoop:
             action_limits=agent.action_limits, control_hz=agent.control_hz,
             replan_every=agent.n_action_steps if sync else self._options.replan_every,
             latency=(lambda: 0.0) if sync else None, prefix_steps=0 if sync else agent.prefix_steps,
+            blend_steps=0 if sync else self._options.blend_steps,
         )  # fmt: skip
 
     def _act(self, history: Any, **keywords: Any) -> Any:

@@ -82,12 +82,15 @@ class StreamingClient(SynchronousClient):
     episode waits, for the first chunk.
     """
 
-    def __init__(self, policy: Policy, pool: Executor) -> None:
+    def __init__(self, policy: Policy, pool: Executor, blend_steps: int = 0) -> None:
         super().__init__(policy, pool)
+        self._blend_steps = blend_steps
         self._stream = self._make_stream(None)
 
     def _make_stream(self, seed: int | None) -> ActionStream:
-        return ActionStream.from_policy(self._runner.policy, seed, waits=True, pool=self._pool)
+        return ActionStream.from_policy(
+            self._runner.policy, seed, waits=True, pool=self._pool, blend_steps=self._blend_steps
+        )
 
     def reset(self, seed: int | None) -> None:
         super().reset(seed)

@@ -54,6 +54,8 @@ class ServerOptions:
     max_clients: int = 64
     sync: bool = False
     """Compute a chunk when the previous one is used up, instead of meanwhile."""
+    blend_steps: int = 0
+    """Ticks in which a chunk takes over from the previous one; not with `sync`."""
     realtime: bool = False
     """Answer with real-time priority, which the system must permit."""
 
@@ -145,7 +147,8 @@ class Server:
 
     async def _serve_client(self, connection: ServerConnection) -> None:
         self._clients += 1
-        client = (SynchronousClient if self._options.sync else StreamingClient)(self._policy, self._pool)
+        policy, options = (self._policy, self._pool), self._options
+        client = SynchronousClient(*policy) if options.sync else StreamingClient(*policy, options.blend_steps)
         try:
             async for message in connection:
                 if self._stop.is_set():

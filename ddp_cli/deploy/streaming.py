@@ -27,8 +27,11 @@ Seams: a chunk that is predicted without regard to the one before it jumps where
 the policy is also given the actions that will have been executed when its chunk arrives: those for the ticks from the
 origin to now, and those of the current chunk for the next L ticks, L being the 95th percentile of the latency so far, N
 actions at most. The chunk then continues them. If it comes early, its first actions are those of the current chunk; if
-it comes late, there is a jump. With `ensemble` m, each action is a weighted mean of all chunks that have one for its
-tick, with weights exp(-m i) from the oldest (i = 0) to the newest (temporal ensembling; Zhao et al. 2023, IV-A).
+it comes late, there is a jump. With `blend_steps` n, a chunk takes over gradually: the difference between the previous
+chunk and the new one at the tick of the seam is added to the new one with weights that fall linearly from n / (n + 1)
+to 1 / (n + 1) over n ticks, and then are 0; grippers are not blended. With `ensemble` m, each action is a weighted mean
+of all chunks that have one for its tick, with weights exp(-m i) from the oldest (i = 0) to the newest (temporal
+ensembling; Zhao et al. 2023, IV-A).
 
 Latency budget: a chunk covers the ticks origin to origin + Ta - 1 and one chunk is computed at a time, so no tick is
 without an action as long as the latency is at most min(Ta - R, Ta / 2) periods. The default R = Ta / 2 has the largest
@@ -69,6 +72,7 @@ if TYPE_CHECKING:  # nothing of the package is needed to run: this file may be c
     Observation = Mapping[str, NDArray[Any]]
     Chunk = NDArray[np.floating[Any]]
 
+GRIPPER = "gripper"  # the kind of a value, in action_limits.py
 JITTER_TOLERANCE = 0.25  # [periods], by which an observation may be newer than the tick it is used for
 LATENCY_WINDOW = 10_000  # latest chunks that the latency statistics cover
 
@@ -114,6 +118,7 @@ class ActionStream:
     latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
                    later, measured by the timestamps
     prefix_steps   N, of the policy: `act` gets `prefix` as well, the actions (P, Da), P <= N, that its chunk continues
+    blend_steps    n, ticks in which a chunk takes over from the previous one; 0: at once
     ensemble       m, weighs chunks that overlap; None: the newest chunk alone
     pool           threads that several streams share; by default the stream has one of its own
 
@@ -135,12 +140,15 @@ class ActionStream:
         clock: Callable[[], float] = time.monotonic,
         latency: Callable[[], float] | None = None,
         prefix_steps: int = 0,
+        blend_steps: int = 0,
         ensemble: float | None = None,
         pool: Executor | None = None,
     ) -> None:
         replan_every = max(1, n_action_steps // 2) if replan_every is None else replan_every
         if not 1 <= replan_every <= n_action_steps:
             raise StreamError(f"replan_every = {replan_every} must be between 1 and n_action_steps = {n_action_steps}.")
+        if not 0 <= blend_steps < n_action_steps:
+            raise StreamError(f"blend_steps = {blend_steps} must be between 0 and {n_action_steps - 1}.")
         if not 0 < control_hz < math.inf:
             raise StreamError(f"control_hz = {control_hz} must be a positive rate.")
         self.period = 1.0 / control_hz  # [s]
@@ -154,7 +162,7 @@ class ActionStream:
             except ValueError as e:  # an ActionError, by a class that is built in: action_limits.py is not imported
                 raise StreamError(str(e)) from e
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
-        self._prefix_steps, self._ensemble = prefix_steps, ensemble
+        self._prefix_steps, self._blend_steps, self._ensemble = prefix_steps, blend_steps, ensemble
         self._executed: deque[Array] = deque(maxlen=n_action_steps)  # one for each tick, the newest last
         self._overlapping: list[tuple[float, Array]] = []  # origins [s] and chunks, for `ensemble`
         self._lock = threading.Lock()  # observe may be called from other threads
@@ -343,13 +351,29 @@ class ActionStream:
         try:
             chunk = self._action_limits.clamp(chunk, self._last_action, context)
             if self._ensemble is not None:
-                mean = self._mean_chunk(chunk, origin, self._ensemble)
-                chunk = self._action_limits.clamp(mean, self._last_action, context)
+                chunk = self._mean_chunk(chunk, origin, self._ensemble)
+                chunk = self._action_limits.clamp(chunk, self._last_action, context)
+            if self._blend_steps and self._chunk is not None:
+                chunk = self._blend(chunk, self._to_periods(now - origin), self._to_periods(now - self._origin))
+                chunk = self._action_limits.clamp(chunk, self._last_action, context)
         except ValueError as e:  # an ActionError
             raise StreamError(str(e)) from e
         self._chunk, self._origin = chunk, origin
         self._chunks += 1
         self._latencies.append(latency)
+
+    def _blend(self, chunk: Array, index: int, previous_index: int) -> Array:
+        """`chunk` (Ta, Da), which takes over from the current chunk gradually. The tick of the seam has `index` in it,
+        and `previous_index` in the current chunk.
+        """
+        n = self._n_action_steps
+        if self._chunk is None or index >= n:
+            return chunk
+        previous = self._chunk[previous_index] if previous_index < n else self._last_action
+        is_gripper = np.array([kind == GRIPPER for kind in self._action_limits.kinds])
+        difference = np.where(is_gripper, 0.0, previous - chunk[index])
+        weights = (self._blend_steps + index - np.arange(n)) / (self._blend_steps + 1.0)
+        return chunk + np.clip(weights, 0.0, 1.0)[:, None] * difference
 
     def _mean_chunk(self, chunk: Array, origin: float, m: float) -> Array:
         """The weighted mean (Ta, Da) of `chunk` and of the earlier chunks where they overlap it."""

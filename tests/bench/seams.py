@@ -7,6 +7,7 @@ plain      a chunk is executed from its first action when it arrives
 aligned    `ActionStream`: actions are executed in the period that they were predicted for
 prefix     aligned, and the policy continues the actions that will have been executed (trained with prefix_steps)
 inpaint    the same of a policy that was trained without
+blend      aligned, and a chunk takes over gradually
 ensemble   aligned, and the mean of all chunks that overlap
 
 A jump is the length of the change from one executed action to the next, over all values but those of grippers, which
@@ -35,6 +36,7 @@ from ddp_cli.seeds import FIRST_SEED
 from ddp_cli.sim.simulator import Simulator
 
 INPAINTED_STEPS = 4
+BLEND_STEPS = 2
 ENSEMBLE = 0.01  # the weight of the paper
 
 
@@ -92,7 +94,10 @@ def make_stream(method: str, agent: PolicyAgent, latency: int, start: NDArray[An
     if method == "plain":
         return PlainStream(agent, latency, start)
     steps = agent.prefix_steps if method in ("prefix", "inpaint") else 0
-    return AlignedStream(agent, latency, start, prefix_steps=steps, ensemble=ENSEMBLE if method == "ensemble" else None)
+    return AlignedStream(
+        agent, latency, start, prefix_steps=steps, blend_steps=BLEND_STEPS if method == "blend" else 0,
+        ensemble=ENSEMBLE if method == "ensemble" else None,
+    )  # fmt: skip
 
 
 def run_episode(

@@ -58,6 +58,32 @@ def test_it_keeps_the_rate_and_stops_the_robot(agent: ExportedAgent) -> None:
     assert np.abs(robot.commands).max() > 0
 
 
+class AlternatingAgent:
+    """`agent`, whose chunks hold 0.4 and -0.4 by turns."""
+
+    def __init__(self, agent: ExportedAgent) -> None:
+        self.agent, self.value = agent, 0.4
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.agent, name)
+
+    def act(self, _history: Any) -> np.ndarray:
+        self.value = -self.value
+        return np.full((self.n_action_steps, 7), self.value)
+
+
+def test_chunks_take_over_gradually(agent: ExportedAgent) -> None:
+    changes = []
+    for blend_steps in (0, 3):
+        robot = TestRobot()
+        run(robot, AlternatingAgent(agent), 20, blend_steps=blend_steps)
+        changes.append(np.abs(np.diff(robot.commands, axis=0)).max(0))
+    at_once, gradually = changes
+    np.testing.assert_allclose(at_once, 0.8)
+    assert gradually[:6].max() < 0.41  # 0.2, or 0.4 where a chunk is late and the robot is held
+    np.testing.assert_allclose(gradually[6], 0.8)  # the gripper
+
+
 def test_a_step_that_takes_long_skips_ticks(agent: ExportedAgent) -> None:
     robot = TestRobot()
     command = robot.command

@@ -339,6 +339,8 @@ def test_the_command_shuts_down_gracefully(policy_folder: Path) -> None:
 
 def test_the_command_reports_invalid_arguments(policy_folder: Path, tmp_path: Path) -> None:
     assert "holds no exported policy" in refused(ddp("serve", tmp_path))
+    message = refused(ddp("serve", policy_folder, "--blend-steps", "8"))
+    assert "--blend-steps 8 does not fit in a chunk of 8 actions. At most 7." in message
     assert "--host 'a..b' is not an address" in refused(ddp("serve", policy_folder, "--host", "a..b"))
 
 

@@ -1,4 +1,4 @@
-"""Streams whose chunks continue the actions that are executed while they are computed, and streams of mean chunks."""
+"""Seams of chunks: prefixes, chunks that take over gradually, and means of chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from deploy import stamped_agent
 from deploy.stamped_agent import PERIOD, TA, observe
 
-from ddp_cli.deploy.streaming import ActionStream
+from ddp_cli.deploy.streaming import ActionStream, StreamError
 
 N = 4
 
@@ -95,3 +95,39 @@ def test_an_ensemble_is_the_weighted_mean_of_the_chunks_of_a_tick() -> None:
         weights = np.exp(-0.5 * np.arange(len(chunks)))
         expected = weights @ [((i + 1) / 100, (tick - 2 * i + 1) / 100) for i in chunks] / weights.sum()
         np.testing.assert_allclose(action[:2], expected)
+
+
+class StepAgent:
+    """Chunk i holds i in every value. Values 0 to 5 are limited to [-1, 1], 6 is a gripper."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    def act(self, _history: Sequence) -> np.ndarray:
+        self.chunks += 1
+        return np.full((TA, 7), (self.chunks - 1) * 0.4)
+
+
+@pytest.mark.parametrize("latency", [0, 2])
+def test_a_chunk_takes_over_gradually_and_grippers_at_once(latency: int) -> None:
+    stream = make_stream(StepAgent(), lambda: latency * PERIOD, prefix_steps=0, replan_every=4, blend_steps=3)
+    actions = run(stream, 12)[latency:]
+    seam = 4  # ticks after the first chunk has arrived
+    blended = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    np.testing.assert_allclose(actions[seam - 1 : seam + 5, 0], blended, atol=1e-12)
+    np.testing.assert_allclose(actions[seam - 1 : seam + 4, 6], [0.0, 0.4, 0.4, 0.4, 0.4], atol=1e-12)
+
+
+def test_a_late_chunk_takes_over_from_the_action_that_is_held() -> None:
+    latencies = iter([0.0, 9 * PERIOD, *[0.0] * 20])
+    stream = make_stream(StepAgent(), lambda: next(latencies), prefix_steps=0, replan_every=4, blend_steps=1)
+    actions = run(stream, 14)
+    assert stream.stats().late_ticks > 0
+    np.testing.assert_allclose(actions[:13, 0], 0.0)  # the second chunk ends before it arrives
+    np.testing.assert_allclose(actions[13, 0], 0.4)  # half of the third one, 0.8
+
+
+@pytest.mark.parametrize("blend_steps", [-1, TA])
+def test_blend_steps_are_validated(blend_steps: int) -> None:
+    with pytest.raises(StreamError, match=f"blend_steps = {blend_steps} must be between 0 and {TA - 1}"):
+        make_stream(StepAgent(), None, prefix_steps=0, blend_steps=blend_steps)
