@@ -84,7 +84,11 @@ RECIPES = {
     ),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
-    "square-state": Recipe("square", collected("square", 300, "--obs state"), "--task square --obs state --steps 9000"),
+    "square-state": Recipe(
+        "square",
+        collected("square", 300, "--obs state --actions absolute"),
+        "--task square --obs state --steps 5000",
+    ),
 }
 
 
