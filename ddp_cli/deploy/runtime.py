@@ -131,10 +131,10 @@ class Policy:
         except PolicyError:
             raise
         except Exception as e:  # onnxruntime raises its own exception types
-            reason = (str(e) or type(e).__name__).strip().splitlines()
+            reason = (str(e).strip() or type(e).__name__).splitlines()
             if provider != "cpu":
                 raise PolicyError(
-                    f"the provider '{provider}' of ONNX Runtime cannot run '{path}': {reason[-1]} Use cpu."
+                    f"the provider '{provider}' of ONNX Runtime cannot run '{path}': {reason[-1]}. Use cpu."
                 ) from e
             raise PolicyError(f"'{path}' is damaged: {reason[0]} Export the policy again.") from e
 

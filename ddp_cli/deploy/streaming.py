@@ -164,6 +164,7 @@ class ActionStream:
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
         self._prefix_steps, self._blend_steps, self._ensemble = prefix_steps, blend_steps, ensemble
         self._executed: deque[Array] = deque(maxlen=n_action_steps)  # one for each tick, the newest last
+        self._is_followed = False  # whether an operator's action was executed at the last tick
         self._overlapping: list[tuple[float, Array]] = []  # origins [s] and chunks, for `ensemble`
         self._lock = threading.Lock()  # observe may be called from other threads
         self._stamps: list[float] = []  # of `_observations`, sorted [s]
@@ -238,6 +239,7 @@ class ActionStream:
         with self._lock:
             now = self._resolve_stamp(stamp)
             self._advance(now)
+            self._is_followed = False
             index = self._to_periods(now - self._origin)
             if self._chunk is not None and 0 <= index < self._n_action_steps:
                 self._last_action = self._chunk[index]
@@ -282,7 +284,7 @@ class ActionStream:
     def follow(self, action: Chunk) -> None:
         """Say that `action` (Da,), of an operator, was executed in place of the one last returned: it is held next."""
         with self._lock:
-            self._last_action = self._action_limits.validate_action(action, "action")
+            self._last_action, self._is_followed = self._action_limits.validate_action(action, "action"), True
             if self._executed:
                 self._executed[-1] = self._last_action
 
@@ -363,13 +365,14 @@ class ActionStream:
         self._latencies.append(latency)
 
     def _blend(self, chunk: Array, index: int, previous_index: int) -> Array:
-        """`chunk` (Ta, Da), which takes over from the current chunk gradually. The tick of the seam has `index` in it,
-        and `previous_index` in the current chunk.
+        """`chunk` (Ta, Da), which takes over gradually from the current chunk, or from what is executed instead of it.
+        The tick of the seam has `index` in it, and `previous_index` in the current chunk.
         """
         n = self._n_action_steps
         if self._chunk is None or index >= n:
             return chunk
-        previous = self._chunk[previous_index] if previous_index < n else self._last_action
+        is_executed = previous_index < n and not self._is_followed
+        previous = self._chunk[previous_index] if is_executed else self._last_action
         is_gripper = np.array([kind == GRIPPER for kind in self._action_limits.kinds])
         difference = np.where(is_gripper, 0.0, previous - chunk[index])
         weights = (self._blend_steps + index - np.arange(n)) / (self._blend_steps + 1.0)

@@ -227,7 +227,7 @@ def test_providers_that_are_not_there_are_refused(policy_folder: Path, monkeypat
         raise RuntimeError("Exception while reading network\nnode not found")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    with pytest.raises(PolicyError, match=r"'cuda' of ONNX Runtime cannot run '.*onnx': node not found Use cpu"):
+    with pytest.raises(PolicyError, match=r"'cuda' of ONNX Runtime cannot run '.*onnx': node not found\. Use cpu"):
         Policy.load(policy_folder, provider="cuda")
     with pytest.raises(PolicyError, match="is damaged: Exception while reading network Export the policy again"):
         Policy.load(policy_folder)

@@ -127,6 +127,14 @@ def test_a_late_chunk_takes_over_from_the_action_that_is_held() -> None:
     np.testing.assert_allclose(actions[13, 0], 0.4)  # half of the third one, 0.8
 
 
+def test_a_chunk_takes_over_from_the_action_of_an_operator() -> None:
+    stream = make_stream(StepAgent(), lambda: 0.0, prefix_steps=0, replan_every=4, blend_steps=1)
+    run(stream, 4)
+    stream.follow(np.full(7, -1.0))
+    observe(stream, 4 * PERIOD)
+    np.testing.assert_allclose(stream.action(4 * PERIOD)[:6], (0.4 - 1.0) / 2)
+
+
 @pytest.mark.parametrize("blend_steps", [-1, TA])
 def test_blend_steps_are_validated(blend_steps: int) -> None:
     with pytest.raises(StreamError, match=f"blend_steps = {blend_steps} must be between 0 and {TA - 1}"):
