@@ -239,12 +239,18 @@ def _find_recording(
 
 def _reject_options(ctx: typer.Context, source: Path, kind: str, names: Collection[str]) -> None:
     """DdpError if one of the options `names` was given: they do not apply to such a source, if it exists."""
-    if not source.exists():
-        return  # what reads it says so
+    option = _given_option(ctx, names)
+    if option and source.exists():  # otherwise what reads it says so
+        raise DdpError(f"{option} does not apply to '{source}', which is {kind}.", "Leave it out.")
+
+
+def _given_option(ctx: typer.Context, names: Collection[str]) -> str | None:
+    """The first of the options `names` that was given, as the user writes it."""
     for option in ctx.command.params:
         origin = ctx.get_parameter_source(str(option.name))
         if option.name in names and origin is not None and origin.name == "COMMANDLINE":
-            raise DdpError(f"{option.opts[0]} does not apply to '{source}', which is {kind}.", "Leave it out.")
+            return str(option.opts[0])
+    return None
 
 
 def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> Path:
@@ -260,8 +266,12 @@ def _convert_folder(ctx: typer.Context, copy: CopyOptions) -> Path:
         return convert_lerobot(dataset, copy)
     reject_collection(copy.source)
     reject_folder_of_files(copy.source)
-    irrelevant = (*FILE_OPTIONS, "task", "check", *(STORE_OUTPUT_OPTIONS if copy.to else ()))
-    _reject_options(ctx, copy.source, "a store", irrelevant)
+    _reject_options(ctx, copy.source, "a store", (*FILE_OPTIONS, "task", "check"))
+    if copy.to and (option := _given_option(ctx, STORE_OUTPUT_OPTIONS)):
+        raise DdpError(
+            f"{option} does not go with --to {copy.to}.",
+            f"Make a store first: `ddp convert {copy.source} {option} ... --out STORE.zarr`.",
+        )
     return convert_store(Store(copy.source), copy)
 
 

@@ -149,7 +149,7 @@ def test_convert_to_lerobot_and_back(lift_zarr: Path, tmp_path: Path, monkeypatc
     assert "'lerobot'" in misused(ddp("convert", lift_zarr, "--to", "lerobots", "--out", "d"))
     assert "--out" in refused(ddp("convert", lift_zarr, "--to", "lerobot"))
     slicing = refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", "d", "--only", ":1"))
-    assert "--only does not apply" in slicing
+    assert "--only does not go with --to lerobot. Make a store first: `ddp convert" in slicing
     assert ok_json("convert", lift_zarr, "--to", "lerobot", "--out", "d")["episodes"] == 2
     assert "--overwrite" in refused(ddp("convert", lift_zarr, "--to", "lerobot", "--out", "d"))
     assert "--skip-bad does not apply" in refused(ddp("convert", "d", "--skip-bad"))
