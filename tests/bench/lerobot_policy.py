@@ -91,6 +91,8 @@ def measure_ddp(store: Path, n_steps: int, n_chunks: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as runs:
         rate = steps_per_s([sys.executable, "-m", "ddp_cli"], store, n_steps, runs, "--set", "crop_shape=[84,84]")
         policy, _ = load_policy(resolve_checkpoint(None, Path(runs)))
+    policy.set_sampler("ddpm", 100)  # as LeRobot's
+    torch.set_num_threads(N_CORES)
     predict = make_predict_fn(policy, "onnx")
     obs = {key: torch.zeros(1, 2, width) for key, width in policy.config.low_dim.items()}
     for key, camera in policy.config.cameras.items():

@@ -60,14 +60,14 @@ def collected(task: str, demos: int, options: str = "") -> Commands:
 
 def corrected(task: str, episodes: int) -> Commands:
     """Episodes of the first policy in which the scripted one takes over before a failure, in data/all.zarr with those
-    of `collected`.
+    of `collected`, which have absolute actions.
     """
     return (
         (
             f"ddp collect --policy runs/{task}/{FIRST} --takeover -n {episodes} -o corrections.hdf5",
             "corrections.hdf5",
         ),
-        ("ddp convert corrections.hdf5 --out data/corrections.zarr", "data/corrections.zarr"),
+        ("ddp convert corrections.hdf5 --actions absolute --out data/corrections.zarr", "data/corrections.zarr"),
         (f"ddp convert data/{task}.zarr data/corrections.zarr --out data/all.zarr", "data/all.zarr"),
     )
 
@@ -77,10 +77,10 @@ RECIPES = {
     "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
     "square": Recipe(
         "square",
-        collected("square", 600),
-        f"--data data/all.zarr --init-from runs/square/{FIRST} --steps 30000",
-        "--task square --steps 25000",
-        corrected("square", 300),
+        collected("square", 600, "--actions absolute"),
+        f"--data data/all.zarr --init-from runs/square/{FIRST} --steps 28000",
+        "--task square --steps 24000",
+        corrected("square", 500),
     ),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
