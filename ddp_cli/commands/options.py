@@ -120,7 +120,7 @@ BlendSteps = Annotated[
     typer.Option(
         "--blend-steps",
         min=0,
-        help="Control periods in which a chunk takes over from the previous one; 0: at once.",
+        help="Control periods over which each chunk is blended with the previous one; 0: none.",
         rich_help_panel=EXECUTION,
     ),
 ]

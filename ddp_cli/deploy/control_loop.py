@@ -27,8 +27,8 @@ Observation = dict[str, NDArray[Any]]
 @dataclass(frozen=True)
 class LoopOptions:
     """`sync`: compute a chunk when the previous one is used up, while the robot waits. `real_time`: keep to the control
-    rate; without it, steps follow each other at once. `max_age` [s] of an observation. `blend_steps`, in which a chunk
-    takes over from the previous one; not with `sync`.
+    rate; without it, steps follow each other at once. `max_age` [s] of an observation. `blend_steps`, over which
+    each chunk is blended with the previous one; not with `sync`.
     """
 
     max_steps: int

@@ -55,7 +55,7 @@ class ServerOptions:
     sync: bool = False
     """Compute a chunk when the previous one is used up, instead of meanwhile."""
     blend_steps: int = 0
-    """Ticks in which a chunk takes over from the previous one; not with `sync`."""
+    """Ticks over which each chunk is blended with the previous one; not with `sync`."""
     realtime: bool = False
     """Answer with real-time priority, which the system must permit."""
 
@@ -147,8 +147,10 @@ class Server:
 
     async def _serve_client(self, connection: ServerConnection) -> None:
         self._clients += 1
-        policy, options = (self._policy, self._pool), self._options
-        client = SynchronousClient(*policy) if options.sync else StreamingClient(*policy, options.blend_steps)
+        if self._options.sync:
+            client = SynchronousClient(self._policy, self._pool)
+        else:
+            client = StreamingClient(self._policy, self._pool, self._options.blend_steps)
         try:
             async for message in connection:
                 if self._stop.is_set():

@@ -118,7 +118,7 @@ class ActionStream:
     latency        for simulation: chunks are computed synchronously, without a thread, and arrive `latency()` [s]
                    later, measured by the timestamps
     prefix_steps   N, of the policy: `act` gets `prefix` as well, the actions (P, Da), P <= N, that its chunk continues
-    blend_steps    n, ticks in which a chunk takes over from the previous one; 0: at once
+    blend_steps    n, ticks over which each chunk is blended with the previous one; 0: none
     ensemble       m, weighs chunks that overlap; None: the newest chunk alone
     pool           threads that several streams share; by default the stream has one of its own
 
@@ -356,7 +356,7 @@ class ActionStream:
                 chunk = self._mean_chunk(chunk, origin, self._ensemble)
                 chunk = self._action_limits.clamp(chunk, self._last_action, context)
             if self._blend_steps and self._chunk is not None:
-                chunk = self._blend(chunk, self._to_periods(now - origin), self._to_periods(now - self._origin))
+                chunk = self._blend(self._chunk, chunk, now, origin)
                 chunk = self._action_limits.clamp(chunk, self._last_action, context)
         except ValueError as e:  # an ActionError
             raise StreamError(str(e)) from e
@@ -364,15 +364,16 @@ class ActionStream:
         self._chunks += 1
         self._latencies.append(latency)
 
-    def _blend(self, chunk: Array, index: int, previous_index: int) -> Array:
-        """`chunk` (Ta, Da), which takes over gradually from the current chunk, or from what is executed instead of it.
-        The tick of the seam has `index` in it, and `previous_index` in the current chunk.
+    def _blend(self, current: Array, chunk: Array, now: float, origin: float) -> Array:
+        """`chunk` (Ta, Da) from `origin`, which takes over gradually from the `current` chunk, or from what is executed
+        instead of it.
         """
         n = self._n_action_steps
-        if self._chunk is None or index >= n:
+        index, current_index = self._to_periods(now - origin), self._to_periods(now - self._origin)
+        if index >= n:  # it comes too late to be executed
             return chunk
-        is_executed = previous_index < n and not self._is_followed
-        previous = self._chunk[previous_index] if is_executed else self._last_action
+        is_executed = current_index < n and not self._is_followed
+        previous = current[current_index] if is_executed else self._last_action
         is_gripper = np.array([kind == GRIPPER for kind in self._action_limits.kinds])
         difference = np.where(is_gripper, 0.0, previous - chunk[index])
         weights = (self._blend_steps + index - np.arange(n)) / (self._blend_steps + 1.0)

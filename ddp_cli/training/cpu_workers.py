@@ -64,8 +64,7 @@ def cpu_workers(
             _connect_to(workers, rendezvous, main)
         yield main
         dist.barrier()
-        for worker in workers:
-            worker.join(EXIT_SECONDS / len(workers))  # all is done: one that does not exit is killed below
+        _wait_for_exit(workers)  # all is done: one that does not exit is killed below
     except RuntimeError as e:
         if isinstance(e, DdpError) or not _has_crashed(workers):
             raise
@@ -117,7 +116,11 @@ def _work(rendezvous: Path, processes: Processes, start: Callable[..., Run]) -> 
         sys.exit(1)
 
 
-def _has_crashed(workers: list[BaseProcess]) -> bool:
+def _wait_for_exit(workers: list[BaseProcess]) -> None:
     for worker in workers:
         worker.join(EXIT_SECONDS / len(workers))
+
+
+def _has_crashed(workers: list[BaseProcess]) -> bool:
+    _wait_for_exit(workers)
     return any(worker.exitcode for worker in workers)

@@ -108,7 +108,7 @@ def table() -> str:
         times = [statistics.median(run["final"][k]["chunk_ms"] for run in runs) for k in runs[0]["final"]]
         minutes, steps = (statistics.median(run[key] for run in runs) for key in ("minutes", "steps"))
         cells = (
-            row["task"], row["obs"] + (", absolute actions" if row.get("actions") == "absolute" else ""), row["demos"],
+            row["task"], row["obs"] + (", absolute actions" if row["actions"] == "absolute" else ""), row["demos"],
             f"{row['preset']}, {minutes:.0f} min, {steps:,.0f} steps of {row['batch_size']}",
             _final(runs, "ddpm100"), _final(runs, "ddim10"), _rate(sum(last), LAST_EPISODES * len(last)),
             " / ".join(f"{time:.0f}" for time in times) + " ms",
