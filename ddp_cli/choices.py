@@ -21,6 +21,9 @@ RenderProfile = Literal["full", "fast", "coarse"]
 fewer faces for the arm. The pixels of a profile never change; other pixels get another name."""
 
 Preset = Literal["paper", "laptop"]
+Size = Literal["s", "m", "l"]
+"""How large the networks of the laptop preset are."""
+
 Fit = Literal["stretch", "pad", "crop"]
 """How images get other proportions: both sides are scaled independently, black bars are added, or what does not fit is
 cut off."""

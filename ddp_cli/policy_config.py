@@ -50,6 +50,9 @@ class PolicyConfig(BaseConfig):
 
     # vision
     encoder: ImageBackbone = "resnet18"
+    encoder_width: int = Field(1, ge=1, le=16, exclude_if=lambda width: width == 1)
+    """Channels of the encoder `small`, in multiples. 1 is left out of files, which earlier versions can read."""
+
     crop_shape: tuple[int, int] = (76, 76)
     """Height and width of the crop of every image, random in training, central otherwise."""
     crop_ratio: float = Field(0.0, ge=0.0, le=1.0)
@@ -124,6 +127,12 @@ class PolicyConfig(BaseConfig):
                         f"{setting} must lie between {MIN_SIDE} and {size} pixels, the size of the images '{key}'"
                         + (f" (resized from {'x'.join(map(str, camera.recorded))})" if camera.recorded else "")
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_encoder_width(self) -> Self:
+        if self.encoder_width > 1 and self.encoder != "small":
+            raise ValueError(f"encoder_width {self.encoder_width} needs encoder small: {self.encoder} has one width")
         return self
 
     @model_validator(mode="after")

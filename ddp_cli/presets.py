@@ -39,6 +39,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 to the map from observations to actions (encoder, fusion, auxiliary losses), which runs once per observation; the
 transformer, which runs once per denoising step, can be small."""
 
+SIZES: dict[str, dict[str, Any]] = {
+    "s": {},
+    "m": {"lr": 1e-3, "policy": {"encoder_width": 2, "fusion": 1024, "n_layer": 4, "n_emb": 128}},
+    "l": {"lr": 7e-4, "policy": {"encoder_width": 4, "fusion": 2048, "n_layer": 6, "n_emb": 256}},
+}
+"""Overrides of the laptop preset: more compute per step for more capacity. A step of m and l takes 3 and 12 times as
+long."""
+
 STATE_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"batch_size": 256, "epochs": 5000.0},
     "laptop": {"batch_size": 512, "noise_samples": 1, "precision": "fp32"},
@@ -57,28 +65,32 @@ DERIVED = ("horizon_s", "image_size")
 """Settings that set others: the horizon in steps, and the cameras of the task."""
 
 
-def default_preset(device_type: str) -> str:
-    """The preset where none is named: `paper` on a GPU (`device_type` cuda), otherwise `laptop`."""
-    return "paper" if device_type == "cuda" else "laptop"
+def default_preset(device_type: str, size: str | None = None) -> str:
+    """The preset where none is named: `paper` on a GPU (`device_type` cuda), otherwise `laptop`, which has sizes."""
+    return "paper" if device_type == "cuda" and size is None else "laptop"
 
 
 def train_config(
-    task: str | Task, obs: str, preset: str, file: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
+    task: str | Task,
+    obs: str,
+    preset: str,
+    file: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    size: str | None = None,
 ) -> TrainConfig:
-    """The preset, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
+    """The preset in a `size`, overridden by a nested `file`, overridden by flat `settings` ({"n_emb": 128}).
 
     A preset's object loss is dropped where the task defines no object; without a simulator, actions are as recorded
     and RECORDED_SETTINGS apply.
     ConfigError for unknown keys and invalid values.
     """
-    if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
+    sized_preset = _sized(preset, size)
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
     recorded = {"actions": RECORDED} if RECORDED in flat["task"].conventions else {}
     recorded |= {} if flat["task"].simulator else RECORDED_SETTINGS
-    for layer in (PRESETS[preset] | without_object | recorded, state, file or {}, settings or {}):
+    for layer in (sized_preset | without_object | recorded, state, file or {}, settings or {}):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):
             _check_same(key, values.get(key, flat[key]), flat[key])
@@ -87,11 +99,11 @@ def train_config(
         if values.get("crop_shape"):  # replaces the ratio of an earlier layer
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
-    size = flat.pop("image_size", RECORDED_SIZE)
+    image_size = flat.pop("image_size", RECORDED_SIZE)
     given = _flatten(file or {}) | (settings or {})
     # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
     if obs == "image" and ("image_size" in given or "task" not in given):
-        flat["task"] = _with_image_size(as_task(task), size)
+        flat["task"] = _with_image_size(as_task(task), image_size)
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}
     valid = sorted({*TrainConfig.model_fields, *PolicyConfig.model_fields, *DERIVED} - {"policy"})
@@ -99,6 +111,19 @@ def train_config(
         if key not in valid:
             raise UnknownNameError("setting", key, valid)
     return TrainConfig(policy=PolicyConfig(**policy), **training)
+
+
+def _sized(preset: str, size: str | None) -> dict[str, Any]:
+    """The preset with the networks of `size`."""
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    if size is None:
+        return _flatten(PRESETS[preset])
+    if size not in SIZES:
+        raise UnknownNameError("size", size, SIZES)
+    if preset != "laptop":
+        raise ConfigError(f"size {size}: the preset {preset} has one size.", "Use the preset laptop, or set no size.")
+    return _flatten(PRESETS[preset]) | _flatten(SIZES[size])
 
 
 def _flatten(layer: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from conftest import DOOR
 
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.policy_config import PolicyConfig
-from ddp_cli.presets import parse_settings, train_config
+from ddp_cli.presets import default_preset, parse_settings, train_config
 from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import Task, get_task
@@ -68,6 +68,7 @@ def test_json_round_trip() -> None:
         ({"precision": "fp64"}, ["precision 'fp64'", "auto, fp32, bf16"]),
         ({"lr": float("nan")}, ["lr", "nan"]),
         ({"policy": 3}, ["policy = 3"]),
+        ({"encoder": "resnet18", "encoder_width": 2}, ["encoder_width 2 needs encoder small"]),
         ({"task": "can"}, ["'can' contradicts 'square'", "--task"]),
         ({"obs": "state"}, ["--obs"]),
     ],
@@ -77,6 +78,28 @@ def test_errors_name_the_setting_and_what_would_be_valid(settings: dict, fragmen
         train_config("square", "image", "laptop", None, settings)
     for fragment in fragments:
         assert fragment in str(e.value)
+
+
+def test_larger_sizes_change_networks_only() -> None:
+    sizes = [train_config("square", "image", "laptop", None, None, size) for size in ("s", "m", "l")]
+    assert sizes[0] == train_config("square", "image", "laptop")
+    widths = [(c.policy.encoder_width, c.policy.fusion, c.policy.n_layer, c.policy.n_emb) for c in sizes]
+    assert widths == sorted(widths)
+    assert len(set(widths)) == 3
+    network = {"encoder_width": 1, "fusion": 512, "n_layer": 2, "n_emb": 64, "lr": 1.5e-3}
+    for larger in sizes[1:]:
+        values = larger.model_dump(mode="json")
+        assert train_config("square", "image", "laptop", values, network) == sizes[0]
+
+
+def test_a_size_may_be_overridden_and_belongs_to_the_laptop_preset() -> None:
+    assert train_config("lift", "state", "laptop", None, {"n_emb": 32}, "m").policy.n_emb == 32
+    assert train_config("lift", "state", "laptop", None, None, "m").batch_size == 512
+    with pytest.raises(ConfigError, match="size m: the preset paper has one size"):
+        train_config("lift", "image", "paper", None, None, "m")
+    with pytest.raises(UnknownNameError, match="unknown size 'xl'.*s, m, l"):
+        train_config("lift", "image", "laptop", None, None, "xl")
+    assert (default_preset("cuda"), default_preset("cuda", "m"), default_preset("cpu")) == ("paper", "laptop", "laptop")
 
 
 def test_unknown_preset_is_reported_with_a_close_match() -> None:

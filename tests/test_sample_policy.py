@@ -10,32 +10,36 @@ import pytest
 from conftest import ddp, ok, ok_json
 
 import ddp_cli
-from ddp_cli.robots import DELTA_METRES
 from ddp_cli.video.video import read_video
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 POLICY = SAMPLES / "square-policy"
 
-FIRST_SEED, EPISODES, MIN_SUCCESSES = 100_000, 40, 24
-"""The policy succeeds in 76% of its episodes. Contacts amplify rounding, so single episodes differ between processors:
-at this rate fewer than 24 of 40 have a probability of 0.8%, and a policy that succeeds in half of its episodes passes
-with a probability of 13%."""
+FIRST_SEED, EPISODES = 100_000, 120
+UNSURE_SEEDS = {100001, 100010, 100028, 100029, 100043, 100058, 100087, 100088, 100091, 100108, 100109}
+"""Seeds at which an episode failed with ONNX Runtime, with PyTorch without vector instructions, or with DDPM."""
 
-MAX_MEAN_ERROR, MAX_MEDIAN_ERROR = 9.0, 3.3
-"""[mm], distance between predicted and demonstrated translations: measured are 7.9 and 3.0. Rounding does not matter
-here, so mistakes in the data path show at once: repeated observations give 11.7 and 3.7, a reversed order 13.8 and 4.0,
-swapped colours 42 and 39, positions that are 1 cm off 10.4 and 4.3."""
+MAX_FAILURES = 2
+"""At the other 109 seeds all succeeded. Contacts amplify rounding, so on other processors one of them may fail: with
+ONNX Runtime and with PyTorch, 1 of the 111 that succeeded first did not the second time. A policy that loses five in a
+hundred fails at some five of these."""
+
+MAX_MEAN_ERROR, MAX_MEDIAN_ERROR = 11.2, 7.4
+"""[mm], distance between predicted and demonstrated goals: measured are 10.9 and 7.1. Rounding does not matter here, so
+mistakes in the data path show at once: repeated observations give 11.5 and 7.7, a reversed order 16 and 11, swapped
+colours 59 and 50, positions that are 1 cm off 12.2 and 9.3."""
 
 
 @pytest.mark.slow
 def test_success_rate_is_the_recorded_one() -> None:
     report = ok_json("eval", POLICY, "--episodes", EPISODES, "--seed", FIRST_SEED, "--workers", 2)
-    assert report["successes"] >= MIN_SUCCESSES
+    failures = {episode["seed"] for episode in report["episodes"] if not episode["success"]} - UNSURE_SEEDS
+    assert len(failures) <= MAX_FAILURES, failures
 
 
 @pytest.mark.slow
 def test_predicted_actions_are_close_to_the_demonstrations(tmp_path: Path) -> None:
-    ok(ddp("convert", SAMPLES / "square.hdf5", "--only", ":2", "--out", tmp_path / "s.zarr", "--workers", 1))
+    ok(ddp("convert", SAMPLES / "square.hdf5", "--only", ":2", "--actions", "absolute", "--out", tmp_path / "s.zarr"))
     store, policy = ddp_cli.open_store(tmp_path / "s.zarr"), ddp_cli.load_policy(POLICY)
     arrays = {key: store.read(key) for key in (*policy.obs_shapes, "action")}
     predicted, demonstrated = [], []
@@ -45,7 +49,7 @@ def test_predicted_actions_are_close_to_the_demonstrations(tmp_path: Path) -> No
             predicted.append(policy.act({key: arrays[key][step - 1 : step + 1] for key in policy.obs_shapes}))
             demonstrated.append(arrays["action"][step : step + 8])
     difference = np.stack(predicted)[..., :3] - np.stack(demonstrated)[..., :3]
-    errors = np.linalg.norm(difference, axis=-1) * DELTA_METRES * 1000
+    errors = np.linalg.norm(difference, axis=-1) * 1000
     assert errors.mean() < MAX_MEAN_ERROR
     assert np.median(errors) < MAX_MEDIAN_ERROR
 

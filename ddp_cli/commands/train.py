@@ -76,6 +76,15 @@ def train(
             rich_help_panel=SETTINGS,
         ),
     ] = None,
+    size: Annotated[
+        choices.Size | None,
+        typer.Option(
+            "--size",
+            help="Networks of the preset laptop; s by default.",
+            show_default=False,
+            rich_help_panel=SETTINGS,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -198,13 +207,15 @@ def train(
             console.silence()
         torch_device = choose_device(launched.local_device(device))
         if resume:
-            _reject_with_resume(**overrides, preset=preset, config=config, set=settings, init_from=init_from, obs=obs)
+            _reject_with_resume(
+                **overrides, preset=preset, size=size, config=config, set=settings, init_from=init_from, obs=obs
+            )
             folder = launched.run_on_main(lambda: runs / task_name(task) / name if name else newest_run(runs, task))
             planned = plan_resumed_run(folder, data, task, torch_device, launched)
         else:
             changes = {key: value for key, value in overrides.items() if value is not None}
             train_options = TrainOptions(
-                task, obs or "image", preset, config, settings or [], changes, data, allow_unverified, runs, name,
+                task, obs or "image", preset, size, config, settings or [], changes, data, allow_unverified, runs, name,
                 init_from,
             )  # fmt: skip
             planned = plan_new_run(train_options, torch_device, launched)
@@ -213,7 +224,7 @@ def train(
             if resume:
                 console.note(f"resuming {run.folder} at step {run.trainer.step_number} of {run.trainer.total}")
             else:
-                report_new_run(run, preset)
+                report_new_run(run, size)
             report_data(run)
             checkpoint = _run_training(run, task, str(torch_device), wandb)
     _report(run, checkpoint, task, runs, time.perf_counter() - started, json)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.choices import Obs, Preset
+from ddp_cli.choices import Obs, Preset, Size
 from ddp_cli.commands import options
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.locks import lock_output
@@ -35,6 +35,7 @@ class TrainOptions:
     task: str
     obs: Obs
     preset: Preset | None
+    size: Size | None
     config: Path | None
     settings: list[str]
     """KEY=VALUE, as given with --set."""
@@ -69,15 +70,16 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
         raise ConfigError(f"--name '{name}' is not a folder name.", "Leave out '/' and '..'.")
     obs, data, runs = train_options.obs, train_options.data, train_options.runs
     values = parse_settings(train_options.settings) | train_options.overrides
-    preset = train_options.preset or default_preset(device.type)
+    size = train_options.size
+    preset = train_options.preset or default_preset(device.type, size)
     file_values = read_json(train_options.config) if train_options.config else None
     task = resolve_task(train_options.task, data or options.existing_store(train_options.task, obs))
-    train_config(task, obs, preset, file_values, values)  # reject invalid settings before a store is made
+    train_config(task, obs, preset, file_values, values, size)  # reject invalid settings before a store is made
     initial_weights = resolve_checkpoint(train_options.init_from, runs) if train_options.init_from else None
     store = Store(data or processes.run_on_main(lambda: find_or_make_store(task, obs)))
     _check_verified(store, train_options.allow_unverified)
     values.setdefault("actions", store.attrs["action"]["convention"])
-    config = train_config(task, obs, preset, file_values, values)
+    config = train_config(task, obs, preset, file_values, values, size)
     folder = runs / task.name / (name or default_run_name())
     for key, camera in store.for_task(config.policy.task).resized.items():
         stored = store.task.schema.cameras[key]
@@ -105,16 +107,14 @@ def plan_resumed_run(
     return PlannedRun(config, functools.partial(resume_run, folder, device, console.warn, console.note, data=data))
 
 
-def report_new_run(run: Run, preset: Preset | None) -> None:
+def report_new_run(run: Run, size: Size | None) -> None:
     """Print what is trained."""
-    from ddp_cli.presets import default_preset
-
     trainer = run.trainer
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     count = trainer.processes.world_size
     shared = f", {count} processes" if count > 1 else ""
     console.note(
-        f"{run.folder}: preset {preset or default_preset(trainer.device.type)}, {trainer.config.policy.obs} "
+        f"{run.folder}: preset {trainer.config.preset}{f', size {size}' if size else ''}, {trainer.config.policy.obs} "
         f"observations, {trainer.total} steps of batch size {trainer.config.batch_size}{rate}, on {trainer.device}"
         f"{shared}"
     )

@@ -40,7 +40,7 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         encoders = {
-            key: ImageEncoder(config.encoder, config.crop(key), camera.channels)
+            key: ImageEncoder(config.encoder, config.crop(key), camera.channels, config.encoder_width)
             for key, camera in list(config.cameras.items())[: 1 if config.share_encoder else None]
         }
         self.encoders = nn.ModuleDict(encoders)

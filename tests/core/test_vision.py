@@ -18,9 +18,9 @@ def test_soft_argmax_points_at_the_peak() -> None:
     torch.testing.assert_close(points, torch.tensor([[-0.5, 1.0]]).expand(32, 2))
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "small"])
-def test_encoders_have_64_features_and_gradients(kind: str) -> None:
-    encoder = ImageEncoder(kind, (76, 76))
+@pytest.mark.parametrize(("kind", "width"), [("resnet18", 1), ("small", 1), ("small", 2), ("small", 4)])
+def test_encoders_have_64_features_and_gradients(kind: str, width: int) -> None:
+    encoder = ImageEncoder(kind, (76, 76), width=width)
     features = encoder(torch.randn(2, 3, 76, 76))
     assert features.shape == (2, 64)
     features.sum().backward()

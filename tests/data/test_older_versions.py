@@ -6,7 +6,8 @@ door.zarr        two random episodes of the described task DOOR, with images
 lift-state.zarr  four episodes of the scripted policy for lift, without images
 run/             eight steps of a tiny policy on lift-state.zarr; step 8 without its training state
 exported/        step 8 as ONNX
-expected.json    SHA-256 of every array, and predicted actions of the run, the export and sample_data/square-policy
+square-policy/   a checkpoint of the laptop preset for square, without its training state
+expected.json    SHA-256 of every array, and predicted actions of the run, the export and the checkpoint
 
 format_1/ was written by the last version without schemas, with one torch thread:
 
@@ -47,7 +48,6 @@ from ddp_cli.training.resume import resume_run
 from ddp_cli.training.run import run_training
 
 FILES = Path(__file__).parent / "version_0_1"
-SQUARE_POLICY = Path(__file__).parents[2] / "sample_data" / "square-policy"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
 STEP_4, STEP_8 = (FILES / "run" / "checkpoints" / f"step-{step:08}" for step in (4, 8))
 TOLERANCE = 1e-6
@@ -105,8 +105,8 @@ def test_exported_policy_predicts_the_same_actions(observations: dict[str, torch
     np.testing.assert_allclose(actions, EXPECTED["exported"]["action"], rtol=0, atol=TOLERANCE)
 
 
-def test_sample_policy_predicts_the_same_actions() -> None:
-    policy, _ = load_policy(SQUARE_POLICY)
+def test_policy_of_images_predicts_the_same_actions() -> None:
+    policy, _ = load_policy(FILES / "square-policy")
     generator = torch.Generator().manual_seed(5)
     obs = {
         key: torch.randint(0, 256, (1, 2, 3, 84, 84), dtype=torch.uint8, generator=generator)
