@@ -199,6 +199,16 @@ class ActionLimits:
                 rotations[i] = rotations[i - 1] if i > 0 or previous_action is None else previous_action[start:end]
         return clamped
 
+    def with_signs_of(self, reference: Array, actions: Array) -> Array:
+        """`actions` (..., Da) with each quaternion q replaced by -q, the same rotation, where that is closer to the one
+        of `reference` (..., Da), so that means and differences of both are meaningful.
+        """
+        aligned = np.array(actions, np.float64)
+        for start in self.quaternions:
+            mine, theirs = aligned[..., start : start + 4], reference[..., start : start + 4]
+            mine *= np.where((mine * theirs).sum(-1, keepdims=True) < 0.0, -1.0, 1.0)
+        return aligned
+
     def count_degenerate(self, chunk: NDArray[np.floating[Any]]) -> int:
         """Number of rotations in `chunk` (Ta, Da) that `clamp` replaces by the previous one."""
         parts = [np.asarray(chunk[:, start:end], np.float64) for start, end in self._rotation_bounds()]

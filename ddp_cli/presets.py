@@ -84,7 +84,7 @@ def train_config(
     and RECORDED_SETTINGS apply.
     ConfigError for unknown keys and invalid values.
     """
-    sized_preset = _sized(preset, size)
+    sized_preset = _sized(preset, size, _flatten(file or {}))
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
@@ -113,8 +113,8 @@ def train_config(
     return TrainConfig(policy=PolicyConfig(**policy), **training)
 
 
-def _sized(preset: str, size: str | None) -> dict[str, Any]:
-    """The preset with the networks of `size`."""
+def _sized(preset: str, size: str | None, file: dict[str, Any]) -> dict[str, Any]:
+    """The preset with the networks of `size`, which `file` does not set."""
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     if size is None:
@@ -123,6 +123,8 @@ def _sized(preset: str, size: str | None) -> dict[str, Any]:
         raise UnknownNameError("size", size, SIZES)
     if preset != "laptop":
         raise ConfigError(f"size {size}: the preset {preset} has one size.", "Use the preset laptop, or set no size.")
+    for key in sorted(_flatten(SIZES[size]).keys() & file.keys()):
+        raise ConfigError(f"size {size} sets {key}, and so does the file ({file[key]}).", "Leave one of them out.")
     return _flatten(PRESETS[preset]) | _flatten(SIZES[size])
 
 

@@ -97,6 +97,8 @@ def test_a_size_may_be_overridden_and_belongs_to_the_laptop_preset() -> None:
     assert train_config("lift", "state", "laptop", None, None, "m").batch_size == 512
     with pytest.raises(ConfigError, match="size m: the preset paper has one size"):
         train_config("lift", "image", "paper", None, None, "m")
+    with pytest.raises(ConfigError, match=r"size m sets fusion, and so does the file \(512\)"):
+        train_config("lift", "image", "laptop", {"policy": {"fusion": 512}}, None, "m")
     with pytest.raises(UnknownNameError, match="unknown size 'xl'.*s, m, l"):
         train_config("lift", "image", "laptop", None, None, "xl")
     assert (default_preset("cuda"), default_preset("cuda", "m"), default_preset("cpu")) == ("paper", "laptop", "laptop")

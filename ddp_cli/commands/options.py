@@ -154,6 +154,23 @@ def one_policy(checkpoint: Path | None, policy: Path | None) -> Path | None:
     return policy or checkpoint
 
 
+def check_chunk_options(n_action_steps: int, sync: bool, blend_steps: int, replan_every: int | None = None) -> None:
+    """DdpError if chunks of `n_action_steps` cannot be executed with these options."""
+    if sync and (blend_steps or replan_every):
+        option = "--blend-steps" if blend_steps else "--replan-every"
+        raise DdpError(f"{option} does not go with --sync, which executes whole chunks.", "Leave one of them out.")
+    if blend_steps >= n_action_steps:
+        raise DdpError(
+            f"--blend-steps {blend_steps} does not fit in a chunk of {n_action_steps} actions.",
+            f"At most {n_action_steps - 1}.",
+        )
+    if replan_every and replan_every > n_action_steps:
+        raise DdpError(
+            f"--replan-every {replan_every} is longer than a chunk of {n_action_steps} actions.",
+            f"At most {n_action_steps}.",
+        )
+
+
 @contextmanager
 def open_workers(workers: int | None, cluster: str | None) -> Iterator[ParallelWorkers | None]:
     """The processes that --workers and --cluster name; None for the default of the command."""

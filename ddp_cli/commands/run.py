@@ -133,6 +133,8 @@ def run(
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, None, max_steps if env else None)
     first = FIRST_SEED["eval"] if seed is None else seed
     source = open_policy_source(resolve_policy(policy, runs, task), device, sampler, inference_steps, engine, provider)
+    agent: Any = source.make_agent()
+    options.check_chunk_options(agent.n_action_steps, sync, blend_steps, replan_every)
     with ExitStack() as stack:
         if record:
             stack.enter_context(options.reserve_output(record, overwrite, STORE_MARKERS))
@@ -142,7 +144,6 @@ def run(
         loop_options = LoopOptions(
             max_steps or source.task.horizon, sync, not (is_sim and sync), replan_every, max_age, blend_steps
         )
-        agent: Any = source.make_agent()
         loop = ControlLoop(_DryRun(body) if dry_run else body, agent, source.task, loop_options)
         console.note(f"policy {source.folder}, engine {source.engine}, robot {robot}, {agent.control_hz:g} Hz")
         outcomes = _run_episodes(loop, first, episodes, recorder, False if is_sim else None)

@@ -84,11 +84,7 @@ def serve(
             "Export a checkpoint: `ddp export CHECKPOINT --out policy/`. `ddp import` reads published .ckpt files.",
         )
     loaded = open_exported_policy(policy, provider or "cpu", PolicyInProcesses)
-    if blend_steps >= loaded.n_action_steps:
-        raise DdpError(
-            f"--blend-steps {blend_steps} does not fit in a chunk of {loaded.n_action_steps} actions.",
-            f"At most {loaded.n_action_steps - 1}.",
-        )
+    options.check_chunk_options(loaded.n_action_steps, sync, blend_steps)
     if not is_loopback(host) and not token:
         token = generate_token()
         console.result(f"token {token}")

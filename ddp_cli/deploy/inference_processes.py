@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,8 +79,9 @@ def _run_policy(connection: Connection, *settings: Any) -> None:
     try:
         policy = Policy(*settings)
     except PolicyError as e:
-        connection.recv()
-        connection.send(str(e))
+        with suppress(EOFError, OSError):  # the other end is closed
+            connection.recv()
+            connection.send(str(e))
         return
     while True:
         try:

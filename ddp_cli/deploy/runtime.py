@@ -134,7 +134,7 @@ class Policy:
             reason = (str(e).strip() or type(e).__name__).splitlines()
             if provider != "cpu":
                 raise PolicyError(
-                    f"the provider '{provider}' of ONNX Runtime cannot run '{path}': {reason[-1]}. Use cpu."
+                    f"the provider '{provider}' of ONNX Runtime cannot run '{path}': {reason[-1].rstrip('.')}. Use cpu."
                 ) from e
             raise PolicyError(f"'{path}' is damaged: {reason[0]} Export the policy again.") from e
 

@@ -31,7 +31,8 @@ it comes late, there is a jump. With `blend_steps` n, a chunk takes over gradual
 chunk and the new one at the tick of the seam is added to the new one with weights that fall linearly from n / (n + 1)
 to 1 / (n + 1) over n ticks, and then are 0; grippers are not blended. With `ensemble` m, each action is a weighted mean
 of all chunks that have one for its tick, with weights exp(-m i) from the oldest (i = 0) to the newest (temporal
-ensembling; Zhao et al. 2023, IV-A).
+ensembling; Zhao et al. 2023, IV-A). In both, quaternions have the sign that makes them close; rotation vectors and
+angles are combined as numbers.
 
 Latency budget: a chunk covers the ticks origin to origin + Ta - 1 and one chunk is computed at a time, so no tick is
 without an action as long as the latency is at most min(Ta - R, Ta / 2) periods. The default R = Ta / 2 has the largest
@@ -374,6 +375,8 @@ class ActionStream:
             return chunk
         is_executed = current_index < n and not self._is_followed
         previous = current[current_index] if is_executed else self._last_action
+        assert previous is not None  # there was a chunk
+        previous, chunk = (self._action_limits.with_signs_of(chunk[index], x) for x in (previous, chunk))
         is_gripper = np.array([kind == GRIPPER for kind in self._action_limits.kinds])
         difference = np.where(is_gripper, 0.0, previous - chunk[index])
         weights = (self._blend_steps + index - np.arange(n)) / (self._blend_steps + 1.0)
@@ -388,7 +391,8 @@ class ActionStream:
         next_weight = np.ones((n, 1))  # of the next chunk that covers a tick
         for earlier_origin, earlier in self._overlapping:
             covered = n - self._to_periods(origin - earlier_origin)  # the first ticks of `chunk`
-            total[:covered] += next_weight[:covered] * earlier[n - covered :]
+            aligned = self._action_limits.with_signs_of(chunk[:covered], earlier[n - covered :])
+            total[:covered] += next_weight[:covered] * aligned
             weights[:covered] += next_weight[:covered]
             next_weight[:covered] *= math.exp(-m)
         return total / weights

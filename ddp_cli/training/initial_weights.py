@@ -31,14 +31,14 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
         weights = {PREFIX_EMBEDDING: expected[PREFIX_EMBEDDING].cpu()} | weights
     checkpoint_config = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
     differences = _compare_settings(checkpoint_config, trainer.config.policy)
-    differences += [f"{name} is missing" for name in expected if name not in weights] + [
-        f"{name} is not expected" for name in weights if name not in expected
-    ]
-    differences += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
-        for name, weight in expected.items()
-        if name in weights and weights[name].shape != weight.shape
-    ]
+    if not differences:  # otherwise, the weights differ for these reasons
+        differences += [f"{name} is missing" for name in expected if name not in weights]
+        differences += [f"{name} is not expected" for name in weights if name not in expected]
+        differences += [
+            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
+            for name, weight in expected.items()
+            if name in weights and weights[name].shape != weight.shape
+        ]
     if differences:
         raise ConfigError(
             f"the weights of '{checkpoint}' do not fit, {len(differences)} difference{'s' * (len(differences) > 1)}: "
@@ -56,7 +56,7 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
     if config.pred_action_steps_only and expected.pred_action_steps_only:
         ignored.remove("n_action_steps")
     if config.obs == expected.obs == "state":
-        ignored |= {"encoder", "crop_shape", "crop_ratio"}
+        ignored |= {"encoder", "encoder_width", "crop_shape", "crop_ratio"}
 
     def settings(policy: PolicyConfig) -> dict[str, object]:
         values = {name: getattr(policy, name) for name in PolicyConfig.model_fields if name not in ignored}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ddp, refused
 
 from ddp_cli.deploy.control_loop import ControlLoop, LoopOptions, Step
 from ddp_cli.deploy.exported_policy import ExportedAgent, load_exported_agent
@@ -73,15 +74,32 @@ class AlternatingAgent:
 
 
 def test_chunks_take_over_gradually(agent: ExportedAgent) -> None:
-    changes = []
+    medians = []  # of the changes of a value: on a busy machine, some chunks are late and some ticks are skipped
     for blend_steps in (0, 3):
         robot = TestRobot()
-        run(robot, AlternatingAgent(agent), 20, blend_steps=blend_steps)
-        changes.append(np.abs(np.diff(robot.commands, axis=0)).max(0))
-    at_once, gradually = changes
+        run(robot, AlternatingAgent(agent), 30, blend_steps=blend_steps)
+        changes = np.abs(np.diff(robot.commands, axis=0))
+        medians.append([np.median(values[values > 1e-9]) for values in changes.T])
+    at_once, gradually = medians
     np.testing.assert_allclose(at_once, 0.8)
-    assert gradually[:6].max() < 0.41  # 0.2, or 0.4 where a chunk is late and the robot is held
-    np.testing.assert_allclose(gradually[6], 0.8)  # the gripper
+    np.testing.assert_allclose(gradually, [0.2] * 6 + [0.8])  # the last one is the gripper
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--blend-steps", 8], "--blend-steps 8 does not fit in a chunk of 8 actions. At most 7."),
+        (["--replan-every", 9], "--replan-every 9 is longer than a chunk of 8 actions. At most 8."),
+        (["--blend-steps", 2, "--sync"], "--blend-steps does not go with --sync"),
+        (["--replan-every", 4, "--sync"], "--replan-every does not go with --sync"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_the_robot_moves(
+    options: list[object], message: str, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arm.py").write_text("raise SystemExit('the robot was opened')\n")
+    assert message in refused(ddp("run", policy_folder, "--robot", "arm:Arm", *options))
 
 
 def test_a_step_that_takes_long_skips_ticks(agent: ExportedAgent) -> None:

@@ -341,6 +341,8 @@ def test_the_command_reports_invalid_arguments(policy_folder: Path, tmp_path: Pa
     assert "holds no exported policy" in refused(ddp("serve", tmp_path))
     message = refused(ddp("serve", policy_folder, "--blend-steps", "8"))
     assert "--blend-steps 8 does not fit in a chunk of 8 actions. At most 7." in message
+    message = refused(ddp("serve", policy_folder, "--sync", "--blend-steps", "2"))
+    assert "--blend-steps does not go with --sync" in message
     assert "--host 'a..b' is not an address" in refused(ddp("serve", policy_folder, "--host", "a..b"))
 
 

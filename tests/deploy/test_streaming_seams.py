@@ -9,6 +9,7 @@ import pytest
 from deploy import stamped_agent
 from deploy.stamped_agent import PERIOD, TA, observe
 
+from ddp_cli.action_limits import GOAL, ActionLimits
 from ddp_cli.deploy.streaming import ActionStream, StreamError
 
 N = 4
@@ -133,6 +134,33 @@ def test_a_chunk_takes_over_from_the_action_of_an_operator() -> None:
     stream.follow(np.full(7, -1.0))
     observe(stream, 4 * PERIOD)
     np.testing.assert_allclose(stream.action(4 * PERIOD)[:6], (0.4 - 1.0) / 2)
+
+
+class QuaternionAgent:
+    """Chunk i holds the rotation by 5 i degrees about z, with the other sign in every second action."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    def act(self, _history: Sequence) -> np.ndarray:
+        half_angle = np.deg2rad(5 * self.chunks) / 2
+        self.chunks += 1
+        signs = np.resize([1.0, -1.0], TA) * (-1) ** self.chunks
+        return signs[:, None] * [0.0, 0.0, np.sin(half_angle), np.cos(half_angle)]
+
+
+@pytest.mark.parametrize("settings", [{"blend_steps": 3}, {"ensemble": 0.1}])
+def test_quaternions_of_either_sign_are_blended_as_rotations(settings: dict[str, float]) -> None:
+    limits = ActionLimits((-1.0,) * 4, (1.0,) * 4, (GOAL,) * 4, quaternions=(0,))
+    start = np.array([0.0, 0.0, 0.0, 1.0])
+    stream = make_stream(
+        QuaternionAgent(), lambda: 0.0, prefix_steps=0, replan_every=4, action_limits=limits, start=start, **settings
+    )
+    actions = run(stream, 12)
+    angles = np.rad2deg(2 * np.arccos(np.abs(actions[:, 3]).clip(0, 1)))
+    assert (np.diff(angles) >= -1e-6).all()  # from 0 to 5 and 10 degrees, not by way of other rotations
+    assert angles[0] < 1e-6
+    assert 5.0 < angles[-1] < 10.0
 
 
 @pytest.mark.parametrize("blend_steps", [-1, TA])

@@ -22,7 +22,7 @@ from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.presets import train_config
 from ddp_cli.report.dataset import choose_episodes, dataset_section
 from ddp_cli.report.page import render_page, to_json
-from ddp_cli.report.runs import runs_section
+from ddp_cli.report.runs import differences_from_preset, runs_section
 from ddp_cli.report.videos import Videos, fit_frame
 
 
@@ -266,6 +266,14 @@ def write_run(folder: Path) -> Path:
     write_json(folder / "eval/step-00000040-x.json", report | {"sampler": "ddpm"})
     write_json(folder / "eval/step-00000050.json", {"other": 1})
     return folder
+
+
+def test_settings_that_files_leave_out_are_compared_with_the_preset() -> None:
+    config = train_config("square", "image", "laptop", None, {"steps": 40, "prefix_steps": 4}, "m")
+    rows = differences_from_preset(config)
+    assert ["encoder_width", "1", "2"] in rows
+    assert ["prefix_steps", "0", "4"] in rows
+    assert differences_from_preset(train_config("square", "image", "laptop")) == []
 
 
 @pytest.mark.parametrize("damage", [{"store": "lift"}, {"train": {}}, {"total_steps": None}, {"format": 3}])
