@@ -44,8 +44,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "m": {"lr": 1e-3, "policy": {"encoder_width": 2, "fusion": 1024, "n_layer": 4, "n_emb": 128}},
     "l": {"lr": 7e-4, "policy": {"encoder_width": 4, "fusion": 2048, "n_layer": 6, "n_emb": 256}},
 }
-"""Overrides of the laptop preset: more compute per step for more capacity. From images, a step of m and l takes 2.8 and 9
-times as long as one of s, from state 4 and 17 times."""
+"""Overrides of the laptop preset for more capacity. From images, a step of m and l takes 2.8 and 9 times as long as one
+of s, from state 4 and 17 times."""
 
 STATE_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"batch_size": 256, "epochs": 5000.0},
