@@ -22,7 +22,7 @@ fewer faces for the arm. The pixels of a profile never change; other pixels get 
 
 Preset = Literal["paper", "laptop"]
 Size = Literal["s", "m", "l"]
-"""How large the networks of the laptop preset are."""
+"""Size of the networks of the laptop preset."""
 
 Fit = Literal["stretch", "pad", "crop"]
 """How images get other proportions: both sides are scaled independently, black bars are added, or what does not fit is

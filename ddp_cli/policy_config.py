@@ -51,7 +51,7 @@ class PolicyConfig(BaseConfig):
     # vision
     encoder: ImageBackbone = "resnet18"
     encoder_width: int = Field(1, ge=1, le=16, exclude_if=lambda width: width == 1)
-    """Channels of the encoder `small`, in multiples. Files leave out 1, so that earlier versions can read them."""
+    """Factor on the channels of the encoder `small`. Files leave out 1, so that earlier versions can read them."""
 
     crop_shape: tuple[int, int] = (76, 76)
     """Height and width of the crop of every image, random in training, central otherwise."""

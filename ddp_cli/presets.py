@@ -66,7 +66,7 @@ DERIVED = ("horizon_s", "image_size")
 
 
 def default_preset(device_type: str, size: str | None = None) -> str:
-    """The preset where none is named: `paper` on a GPU (`device_type` cuda), otherwise `laptop`, which has sizes."""
+    """The preset where none is named: `paper` on a GPU (`device_type` cuda) if no size is, otherwise `laptop`."""
     return "paper" if device_type == "cuda" and size is None else "laptop"
 
 
@@ -84,13 +84,14 @@ def train_config(
     and RECORDED_SETTINGS apply.
     ConfigError for unknown keys and invalid values.
     """
-    sized_preset = _sized(preset, size, _flatten(file or {}))
+    file, settings = _flatten(file or {}), settings or {}
+    sized_preset = _sized(preset, size, file)
     flat: dict[str, Any] = {"task": as_task(task), "obs": obs, "preset": preset}
     state = STATE_PRESETS.get(preset, {}) if obs == "state" else {}
     without_object = {} if flat["task"].object_dim else {"object_loss": 0.0}
     recorded = {"actions": RECORDED} if RECORDED in flat["task"].conventions else {}
     recorded |= {} if flat["task"].simulator else RECORDED_SETTINGS
-    for layer in (sized_preset | without_object | recorded, state, file or {}, settings or {}):
+    for layer in (sized_preset | without_object | recorded, state, file, settings):
         values = _flatten(layer)
         for key in ("task", "obs", "preset"):
             _check_same(key, values.get(key, flat[key]), flat[key])
@@ -100,7 +101,7 @@ def train_config(
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
     image_size = flat.pop("image_size", RECORDED_SIZE)
-    given = _flatten(file or {}) | (settings or {})
+    given = file | settings
     # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
     if obs == "image" and ("image_size" in given or "task" not in given):
         flat["task"] = _with_image_size(as_task(task), image_size)
@@ -114,7 +115,7 @@ def train_config(
 
 
 def _sized(preset: str, size: str | None, file: dict[str, Any]) -> dict[str, Any]:
-    """The preset with the networks of `size`, which `file` does not set."""
+    """The preset with the networks of `size`. ConfigError if the flat `file` sets them, too."""
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     if size is None:

@@ -20,9 +20,9 @@ UNSURE_SEEDS = {100001, 100010, 100028, 100029, 100043, 100058, 100087, 100088, 
 """Seeds at which an episode failed with ONNX Runtime, with PyTorch without vector instructions, or with DDPM."""
 
 MAX_FAILURES = 2
-"""At the other 109 seeds all succeeded. Contacts amplify rounding, so on other processors one of them may fail: with
-ONNX Runtime and with PyTorch, 1 of the 111 that succeeded first did not the second time. A policy that loses five in a
-hundred fails at some five of these."""
+"""At the other 109 seeds all succeeded. Contacts amplify rounding, so on other processors one of them may fail:
+of 111 successes with ONNX Runtime, PyTorch had one failure. A policy that loses five in a hundred fails at some five of
+these."""
 
 MAX_MEAN_ERROR, MAX_MEDIAN_ERROR = 11.2, 7.4
 """[mm], distance between predicted and demonstrated goals: measured are 10.9 and 7.1. Rounding does not matter here, so

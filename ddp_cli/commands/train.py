@@ -80,7 +80,7 @@ def train(
         choices.Size | None,
         typer.Option(
             "--size",
-            help="Networks of the preset laptop; s by default.",
+            help="Size of the networks of the laptop preset; s by default.",
             show_default=False,
             rich_help_panel=SETTINGS,
         ),

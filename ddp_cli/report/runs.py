@@ -10,7 +10,6 @@ from typing import Any
 
 from ddp_cli.errors import ConfigError
 from ddp_cli.evaluation.statistics import wilson_interval
-from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.presets import PRESETS, train_config
 from ddp_cli.report.page import Section
 from ddp_cli.report.videos import Videos, choose_evenly
@@ -107,10 +106,8 @@ def differences_from_preset(config: TrainConfig) -> list[list[str]]:
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
-    values = config.model_dump(mode="json", exclude={"cache_dir"})
-    policy = values.pop("policy")
-    left_out = {key: getattr(config.policy, key) for key in PolicyConfig.model_fields if key not in policy}
-    return {key: value for key, value in {**values, **policy, **left_out}.items() if key != "task"}
+    values = dict(config) | dict(config.policy)  # model_dump would leave out some defaults
+    return {key: value for key, value in values.items() if key not in {"policy", "task", "cache_dir"}}
 
 
 def _text(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from ddp_cli.core.checkpoint import load_meta, load_weights
 from ddp_cli.errors import ConfigError
 from ddp_cli.policy_config import PolicyConfig
@@ -30,15 +32,8 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
     if PREFIX_EMBEDDING in expected:  # initially zero: without effect in a policy that was trained without
         weights = {PREFIX_EMBEDDING: expected[PREFIX_EMBEDDING].cpu()} | weights
     checkpoint_config = PolicyConfig(**load_meta(checkpoint)["policy"])  # type: ignore[arg-type]
-    differences = _compare_settings(checkpoint_config, trainer.config.policy)
-    if not differences:  # otherwise, the weights differ for these reasons
-        differences += [f"{name} is missing" for name in expected if name not in weights]
-        differences += [f"{name} is not expected" for name in weights if name not in expected]
-        differences += [
-            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
-            for name, weight in expected.items()
-            if name in weights and weights[name].shape != weight.shape
-        ]
+    # Where settings differ, so do weights, for that reason.
+    differences = _compare_settings(checkpoint_config, trainer.config.policy) or _compare_weights(weights, expected)
     if differences:
         raise ConfigError(
             f"the weights of '{checkpoint}' do not fit, {len(differences)} difference{'s' * (len(differences) > 1)}: "
@@ -48,6 +43,18 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
     trainer.policy.load_state_dict(weights)
     for shadow, parameter in zip(trainer.ema.shadow, trainer.policy.parameters(), strict=True):
         shadow.copy_(parameter.detach())
+
+
+def _compare_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """The names and shapes of `weights` that are not those of `expected`."""
+    missing = [f"{name} is missing" for name in expected if name not in weights]
+    unexpected = [f"{name} is not expected" for name in weights if name not in expected]
+    other_shapes = [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(weight.shape)}"
+        for name, weight in expected.items()
+        if name in weights and weights[name].shape != weight.shape
+    ]
+    return missing + unexpected + other_shapes
 
 
 def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]:

@@ -3,7 +3,8 @@
     python tests/bench/data_curve.py FOLDER [--tasks square can] [--actions delta absolute] [--obs state] [--steps 5000]
     python tests/bench/data_curve.py --draw
 
-All policies of an observation are trained for as many steps. Takes hours, may be interrupted, and goes on where it was.
+All policies of an observation are trained for the same number of steps. Takes hours; after an
+interruption, the same command continues.
 The results are in data_curve.json beside this file, and the figure is docs/images/demonstrations.png.
 """
 
@@ -18,7 +19,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from recipes import SAMPLER, run_once, train
+from chart import DDP, TEXT
+from recipes import SAMPLER, make_data, run_once, train
 from results import FINAL_EPISODES
 
 from ddp_cli.disk import atomic_file
@@ -28,20 +30,19 @@ from ddp_cli.seeds import FIRST_SEED
 RESULTS = Path(__file__).with_suffix(".json")
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "demonstrations.png"
 DEMOS = (25, 50, 100, 200, 400)
-COLORS = {"square": "#1f8fbf", "can": "#c26a1f"}
+COLORS = {"square": DDP, "can": "#c26a1f"}
 STYLES = {"absolute": "-", "delta": "--"}
-TEXT = "#797979"  # readable on white and on a dark page
 
 
 def measure(task: str, actions: str, obs: str, demos: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train on the first `demos` of the demonstrations and evaluate: a row of the results."""
     name = f"{task}-{obs}-{actions}-{demos}"
     recording, store = f"{task}.hdf5", f"data/{name}.zarr"
-    for command, output in (
+    commands = (
         (f"ddp collect --task {task} -n {max(DEMOS)} -o {recording}", recording),
         (f"ddp convert {recording} --only :{demos} --obs {obs} --actions {actions} --out {store}", store),
-    ):
-        run_once(command, folder, folder / f"{Path(output).name}.written", folder / output)
+    )
+    make_data(commands, folder)
     run = train(f"--data {store} --obs {obs} --steps {steps} --seed 1 --keep 1", task, name, folder)
     report = folder / f"{name}.json"
     run_once(
