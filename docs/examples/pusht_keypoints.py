@@ -15,6 +15,13 @@ POINTS = np.array(  # [pixels], in the frame of the block
 )  # fmt: skip
 
 
+def keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """(..., 2) and (...) -> (..., 9, 2): the points of a block with that pose."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
+    return POINTS @ rotation.swapaxes(-1, -2) + np.asarray(position)[..., None, :]
+
+
 class PushTKeypoints(gymnasium.ObservationWrapper):
     def __init__(self, **kwargs):
         super().__init__(gymnasium.make("gym_pusht/PushT-v0", obs_type="state", disable_env_checker=True, **kwargs))
@@ -25,8 +32,7 @@ class PushTKeypoints(gymnasium.ObservationWrapper):
 
     def observation(self, observation):
         agent_x, agent_y, x, y, angle = observation
-        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        return {"agent_pos": np.array([agent_x, agent_y]), "object": POINTS @ rotation.T + (x, y)}
+        return {"agent_pos": np.array([agent_x, agent_y]), "object": keypoints(np.array([x, y]), angle)}
 
 
 gymnasium.register("PushTKeypoints-v0", PushTKeypoints, max_episode_steps=300)

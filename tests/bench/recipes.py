@@ -1,6 +1,8 @@
-"""Trains the policies of the table of success rates, from demonstrations to evaluations: only `ddp` commands.
+"""Trains the policies of the table of success rates, from demonstrations to evaluations, by commands that users type.
 
     python tests/bench/recipes.py FOLDER [NAME ...] [--seeds 1 2 3] [--machine "2 cores of ..."]
+
+Those of Push-T need the published demonstrations, as FOLDER/NAME/pusht_cchi_v7_replay.zarr.
 
 Takes hours. It may be interrupted at any time: what is finished is not repeated, and a training run is resumed. When
 all seeds of a recipe are evaluated, its result replaces the one in tests/data/results, from which results.py makes the
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,7 +38,8 @@ FIRST = "first"
 @dataclass(frozen=True)
 class Recipe:
     """Commands that make a store, and the options of `ddp train`. `first` are those of the run FIRST, whose policy
-    the commands `corrections` use; empty: none.
+    the commands `corrections` use; empty: none. `env` are options of `ddp eval`, and `files` are copied from
+    docs/examples first.
     """
 
     task: str
@@ -43,12 +47,15 @@ class Recipe:
     train: str
     first: str = ""
     corrections: Commands = ()
+    env: str = ""
+    files: tuple[str, ...] = ()
 
     def commands(self) -> str:
         """What a user types, for one seed."""
         first = [f"ddp train {self.first} --name {FIRST}"] if self.first else []
         data, corrections = ([command for command, _ in commands] for commands in (self.data, self.corrections))
-        return " && ".join([*data, *first, *corrections, f"ddp train {self.train}", "ddp eval -n 100 --seed 300000"])
+        evaluate = " ".join(["ddp eval", *([self.env] if self.env else []), "-n 100 --seed 300000"])
+        return " && ".join([*data, *first, *corrections, f"ddp train {self.train}", evaluate])
 
 
 def collected(task: str, demos: int, options: str = "") -> Commands:
@@ -72,9 +79,30 @@ def corrected(task: str, episodes: int) -> Commands:
     )
 
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+PUSHT_FILES = ("pusht_keypoints.py", "pusht_mirrored.py")
+PUSHT = "--rate 10 --keys img,agent_pos=state[0:2],object=keypoint --task pusht"
+
+
+def pusht() -> Commands:
+    """The published demonstrations of Push-T and their mirror images, in data/pusht.zarr."""
+    return (
+        ("python pusht_mirrored.py pusht_cchi_v7_replay.zarr mirrored_replay.zarr", "mirrored_replay.zarr"),
+        (f"ddp convert pusht_cchi_v7_replay.zarr {PUSHT} --out pusht.zarr", "pusht.zarr"),
+        (f"ddp convert mirrored_replay.zarr {PUSHT} --out mirrored.zarr", "mirrored.zarr"),
+        ("ddp convert pusht.zarr mirrored.zarr --out data/pusht.zarr", "data/pusht.zarr"),
+    )
+
+
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
-    "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
+    "can": Recipe(
+        "can",
+        collected("can", 400, "--actions absolute"),
+        f"--data data/all.zarr --init-from runs/can/{FIRST} --steps 28000",
+        "--task can --steps 12000",
+        corrected("can", 500),
+    ),
     "square": Recipe(
         "square",
         collected("square", 600, "--actions absolute"),
@@ -89,13 +117,24 @@ RECIPES = {
         collected("square", 300, "--obs state --actions absolute"),
         "--task square --obs state --steps 5000",
     ),
-}
+    "two-arm-lift": Recipe("two_arm_lift", collected("two_arm_lift", 300), "--task two_arm_lift --steps 10000"),
+    "pusht": Recipe(
+        "pusht", pusht(), "--task pusht --set crop_shape=[84,84] --set val_ratio=0.02 --steps 20000",
+        env="--env gym_pusht/PushT-v0 --env-arg obs_type=pixels_agent_pos", files=PUSHT_FILES,
+    ),
+    "pusht-state": Recipe(
+        "pusht", pusht(), "--task pusht --obs state --set val_ratio=0.02 --steps 12000",
+        env="--env pusht_keypoints:PushTKeypoints-v0", files=PUSHT_FILES,
+    ),
+}  # fmt: skip
 
 
 def run(command: str, folder: Path) -> None:
-    """Run a `ddp` command in `folder`; SystemExit if it fails, or was interrupted."""
+    """Run a command of `ddp` or `python` in `folder`; SystemExit if it fails, or was interrupted."""
     print("$", command, flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "ddp_cli", *shlex.split(command)[1:]], cwd=folder)
+    program, *arguments = shlex.split(command)
+    module = {"ddp": ["-m", "ddp_cli"], "python": []}[program]
+    process = subprocess.Popen([sys.executable, *module, *arguments], cwd=folder)
     while process.returncode is None:
         with suppress(KeyboardInterrupt):  # the command gets Ctrl-C as well, and saves what it has
             process.wait()
@@ -136,14 +175,9 @@ def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
     """The run of `seed`, trained and evaluated."""
     name = f"seed-{seed}"
     path = train(f"{recipe.train} --seed {seed} --keep {N_LAST}", recipe.task, name, folder)
-    run_once(
-        f"ddp eval {path.relative_to(folder)} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']} {SAMPLER}", folder,
-        folder / f"{name}.final",
-    )  # fmt: skip
-    run_once(
-        f"ddp eval {path.relative_to(folder)} -n {LAST_EPISODES} --last {N_LAST} {SAMPLER}", folder,
-        folder / f"{name}.last",
-    )  # fmt: skip
+    evaluate = " ".join(["ddp eval", str(path.relative_to(folder)), *([recipe.env] if recipe.env else []), SAMPLER])
+    run_once(f"{evaluate} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']}", folder, folder / f"{name}.final")
+    run_once(f"{evaluate} -n {LAST_EPISODES} --last {N_LAST}", folder, folder / f"{name}.last")
     return path
 
 
@@ -151,6 +185,8 @@ def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
     """Train and evaluate every seed of a recipe, and store the result."""
     recipe = RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
+    for file in recipe.files:
+        shutil.copy(EXAMPLES / file, folder)
     make_data(recipe.data, folder)
     if recipe.first:
         train(recipe.first, recipe.task, FIRST, folder)

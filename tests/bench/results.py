@@ -9,6 +9,8 @@ summarizes them in `tests/data/results/TASK-OBS.json`:
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddpm --inference-steps 100
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10
     ddp eval RUN --episodes 25 --last 5 --sampler ddim --inference-steps 10
+
+In an environment with scores, as Push-T, the means of scores take the place of success rates.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.disk import atomic_file
-from ddp_cli.evaluation.statistics import wilson_interval
+from ddp_cli.evaluation.statistics import mean_interval, wilson_interval
 from ddp_cli.seeds import FIRST_SEED
 from ddp_cli.training.metrics import read_metrics
 
@@ -59,34 +61,38 @@ def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
 def summarize_run(run: Path) -> dict[str, Any]:
     """Seed, length and evaluations of one run."""
     config = json.loads((run / "config.json").read_text())
-    total_steps = config["total_steps"]
-    name = f"step-{total_steps:08d}-{{}}-onnx-{FIRST_SEED['report']}x{FINAL_EPISODES}.json"
-    reports = {sampler: run / "eval" / name.format(sampler) for sampler in ("ddpm100", "ddim10")}
+    final = f"step-{config['total_steps']:08d}-{{}}-onnx-{FIRST_SEED['report']}x{FINAL_EPISODES}*.json"
+    last = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{LAST_EPISODES}*.json"
+    samplers = {"ddpm100": 0, "ddim10": 1}  # how many reports there have to be
+    reports = {sampler: find_reports(run, final.format(sampler), n) for sampler, n in samplers.items()}
     return {
         "seed": config["train"]["seed"],
-        "steps": total_steps,
+        "steps": config["total_steps"],
         "minutes": round(training_seconds(run) / 60, 1),
-        "final": {k: summarize(path) for k, path in reports.items() if k == "ddim10" or path.is_file()},
-        "last": [summarize(path)["successes"] for path in last_reports(run)],
+        "final": {sampler: summarize(paths[-1]) for sampler, paths in reports.items() if paths},
+        "last": [mean_result(summarize(path)) for path in find_reports(run, last, N_LAST)[-N_LAST:]],
     }
 
 
-def last_reports(run: Path) -> list[Path]:
-    """The reports of the last checkpoints, oldest first."""
-    pattern = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{LAST_EPISODES}.json"
-    reports = sorted((run / "eval").glob(pattern))[-N_LAST:]
-    if len(reports) < N_LAST:
-        raise SystemExit(f"found {len(reports)} of {N_LAST} reports {run}/eval/{pattern}: evaluate first (see --help)")
+def find_reports(run: Path, pattern: str, n: int) -> list[Path]:
+    """The reports of a run, oldest checkpoint first; SystemExit if there are fewer than `n`."""
+    reports = sorted((run / "eval").glob(pattern))
+    if len(reports) < n:
+        raise SystemExit(f"found {len(reports)} of {n} reports {run}/eval/{pattern}: evaluate first (see --help)")
     return reports
 
 
 def summarize(path: Path) -> dict[str, Any]:
     """The part of an evaluation report that is stored."""
-    if not path.is_file():
-        raise SystemExit(f"no report {path}: evaluate first (see --help)")
     report = json.loads(path.read_text())
     failures = [episode["seed"] for episode in report["episodes"] if not episode["success"]]
-    return {key: report[key] for key in REPORT_KEYS} | {"failures": failures}
+    scores = {"scores": [round(e["score"], 4) for e in report["episodes"]]} if "score" in report else {}
+    return {key: report[key] for key in REPORT_KEYS} | {"failures": failures} | scores
+
+
+def mean_result(summary: dict[str, Any]) -> float:
+    """Mean score, or where only success counts, the number of successes."""
+    return round(statistics.mean(summary["scores"]), 3) if "scores" in summary else summary["successes"]
 
 
 def training_seconds(run: Path) -> float:
@@ -104,13 +110,15 @@ def table() -> str:
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
         runs = row["runs"]
-        last = [successes for run in runs for successes in run["last"]]
+        last = [result for run in runs for result in run["last"]]
+        scored = "scores" in runs[0]["final"]["ddim10"]
         times = [statistics.median(run["final"][k]["chunk_ms"] for run in runs) for k in runs[0]["final"]]
         minutes, steps = (statistics.median(run[key] for run in runs) for key in ("minutes", "steps"))
         cells = (
             row["task"], row["obs"] + (", absolute actions" if row["actions"] == "absolute" else ""), row["demos"],
             f"{row['preset']}, {minutes:.0f} min, {steps:,.0f} steps of {row['batch_size']}",
-            _final(runs, "ddpm100"), _final(runs, "ddim10"), _rate(sum(last), LAST_EPISODES * len(last)),
+            _final(runs, "ddpm100"), _final(runs, "ddim10"),
+            f"score {statistics.mean(last):.3f}" if scored else _rate(sum(last), LAST_EPISODES * len(last)),
             " / ".join(f"{time:.0f}" for time in times) + " ms",
         )  # fmt: skip
         lines.append(_line(cells))
@@ -119,12 +127,14 @@ def table() -> str:
 
 
 def _final(runs: Sequence[dict[str, Any]], sampler: str) -> str:
-    """Mean over the seeds with the interval of all their episodes, and the success of each."""
+    """Mean over the seeds with the interval of all their episodes, and the result of each."""
     if not all(sampler in run["final"] for run in runs):
         return ""
-    successes = [run["final"][sampler]["successes"] for run in runs]
-    each = f"; seeds: {', '.join(map(str, successes))}" if len(runs) > 1 else ""
-    return _rate(sum(successes), FINAL_EPISODES * len(runs)) + each
+    finals = [run["final"][sampler] for run in runs]
+    each = f"; seeds: {', '.join(str(mean_result(final)) for final in finals)}" if len(runs) > 1 else ""
+    if "scores" in finals[0]:
+        return _score([score for final in finals for score in final["scores"]]) + each
+    return _rate(sum(final["successes"] for final in finals), FINAL_EPISODES * len(runs)) + each
 
 
 def _line(cells: Sequence[object]) -> str:
@@ -134,6 +144,12 @@ def _line(cells: Sequence[object]) -> str:
 def _rate(successes: int, episodes: int) -> str:
     low, high = wilson_interval(successes, episodes)
     return f"{successes / episodes:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _score(scores: Sequence[float]) -> str:
+    interval = mean_interval(scores)
+    assert interval is not None  # of several scores
+    return f"score {statistics.mean(scores):.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def main() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+import zarr
 from conftest import ddp, ok, ok_json, refused
 from numpy.typing import NDArray
 from reach_env import SUCCESS_REWARD
@@ -168,6 +171,49 @@ def test_the_points_of_the_push_t_example_lie_on_the_block(monkeypatch: pytest.M
     assert np.ptp(points, axis=0).min() > 50
     distances = [min(shape.point_query(tuple(p)).distance for shape in push_t.block.shapes) for p in points]
     assert max(distances) < 3.5  # [pixels]
+
+
+def test_mirrored_demonstrations_of_push_t_are_what_the_simulator_does(tmp_path: Path) -> None:
+    """From the mirrored start, the mirrored actions move the block to where the mirrored demonstration has it."""
+    rng = np.random.default_rng(0)
+    simulated = gymnasium.make(
+        "gym_pusht:gym_pusht/PushT-v0", obs_type="state", disable_env_checker=True, render_mode="rgb_array",
+        visualization_width=96, visualization_height=96,
+    )  # fmt: skip
+    push_t = simulated.unwrapped
+    state, _ = simulated.reset(seed=300_000)
+    target = state[2:4]  # through the block
+    actions = np.linspace(state[:2], 2 * target - state[:2], 20) + rng.uniform(-5, 5, (20, 2))
+    states, images = [], []
+    for action in actions:
+        states.append(state)
+        images.append(simulated.render())
+        state = simulated.step(action)[0]
+    assert np.abs(states[-1][2:] - states[0][2:]).max() > 5  # the block was pushed
+    demos = {
+        "data/img": np.array(images, np.float32), "data/state": np.array(states, np.float32),
+        "data/action": actions.astype(np.float32), "meta/episode_ends": np.array([20]),
+    }  # fmt: skip
+    group = zarr.create_group(tmp_path / "demos.zarr")
+    for name, array in demos.items():
+        group.create_array(name, data=array)
+    script = [sys.executable, DOCS / "examples" / "pusht_mirrored.py", tmp_path / "demos.zarr", tmp_path / "out.zarr"]
+    subprocess.run(script, check=True)
+    out = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert out["meta/episode_ends"][:].tolist() == [20]
+    mirrored = out["data/state"][:].astype(float)
+    simulated.reset(seed=0)
+    push_t.agent.position = mirrored[0, :2].tolist()
+    push_t.block.angle = mirrored[0, 4]  # before the position, which it would change
+    push_t.block.position = mirrored[0, 2:4].tolist()
+    push_t.space.step(1e-6)
+    for action, following in zip(out["data/action"][:-1], mirrored[1:], strict=True):
+        state = simulated.step(action)[0]
+        np.testing.assert_allclose(state[:4], following[:4], atol=0.1)
+        np.testing.assert_allclose(np.exp(1j * state[4]), np.exp(1j * following[4]), atol=1e-3)
+    assert np.abs(simulated.render() - out["data/img"][-1]).mean() < 2
+    keypoints = out["data/keypoint"][-1].astype(float).tolist()
+    assert max(min(s.point_query(tuple(p)).distance for s in push_t.block.shapes) for p in keypoints) < 3.5
 
 
 def test_the_example_in_the_docs_is_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
