@@ -10,6 +10,7 @@ The goal and the block look the same when mirrored at the line x + y = 512, so e
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -23,7 +24,11 @@ def mirrored(points: np.ndarray) -> np.ndarray:
     return SIZE - points[..., ::-1]
 
 
+if len(sys.argv) != 3:
+    sys.exit("usage: python pusht_mirrored.py SOURCE.zarr OUT.zarr")
 source, out = sys.argv[1:]
+if Path(out).exists():
+    sys.exit(f"'{out}' already exists")
 demos = zarr.open_group(source, mode="r")
 states = demos["data/state"][:]  # (steps, 5): position of the agent, position and angle of the block
 states = np.concatenate([mirrored(states[:, :2]), mirrored(states[:, 2:4]), np.pi / 2 - states[:, 4:]], axis=1)
@@ -34,7 +39,9 @@ arrays = {
     "keypoint": keypoints(states[:, 2:4], states[:, 4]).astype(np.float32),
     "action": mirrored(demos["data/action"][:]),
 }
-group = zarr.create_group(out)
+partial = f"{out}.partial"
+group = zarr.create_group(partial, overwrite=True)
 for name, array in arrays.items():
     group.create_array(f"data/{name}", data=array)
 group.create_array("meta/episode_ends", data=demos["meta/episode_ends"][:])
+Path(partial).rename(out)
