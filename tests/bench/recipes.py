@@ -88,9 +88,9 @@ def pusht() -> Commands:
     """The published demonstrations of Push-T and their mirror images, in data/pusht.zarr."""
     return (
         ("python pusht_mirrored.py pusht_cchi_v7_replay.zarr mirrored_replay.zarr", "mirrored_replay.zarr"),
-        (f"ddp convert pusht_cchi_v7_replay.zarr {PUSHT} --out pusht.zarr", "pusht.zarr"),
+        (f"ddp convert pusht_cchi_v7_replay.zarr {PUSHT} --out original.zarr", "original.zarr"),
         (f"ddp convert mirrored_replay.zarr {PUSHT} --out mirrored.zarr", "mirrored.zarr"),
-        ("ddp convert pusht.zarr mirrored.zarr --out data/pusht.zarr", "data/pusht.zarr"),
+        ("ddp convert original.zarr mirrored.zarr --out data/pusht.zarr", "data/pusht.zarr"),
     )
 
 
