@@ -44,12 +44,12 @@ class CopyOptions:
         ):
             return write(lambda done, total: update(done, total, unit))
 
-    def report(self, out: Path, episodes: int, steps: int, notes: Sequence[str] = ()) -> None:
-        """Prints what was written, and `notes` on what differs from the source."""
+    def report(self, out: Path, episodes: int, steps: int, notes: Sequence[str] = (), sources: str = "") -> None:
+        """Prints what was written, and `notes` on what differs from the source, or from several `sources`."""
         if self.json:
             console.print_json({"out": str(out), "episodes": episodes, "frames": steps, "notes": list(notes)})
             return
-        console.result(f"{out}: {episodes} episodes, {steps} steps, from {self.source}")
+        console.result(f"{out}: {episodes} episodes, {steps} steps, from {sources or self.source}")
         for note in notes:
             console.result(f"note: {note}")
 
@@ -101,7 +101,7 @@ def merge(sources: Sequence[Path], copy: CopyOptions) -> Path:
     texts = instructions(stores)
     if len(texts) > 1:
         parts.append(f"{len(texts)} instructions, and a policy is not told which to follow: {'; '.join(texts)}")
-    copy.report(out, len(store.episode_ends), int(store.episode_ends[-1]), parts)
+    copy.report(out, len(store.episode_ends), int(store.episode_ends[-1]), parts, f"{len(sources)} stores")
     if not copy.json:
         console.result(f"check {check_summary(store.check)}")
     return out

@@ -25,7 +25,8 @@ def parts(tmp_path: Path) -> list[Path]:
 
 def test_all_episodes_are_in_the_merged_store(parts: list[Path], tmp_path: Path) -> None:
     a, b = map(Store, parts)
-    ok(ddp("convert", parts[1], parts[0], "--out", tmp_path / "c.zarr"))
+    output = ok(ddp("convert", parts[1], parts[0], "--out", tmp_path / "c.zarr")).output
+    assert "3 episodes, 17 steps, from 2 stores" in " ".join(output.split())
     merged = Store(tmp_path / "c.zarr")
     for key in ("img", "state", "keypoint", "action"):
         np.testing.assert_array_equal(merged.read(key), np.concatenate([b.read(key), a.read(key)]))
