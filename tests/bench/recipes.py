@@ -123,7 +123,7 @@ RECIPES = {
         env="--env gym_pusht/PushT-v0 --env-arg obs_type=pixels_agent_pos", files=PUSHT_FILES,
     ),
     "pusht-state": Recipe(
-        "pusht", pusht(), "--task pusht --obs state --set val_ratio=0.02 --steps 12000",
+        "pusht", pusht(), "--task pusht --obs state --set val_ratio=0.02 --steps 24000",
         env="--env pusht_keypoints:PushTKeypoints-v0", files=PUSHT_FILES,
     ),
 }  # fmt: skip
