@@ -26,8 +26,8 @@ def mirrored(points: np.ndarray) -> np.ndarray:
 
 if len(sys.argv) != 3:
     sys.exit("usage: python pusht_mirrored.py SOURCE.zarr OUT.zarr")
-source, out = sys.argv[1:]
-if Path(out).exists():
+source, out = map(Path, sys.argv[1:])
+if out.exists():
     sys.exit(f"'{out}' already exists")
 demos = zarr.open_group(source, mode="r")
 states = demos["data/state"][:]  # (steps, 5): position of the agent, position and angle of the block
@@ -39,9 +39,9 @@ arrays = {
     "keypoint": keypoints(states[:, 2:4], states[:, 4]).astype(np.float32),
     "action": mirrored(demos["data/action"][:]),
 }
-partial = f"{out}.partial"
+partial = out.with_name(f"{out.name}.partial")
 group = zarr.create_group(partial, overwrite=True)
 for name, array in arrays.items():
     group.create_array(f"data/{name}", data=array)
 group.create_array("meta/episode_ends", data=demos["meta/episode_ends"][:])
-Path(partial).rename(out)
+partial.rename(out)

@@ -38,8 +38,8 @@ FIRST = "first"
 @dataclass(frozen=True)
 class Recipe:
     """Commands that make a store, and the options of `ddp train`. `first` are those of the run FIRST, whose policy
-    the commands `corrections` use; empty: none. `env` are options of `ddp eval`, and `files` are copied from
-    docs/examples first.
+    the commands `corrections` use; empty: none. `env` are options of `ddp eval`. `files` are copied from
+    docs/examples first, and `inputs` have to be in the folder of the recipe.
     """
 
     task: str
@@ -49,6 +49,7 @@ class Recipe:
     corrections: Commands = ()
     env: str = ""
     files: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     def commands(self) -> str:
         """What a user types, for one seed."""
@@ -81,14 +82,15 @@ def corrected(task: str, episodes: int) -> Commands:
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PUSHT_FILES = ("pusht_keypoints.py", "pusht_mirrored.py")
+PUSHT_DEMOS = "pusht_cchi_v7_replay.zarr"
 PUSHT = "--rate 10 --keys img,agent_pos=state[0:2],object=keypoint --task pusht"
 
 
 def pusht() -> Commands:
     """The published demonstrations of Push-T and their mirror images, in data/pusht.zarr."""
     return (
-        ("python pusht_mirrored.py pusht_cchi_v7_replay.zarr mirrored_replay.zarr", "mirrored_replay.zarr"),
-        (f"ddp convert pusht_cchi_v7_replay.zarr {PUSHT} --out original.zarr", "original.zarr"),
+        (f"python pusht_mirrored.py {PUSHT_DEMOS} mirrored_replay.zarr", "mirrored_replay.zarr"),
+        (f"ddp convert {PUSHT_DEMOS} {PUSHT} --out original.zarr", "original.zarr"),
         (f"ddp convert mirrored_replay.zarr {PUSHT} --out mirrored.zarr", "mirrored.zarr"),
         ("ddp convert original.zarr mirrored.zarr --out data/pusht.zarr", "data/pusht.zarr"),
     )
@@ -96,13 +98,7 @@ def pusht() -> Commands:
 
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
-    "can": Recipe(
-        "can",
-        collected("can", 400, "--actions absolute"),
-        f"--data data/all.zarr --init-from runs/can/{FIRST} --steps 28000",
-        "--task can --steps 12000",
-        corrected("can", 500),
-    ),
+    "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
     "square": Recipe(
         "square",
         collected("square", 600, "--actions absolute"),
@@ -120,11 +116,11 @@ RECIPES = {
     "two-arm-lift": Recipe("two_arm_lift", collected("two_arm_lift", 300), "--task two_arm_lift --steps 10000"),
     "pusht": Recipe(
         "pusht", pusht(), "--task pusht --set crop_shape=[84,84] --set val_ratio=0.02 --steps 20000",
-        env="--env gym_pusht/PushT-v0 --env-arg obs_type=pixels_agent_pos", files=PUSHT_FILES,
+        env="--env gym_pusht/PushT-v0 --env-arg obs_type=pixels_agent_pos", files=PUSHT_FILES, inputs=(PUSHT_DEMOS,),
     ),
     "pusht-state": Recipe(
         "pusht", pusht(), "--task pusht --obs state --set val_ratio=0.02 --steps 24000",
-        env="--env pusht_keypoints:PushTKeypoints-v0", files=PUSHT_FILES,
+        env="--env pusht_keypoints:PushTKeypoints-v0", files=PUSHT_FILES, inputs=(PUSHT_DEMOS,),
     ),
 }  # fmt: skip
 
@@ -205,7 +201,11 @@ def main() -> None:
     for name in args.names:
         if name not in RECIPES:
             raise SystemExit(f"unknown recipe '{name}', valid: {', '.join(RECIPES)}")
-    for name in args.names or RECIPES:
+    names = args.names or list(RECIPES)
+    for path in (args.folder / name / file for name in names for file in RECIPES[name].inputs):
+        if not path.exists():
+            raise SystemExit(f"'{path}' is missing: see --help")
+    for name in names:
         make(name, args.folder / name, args.seeds, args.machine)
 
 

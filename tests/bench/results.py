@@ -1,4 +1,4 @@
-"""Success rates of trained policies: collects the evaluations of runs, and prints the table of docs/benchmarks.md.
+"""Success rates of trained policies: collects the evaluations of runs, and prints the tables of docs/benchmarks.md.
 
     python tests/bench/results.py add RUN [RUN ...] --commands "ddp collect ... && ddp train ..." --machine "2 cores"
     python tests/bench/results.py table
@@ -10,7 +10,7 @@ summarizes them in `tests/data/results/TASK-OBS.json`:
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10
     ddp eval RUN --episodes 25 --last 5 --sampler ddim --inference-steps 10
 
-In an environment with scores, as Push-T, the means of scores take the place of success rates.
+Environments with scores, such as Push-T, have a table of their own, with means of scores.
 """
 
 from __future__ import annotations
@@ -61,30 +61,38 @@ def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
 def summarize_run(run: Path) -> dict[str, Any]:
     """Seed, length and evaluations of one run."""
     config = json.loads((run / "config.json").read_text())
-    final = f"step-{config['total_steps']:08d}-{{}}-onnx-{FIRST_SEED['report']}x{FINAL_EPISODES}*.json"
-    last = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{LAST_EPISODES}*.json"
+    final = f"step-{config['total_steps']:08d}-{{}}-onnx-{FIRST_SEED['report']}x{{}}*.json"
+    last = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{{}}*.json"
     samplers = {"ddpm100": 0, "ddim10": 1}  # how many reports there have to be
-    reports = {sampler: find_reports(run, final.format(sampler), n) for sampler, n in samplers.items()}
+    reports = {
+        sampler: find_reports(run, final.format(sampler, FINAL_EPISODES), FINAL_EPISODES, n)
+        for sampler, n in samplers.items()
+    }
+    last_reports = find_reports(run, last.format(LAST_EPISODES), LAST_EPISODES, N_LAST)[-N_LAST:]
     return {
         "seed": config["train"]["seed"],
         "steps": config["total_steps"],
         "minutes": round(training_seconds(run) / 60, 1),
-        "final": {sampler: summarize(paths[-1]) for sampler, paths in reports.items() if paths},
-        "last": [mean_result(summarize(path)) for path in find_reports(run, last, N_LAST)[-N_LAST:]],
+        "final": {sampler: summarize(found[-1]) for sampler, found in reports.items() if found},
+        "last": [mean_result(summarize(report)) for report in last_reports],
     }
 
 
-def find_reports(run: Path, pattern: str, n: int) -> list[Path]:
-    """The reports of a run, oldest checkpoint first; SystemExit if there are fewer than `n`."""
-    reports = sorted((run / "eval").glob(pattern))
+def find_reports(run: Path, pattern: str, episodes: int, n: int) -> list[dict[str, Any]]:
+    """The reports of a run on so many episodes, oldest checkpoint first; SystemExit if there are fewer than `n`, or
+    of several environments.
+    """
+    reports = [json.loads(path.read_text()) for path in sorted((run / "eval").glob(pattern))]
+    reports = [r for r in reports if len(r["episodes"]) == episodes and r.get("until_ci") is None]
     if len(reports) < n:
         raise SystemExit(f"found {len(reports)} of {n} reports {run}/eval/{pattern}: evaluate first (see --help)")
+    if len({json.dumps(report.get("env")) for report in reports}) > 1:
+        raise SystemExit(f"the reports {run}/eval/{pattern} are of several environments: remove those of all but one")
     return reports
 
 
-def summarize(path: Path) -> dict[str, Any]:
+def summarize(report: dict[str, Any]) -> dict[str, Any]:
     """The part of an evaluation report that is stored."""
-    report = json.loads(path.read_text())
     failures = [episode["seed"] for episode in report["episodes"] if not episode["success"]]
     scores = {"scores": [round(e["score"], 4) for e in report["episodes"]]} if "score" in report else {}
     return {key: report[key] for key in REPORT_KEYS} | {"failures": failures} | scores
@@ -102,28 +110,37 @@ def training_seconds(run: Path) -> float:
     return sum(session_ends)
 
 
-def table() -> str:
-    """Markdown: a row per recipe, then the commands."""
+def tables() -> list[str]:
+    """Markdown: the tables of success rates and of scores, each a row per recipe and then the commands."""
     rows = sorted((json.loads(p.read_text()) for p in RESULTS.glob("*.json")), key=lambda r: (r["obs"], r["task"]))
+    with_scores = [row for row in rows if _has_scores(row)]
+    return [table(part) for part in ([row for row in rows if row not in with_scores], with_scores) if part]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of success rates, or of scores."""
     header = ("task", "observations", "demonstrations", "training", "DDPM, 100 steps", "DDIM, 10 steps",
               "last 5 checkpoints", "time per action chunk")  # fmt: skip
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
         runs = row["runs"]
         last = [result for run in runs for result in run["last"]]
-        scored = "scores" in runs[0]["final"]["ddim10"]
         times = [statistics.median(run["final"][k]["chunk_ms"] for run in runs) for k in runs[0]["final"]]
         minutes, steps = (statistics.median(run[key] for run in runs) for key in ("minutes", "steps"))
         cells = (
             row["task"], row["obs"] + (", absolute actions" if row["actions"] == "absolute" else ""), row["demos"],
             f"{row['preset']}, {minutes:.0f} min, {steps:,.0f} steps of {row['batch_size']}",
             _final(runs, "ddpm100"), _final(runs, "ddim10"),
-            f"score {statistics.mean(last):.3f}" if scored else _rate(sum(last), LAST_EPISODES * len(last)),
+            f"{statistics.mean(last):.3f}" if _has_scores(row) else _rate(sum(last), LAST_EPISODES * len(last)),
             " / ".join(f"{time:.0f}" for time in times) + " ms",
         )  # fmt: skip
         lines.append(_line(cells))
     commands = "\n".join(row["commands"] for row in rows)
     return "\n".join(lines) + f"\n\n```\n{commands}\n```"
+
+
+def _has_scores(row: dict[str, Any]) -> bool:
+    return "scores" in row["runs"][0]["final"]["ddim10"]
 
 
 def _final(runs: Sequence[dict[str, Any]], sampler: str) -> str:
@@ -149,7 +166,7 @@ def _rate(successes: int, episodes: int) -> str:
 def _score(scores: Sequence[float]) -> str:
     interval = mean_interval(scores)
     assert interval is not None  # of several scores
-    return f"score {statistics.mean(scores):.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"{statistics.mean(scores):.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def main() -> None:
@@ -161,7 +178,7 @@ def main() -> None:
     add_parser.add_argument("--machine", required=True)
     subcommands.add_parser("table")
     args = parser.parse_args()
-    print(add(args.runs, args.commands, args.machine) if args.command == "add" else table())
+    print(add(args.runs, args.commands, args.machine) if args.command == "add" else "\n\n".join(tables()))
 
 
 if __name__ == "__main__":
