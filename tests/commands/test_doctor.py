@@ -68,7 +68,7 @@ def test_problems_are_printed_with_a_fix(tmp_path: Path, monkeypatch: pytest.Mon
     ("package", "version", "required"),
     [
         ("numpy", "1.24.4", "numpy>=1.26"), ("zarr", "2.18.3", "zarr>=3.1"), ("h5py", "3.8.0", "h5py>=3.11"),
-        ("robosuite", "1.4.1", "robosuite==1.5.2"), ("pydantic", "1.10.26", "pydantic>=2."),
+        ("robosuite", "1.4.1", "robosuite==1.5.2"), ("pydantic", "1.10.26", "pydantic>=2.12"),
         ("diffusers", "0.30.0", "diffusers>=0.35"), ("typer", "0.9.4", "typer>="),
         ("pyarrow", "26.0", "pyarrow<26,>=17"),
     ],
