@@ -101,9 +101,9 @@ def train_config(
             flat.pop("crop_ratio", None)
         flat |= _in_steps(values, flat)
     image_size = flat.pop("image_size", RECORDED_SIZE)
-    given = file | settings
+    overrides = file | settings
     # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
-    if obs == "image" and ("image_size" in given or "task" not in given):
+    if obs == "image" and ("image_size" in overrides or "task" not in overrides):
         flat["task"] = _with_image_size(as_task(task), image_size)
     policy = {k: v for k, v in flat.items() if k in PolicyConfig.model_fields}
     training = {k: v for k, v in flat.items() if k not in policy}

@@ -19,7 +19,7 @@ def keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """(..., 2) and (...) -> (..., 9, 2): the points of a block with that pose."""
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
-    return POINTS @ rotation.swapaxes(-1, -2) + np.asarray(position)[..., None, :]
+    return POINTS @ rotation.swapaxes(-1, -2) + position[..., None, :]
 
 
 class PushTKeypoints(gymnasium.ObservationWrapper):
@@ -31,8 +31,7 @@ class PushTKeypoints(gymnasium.ObservationWrapper):
         )
 
     def observation(self, observation):
-        agent_x, agent_y, x, y, angle = observation
-        return {"agent_pos": np.array([agent_x, agent_y]), "object": keypoints(np.array([x, y]), angle)}
+        return {"agent_pos": observation[:2], "object": keypoints(observation[2:4], observation[4])}
 
 
 gymnasium.register("PushTKeypoints-v0", PushTKeypoints, max_episode_steps=300)

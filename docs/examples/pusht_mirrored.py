@@ -2,11 +2,9 @@
 
 The goal and the block look the same when mirrored at the line x + y = 512, so each demonstration gives another one:
 
-    python pusht_mirrored.py pusht_cchi_v7_replay.zarr pusht_mirrored.zarr
-    for f in pusht_cchi_v7_replay pusht_mirrored; do
-        ddp convert $f.zarr --rate 10 --keys img,agent_pos=state[0:2],object=keypoint --task pusht --out $f-pusht.zarr
-    done
-    ddp convert pusht_cchi_v7_replay-pusht.zarr pusht_mirrored-pusht.zarr --out data/pusht.zarr
+    python pusht_mirrored.py pusht_cchi_v7_replay.zarr mirrored_replay.zarr
+
+How both are converted, merged and trained on is in docs/benchmarks.md, under Push-T.
 """
 
 import sys

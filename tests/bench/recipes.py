@@ -34,6 +34,16 @@ Commands = tuple[tuple[str, str], ...]
 FIRST = "first"
 """Name of the run that all seeds of a recipe share."""
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+PUSHT_FILES = ("pusht_keypoints.py", "pusht_mirrored.py")
+PUSHT_DEMOS = "pusht_cchi_v7_replay.zarr"
+PUSHT_OPTIONS = "--rate 10 --keys img,agent_pos=state[0:2],object=keypoint --task pusht"
+
+
+def join(*parts: str) -> str:
+    """The parts of a command that are not empty."""
+    return " ".join(filter(None, parts))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,14 +65,14 @@ class Recipe:
         """What a user types, for one seed."""
         first = [f"ddp train {self.first} --name {FIRST}"] if self.first else []
         data, corrections = ([command for command, _ in commands] for commands in (self.data, self.corrections))
-        evaluate = " ".join(["ddp eval", *([self.env] if self.env else []), "-n 100 --seed 300000"])
+        evaluate = join("ddp eval", self.env, "-n 100 --seed 300000")
         return " && ".join([*data, *first, *corrections, f"ddp train {self.train}", evaluate])
 
 
 def collected(task: str, demos: int, options: str = "") -> Commands:
     """Scripted demonstrations in data/TASK.zarr, or with `options` for state, data/TASK-state.zarr."""
     store = f"data/{task}-state.zarr" if "state" in options else f"data/{task}.zarr"
-    convert = " ".join(["ddp convert", f"{task}.hdf5", *([options] if options else [])])
+    convert = join("ddp convert", f"{task}.hdf5", options)
     return (f"ddp collect --task {task} -n {demos} -o {task}.hdf5", f"{task}.hdf5"), (convert, store)
 
 
@@ -80,18 +90,12 @@ def corrected(task: str, episodes: int) -> Commands:
     )
 
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-PUSHT_FILES = ("pusht_keypoints.py", "pusht_mirrored.py")
-PUSHT_DEMOS = "pusht_cchi_v7_replay.zarr"
-PUSHT = "--rate 10 --keys img,agent_pos=state[0:2],object=keypoint --task pusht"
-
-
 def pusht() -> Commands:
     """The published demonstrations of Push-T and their mirror images, in data/pusht.zarr."""
     return (
         (f"python pusht_mirrored.py {PUSHT_DEMOS} mirrored_replay.zarr", "mirrored_replay.zarr"),
-        (f"ddp convert {PUSHT_DEMOS} {PUSHT} --out original.zarr", "original.zarr"),
-        (f"ddp convert mirrored_replay.zarr {PUSHT} --out mirrored.zarr", "mirrored.zarr"),
+        (f"ddp convert {PUSHT_DEMOS} {PUSHT_OPTIONS} --out original.zarr", "original.zarr"),
+        (f"ddp convert mirrored_replay.zarr {PUSHT_OPTIONS} --out mirrored.zarr", "mirrored.zarr"),
         ("ddp convert original.zarr mirrored.zarr --out data/pusht.zarr", "data/pusht.zarr"),
     )
 
@@ -171,7 +175,7 @@ def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
     """The run of `seed`, trained and evaluated."""
     name = f"seed-{seed}"
     path = train(f"{recipe.train} --seed {seed} --keep {N_LAST}", recipe.task, name, folder)
-    evaluate = " ".join(["ddp eval", str(path.relative_to(folder)), *([recipe.env] if recipe.env else []), SAMPLER])
+    evaluate = join("ddp eval", str(path.relative_to(folder)), recipe.env, SAMPLER)
     run_once(f"{evaluate} -n {FINAL_EPISODES} --seed {FIRST_SEED['report']}", folder, folder / f"{name}.final")
     run_once(f"{evaluate} -n {LAST_EPISODES} --last {N_LAST}", folder, folder / f"{name}.last")
     return path

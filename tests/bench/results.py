@@ -61,31 +61,34 @@ def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
 def summarize_run(run: Path) -> dict[str, Any]:
     """Seed, length and evaluations of one run."""
     config = json.loads((run / "config.json").read_text())
-    final = f"step-{config['total_steps']:08d}-{{}}-onnx-{FIRST_SEED['report']}x{{}}*.json"
-    last = f"step-*-ddim10-onnx-{FIRST_SEED['eval']}x{{}}*.json"
-    samplers = {"ddpm100": 0, "ddim10": 1}  # how many reports there have to be
-    reports = {
-        sampler: find_reports(run, final.format(sampler, FINAL_EPISODES), FINAL_EPISODES, n)
-        for sampler, n in samplers.items()
+    step = f"{config['total_steps']:08d}"
+    final = {
+        sampler: find_reports(run, step, sampler, FIRST_SEED["report"], FINAL_EPISODES, n_required)
+        for sampler, n_required in (("ddpm100", 0), ("ddim10", 1))
     }
-    last_reports = find_reports(run, last.format(LAST_EPISODES), LAST_EPISODES, N_LAST)[-N_LAST:]
+    last = find_reports(run, "*", "ddim10", FIRST_SEED["eval"], LAST_EPISODES, N_LAST)[-N_LAST:]
     return {
         "seed": config["train"]["seed"],
         "steps": config["total_steps"],
         "minutes": round(training_seconds(run) / 60, 1),
-        "final": {sampler: summarize(found[-1]) for sampler, found in reports.items() if found},
-        "last": [mean_result(summarize(report)) for report in last_reports],
+        "final": {sampler: summarize(reports[-1]) for sampler, reports in final.items() if reports},
+        "last": [mean_result(summarize(report)) for report in last],
     }
 
 
-def find_reports(run: Path, pattern: str, episodes: int, n: int) -> list[dict[str, Any]]:
-    """The reports of a run on so many episodes, oldest checkpoint first; SystemExit if there are fewer than `n`, or
-    of several environments.
+def find_reports(
+    run: Path, step: str, sampler: str, first_seed: int, episodes: int, n_required: int
+) -> list[dict[str, Any]]:
+    """Reports of the checkpoints `step` (* for any), oldest first; SystemExit if there are fewer than `n_required`,
+    or reports of several environments.
     """
+    pattern = f"step-{step}-{sampler}-onnx-{first_seed}x{episodes}*.json"  # an environment or --until-ci may follow
     reports = [json.loads(path.read_text()) for path in sorted((run / "eval").glob(pattern))]
     reports = [r for r in reports if len(r["episodes"]) == episodes and r.get("until_ci") is None]
-    if len(reports) < n:
-        raise SystemExit(f"found {len(reports)} of {n} reports {run}/eval/{pattern}: evaluate first (see --help)")
+    if len(reports) < n_required:
+        raise SystemExit(
+            f"found {len(reports)} of {n_required} reports {run}/eval/{pattern}: evaluate first (see --help)"
+        )
     if len({json.dumps(report.get("env")) for report in reports}) > 1:
         raise SystemExit(f"the reports {run}/eval/{pattern} are of several environments: remove those of all but one")
     return reports
@@ -113,8 +116,8 @@ def training_seconds(run: Path) -> float:
 def tables() -> list[str]:
     """Markdown: the tables of success rates and of scores, each a row per recipe and then the commands."""
     rows = sorted((json.loads(p.read_text()) for p in RESULTS.glob("*.json")), key=lambda r: (r["obs"], r["task"]))
-    with_scores = [row for row in rows if _has_scores(row)]
-    return [table(part) for part in ([row for row in rows if row not in with_scores], with_scores) if part]
+    parts = ([row for row in rows if _has_scores(row) == scored] for scored in (False, True))
+    return [table(part) for part in parts if part]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

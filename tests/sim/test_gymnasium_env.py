@@ -156,6 +156,11 @@ def test_an_environment_that_cannot_be_made_is_one_line() -> None:
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def distances_to_block(points: NDArray[np.generic], block: Any) -> list[float]:
+    """[pixels], of each point to the nearest shape of the block; negative inside."""
+    return [min(s.point_query(tuple(p)).distance for s in block.shapes) for p in points.astype(float).tolist()]
+
+
 def test_the_points_of_the_push_t_example_lie_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS / "examples")
     schema = SCHEMA.model_copy(
@@ -167,10 +172,9 @@ def test_the_points_of_the_push_t_example_lie_on_the_block(monkeypatch: pytest.M
     env.step(np.array([100.0, 400.0]))
     observation, push_t = env.observe("state"), env._env.unwrapped
     np.testing.assert_allclose(observation["agent_pos"], push_t.agent.position, atol=1e-3)
-    points = observation["object"].reshape(9, 2).astype(float).tolist()
+    points = observation["object"].reshape(9, 2)
     assert np.ptp(points, axis=0).min() > 50
-    distances = [min(shape.point_query(tuple(p)).distance for shape in push_t.block.shapes) for p in points]
-    assert max(distances) < 3.5  # [pixels]
+    assert max(distances_to_block(points, push_t.block)) < 3.5  # [pixels]
 
 
 def test_mirrored_demonstrations_of_push_t_are_what_the_simulator_does(tmp_path: Path) -> None:
@@ -212,8 +216,7 @@ def test_mirrored_demonstrations_of_push_t_are_what_the_simulator_does(tmp_path:
         np.testing.assert_allclose(state[:4], following[:4], atol=0.1)
         np.testing.assert_allclose(np.exp(1j * state[4]), np.exp(1j * following[4]), atol=1e-3)
     assert np.abs(simulated.render() - out["data/img"][-1]).mean() < 2
-    keypoints = out["data/keypoint"][-1].astype(float).tolist()
-    assert max(min(s.point_query(tuple(p)).distance for s in push_t.block.shapes) for p in keypoints) < 3.5
+    assert max(distances_to_block(out["data/keypoint"][-1], push_t.block)) < 3.5  # [pixels]
 
 
 def test_the_example_in_the_docs_is_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
