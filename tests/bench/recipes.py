@@ -4,9 +4,8 @@
 
 Those of Push-T need the published demonstrations, as FOLDER/NAME/pusht_cchi_v7_replay.zarr.
 
-Takes hours. It may be interrupted at any time: what is finished is not repeated, and a training run is resumed. When
-all seeds of a recipe are evaluated, its result replaces the one in tests/data/results, from which results.py makes the
-table.
+Takes hours. It may be interrupted at any time: what is finished is not repeated, and a training run is resumed. The
+result of a seed is stored in tests/data/results as soon as it is evaluated, from which results.py makes the table.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ def train_and_evaluate(recipe: Recipe, folder: Path, seed: int) -> Path:
 
 
 def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
-    """Train and evaluate every seed of a recipe, and store the result."""
+    """Train and evaluate every seed of a recipe, and store its result."""
     recipe = RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
     for file in recipe.files:
@@ -191,8 +190,8 @@ def make(name: str, folder: Path, seeds: Sequence[int], machine: str) -> None:
     if recipe.first:
         train(recipe.first, recipe.task, FIRST, folder)
         make_data(recipe.corrections, folder)
-    runs = [train_and_evaluate(recipe, folder, seed) for seed in seeds]
-    print(add(runs, recipe.commands(), machine))
+    for seed in seeds:
+        print(add([train_and_evaluate(recipe, folder, seed)], recipe.commands(), machine))
 
 
 def main() -> None:

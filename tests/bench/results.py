@@ -3,8 +3,8 @@
     python tests/bench/results.py add RUN [RUN ...] --commands "ddp collect ... && ddp train ..." --machine "2 cores"
     python tests/bench/results.py table
 
-The runs of one `add` are the seeds of one recipe. It expects these evaluations in each of them (ddpm is optional) and
-summarizes them in `tests/data/results/TASK-OBS.json`:
+The runs are seeds of one recipe. `add` expects these evaluations in each of them (ddpm is optional) and summarizes them
+in `tests/data/results/TASK-OBS.json`, beside those of other seeds that the same commands trained:
 
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddpm --inference-steps 100
     ddp eval RUN --episodes 100 --seed 300000 --sampler ddim --inference-steps 10
@@ -35,12 +35,17 @@ REPORT_KEYS = ("success_rate", "interval_95", "successes", "held_rate", "mean_st
 
 
 def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
-    """Summarize the evaluations of `runs`; SystemExit names a missing one."""
+    """Summarize the evaluations of `runs`; SystemExit names a missing one. Other seeds of the same commands stay in the
+    file, a result of other commands is replaced.
+    """
     config = json.loads((runs[0] / "config.json").read_text())
     train = config["train"]
     task = train["policy"]["task"]
+    name = task if isinstance(task, str) else task["name"]
+    path = RESULTS / f"{name}-{train['policy']['obs']}.json"
+    summaries = {run["seed"]: run for run in [*runs_of(path, commands), *map(summarize_run, runs)]}
     row = {
-        "task": task if isinstance(task, str) else task["name"],
+        "task": name,
         "obs": train["policy"]["obs"],
         "actions": train["policy"]["actions"],
         "preset": train["preset"],
@@ -49,13 +54,18 @@ def add(runs: Sequence[Path], commands: str, machine: str) -> Path:
         "machine": machine,
         "date": dt.date.today().isoformat(),
         "commands": commands,
-        "runs": [summarize_run(run) for run in runs],
+        "runs": [summaries[seed] for seed in sorted(summaries)],
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{row['task']}-{row['obs']}.json"
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(row, indent=1) + "\n")
     return path
+
+
+def runs_of(path: Path, commands: str) -> list[dict[str, Any]]:
+    """The runs in the result `path`, if they were trained by `commands`."""
+    row = json.loads(path.read_text()) if path.exists() else {}
+    return row["runs"] if row.get("commands") == commands else []
 
 
 def summarize_run(run: Path) -> dict[str, Any]:
