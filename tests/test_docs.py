@@ -188,8 +188,8 @@ def test_architecture_names_every_file_once() -> None:
     packages = [p for p in (ROOT / "ddp_cli").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "ddp_cli"]
     files = {str(p.relative_to(ROOT)) for p in [*packages, *(ROOT / "tests" / "bench").glob("*.py")]}
     assert sorted(path for path in listed if not path.endswith("/")) == sorted(files)
-    rooms = {f"ddp_cli/{p.name}/" for p in (ROOT / "ddp_cli").iterdir() if (p / "__init__.py").exists()}
-    assert {path for path in listed if path.startswith("ddp_cli/") and path.endswith("/")} == rooms
+    packages = {f"ddp_cli/{p.name}/" for p in (ROOT / "ddp_cli").iterdir() if (p / "__init__.py").exists()}
+    assert {path for path in listed if path.startswith("ddp_cli/") and path.endswith("/")} == packages
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)

@@ -1,4 +1,4 @@
-"""The rules of the layout: imports point down, without a circle; a library belongs to one room; `ddp --help` loads
+"""The rules of the layout: imports point down, without cycles; a library belongs to one package; `ddp --help` loads
 nothing heavy.
 """
 
@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ddp_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = [
+LAYERS = [
     {"__main__"},
     {"cli", "__init__"},
     {"commands", "api"},
@@ -35,7 +35,7 @@ FLOORS = [
     {"locks", "error_messages"},
     {"errors", "choices", "seeds", "memory", "action_limits", "resize", "interruption"},
 ]
-"""From the top; a room is a folder, or a file beside them. A file imports from its own room and from lower floors."""
+"""From the top; an entry is a package or a file beside them. A file imports from its own package and lower layers."""
 
 OWNERS = {
     "robosuite": {"sim"},
@@ -68,12 +68,12 @@ HEAVY = {
 }  # fmt: skip
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def floor_of(room: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+def layer_of(package: str) -> int:
+    return next(i for i, packages in enumerate(LAYERS) if package in packages)
 
 
 def module_name(path: Path) -> str:
@@ -104,10 +104,10 @@ def package_imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    own = room_of(path)
+    own = package_of(path)
     for name in package_imports(path) - {module_name(path)}:
-        other = room_of(MODULES[name])
-        assert other == own or floor_of(other) > floor_of(own), f"{path.relative_to(PACKAGE)} imports {name}"
+        other = package_of(MODULES[name])
+        assert other == own or layer_of(other) > layer_of(own), f"{path.relative_to(PACKAGE)} imports {name}"
 
 
 def test_imports_have_no_circle() -> None:
@@ -116,13 +116,13 @@ def test_imports_have_no_circle() -> None:
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_library_belongs_to_its_rooms(library: str) -> None:
-    rooms = {
-        room_of(path)
+def test_a_library_belongs_to_its_packages(library: str) -> None:
+    packages = {
+        package_of(path)
         for path in FILES
         if any(name == library or name.startswith(f"{library}.") for name in imports(path))
     }
-    assert rooms == OWNERS[library]
+    assert packages == OWNERS[library]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def _gpu() -> CheckResult:
 def _memory() -> CheckResult:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     text = f"{total:.0f} GiB, {default_workers()} CPU cores"
-    return CheckResult("memory", total >= 4, text, "use --workers 1; each simulator process takes about 0.8 GiB")
+    return CheckResult("memory", total >= 4, text, "use --workers 1; each simulator process takes about 1.2 GB")
 
 
 def _disk() -> CheckResult:

@@ -67,7 +67,7 @@ MaxSteps = Annotated[
     typer.Option(
         "--max-steps",
         min=1,
-        help="Longest episode; the limit of the environment by default.",
+        help="Longest episode; the limit of the environment or task by default.",
         show_default=False,
         rich_help_panel=PANEL,
     ),
