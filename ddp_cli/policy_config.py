@@ -208,7 +208,9 @@ class PolicyConfig(BaseConfig):
         """`timestep_spacing` with `auto` resolved."""
         if self.timestep_spacing != "auto":
             return self.timestep_spacing
-        return "trailing" if self.num_inference_steps < 10 or self.sampler == "dpm" else "leading"
+        n_train, n = self.num_train_timesteps, self.num_inference_steps
+        first_if_leading = (n - 1) * (n_train // n)
+        return "leading" if first_if_leading >= 0.9 * n_train and self.sampler != "dpm" else "trailing"
 
     @property
     def low_dim(self) -> dict[str, int]:

@@ -65,7 +65,10 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         scheduler = DDPMScheduler(**common, clip_sample=config.clip_sample, variance_type="fixed_small")
-    scheduler.set_timesteps(config.num_inference_steps)
+    if config.sampler == "dpm" and config.resolved_timestep_spacing == "trailing":
+        scheduler.set_timesteps(timesteps=inference_timesteps(config))
+    else:
+        scheduler.set_timesteps(config.num_inference_steps)
     return scheduler
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +37,9 @@ def _betas(config: PolicyConfig) -> Tensor:
 
 
 def inference_timesteps(config: PolicyConfig) -> list[int]:
-    """The timesteps of the denoising steps of DDPM and DDIM, in decreasing order."""
+    """The timesteps of the denoising steps, in decreasing order; for DPM-Solver, those of `trailing`."""
     n_train, n = config.num_train_timesteps, config.num_inference_steps
     if config.resolved_timestep_spacing == "leading":
         return [i * (n_train // n) for i in range(n)][::-1]
-    return [int(k) - 1 for k in np.round(np.arange(n_train, 0, -n_train / n))]
+    # diffusers takes steps of n_train / n down to 0; for some n rounding errors then add one more, at timestep -1.
+    return [round(n_train - i * n_train / n) - 1 for i in range(n)]

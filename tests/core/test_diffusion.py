@@ -66,10 +66,21 @@ def test_clip_sample_can_be_disabled(sampler: str) -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "first"),
-    [("ddim", 1, 99), ("ddim", 9, 99), ("ddim", 10, 90), ("ddpm", 100, 99), ("dpm", 16, 99)],
+    [("ddim", 1, 99), ("ddim", 9, 99), ("ddim", 10, 90), ("ddpm", 60, 99), ("ddpm", 100, 99), ("dpm", 16, 99)],
 )
-def test_few_steps_start_at_a_noisy_timestep(sampler: str, steps: int, first: int) -> None:
+def test_sampling_starts_at_a_noisy_timestep(sampler: str, steps: int, first: int) -> None:
     assert make_denoising_steps(PolicyConfig(sampler=sampler, num_inference_steps=steps))[0].timestep == first
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_number_of_steps_has_as_many_timesteps_of_the_training(sampler: str) -> None:
+    """With 29 and some other numbers of steps, diffusers adds one at timestep -1."""
+    for n in range(1, 101):
+        timesteps = [s.timestep for s in make_denoising_steps(PolicyConfig(sampler=sampler, num_inference_steps=n))]
+        assert len(timesteps) == n
+        assert sorted(set(timesteps), reverse=True) == timesteps
+        assert timesteps[0] >= 90
+        assert timesteps[-1] >= 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
