@@ -102,6 +102,10 @@ def train_config(
         flat |= _in_steps(values, flat)
     image_size = flat.pop("image_size", RECORDED_SIZE)
     overrides = file | settings
+    if obs == "state" and "image_size" in overrides:
+        raise ConfigError(
+            f"image_size = {image_size!r}: a policy from state sees no images.", "Leave it out, or use --obs image."
+        )
     # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
     if obs == "image" and ("image_size" in overrides or "task" not in overrides):
         flat["task"] = _with_image_size(as_task(task), image_size)

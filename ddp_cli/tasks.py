@@ -228,15 +228,3 @@ def check_obs(name: str) -> None:
     """UnknownNameError unless `name` is a kind of observations that `Task.images` and `Task.vectors` accept."""
     if name not in get_args(choices.Obs):
         raise UnknownNameError("observations", name, get_args(choices.Obs))
-
-
-def task_of_env(env_name: str) -> Task:
-    """The built-in task whose robosuite environment is `env_name`; ConfigError lists the valid ones."""
-    for task in TASKS.values():
-        if task.robosuite.env_name == env_name:
-            return task
-    valid = ", ".join(f"{t.robosuite.env_name} ({t.name})" for t in TASKS.values())
-    raise ConfigError(
-        f"no built-in task uses the environment '{env_name}'.",
-        f"Built-in: {valid}. Describe another one with --task file.json.",
-    )

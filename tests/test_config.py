@@ -211,7 +211,9 @@ def test_an_invalid_horizon_in_seconds_is_named(value: object) -> None:
 def test_tasks_without_a_simulator_crop_a_share_of_images_of_any_size() -> None:
     task = recorded_task(10)
     task.schema.cameras["top"] = Camera(height=96, width=60)
-    assert train_config(task, "state", "laptop", None, {"image_size": "32x40"}).policy.task == task  # sees no images
+    assert train_config(task, "state", "laptop").policy.task == task
+    with pytest.raises(ConfigError, match="image_size = '32x40': a policy from state sees no images"):
+        train_config(task, "state", "laptop", None, {"image_size": "32x40"})
     policy = train_config(task, "image", "paper").policy
     assert policy.crop("top") == (86, 54)
     assert train_config(task, "image", "paper").val_ratio == 0.1

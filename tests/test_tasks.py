@@ -8,10 +8,10 @@ import pytest
 from conftest import DOOR, SAMPLE_TASKS
 from pydantic import ValidationError
 
-from ddp_cli.errors import ConfigError, UnknownNameError
+from ddp_cli.errors import UnknownNameError
 from ddp_cli.task_difference import describe_difference
 from ddp_cli.task_file import task_from_json
-from ddp_cli.tasks import TASKS, check_obs, get_task, proprioception, task_of_env
+from ddp_cli.tasks import TASKS, check_obs, get_task, proprioception
 
 
 def test_built_in_tasks_match_their_stores_and_checkpoints() -> None:
@@ -50,12 +50,6 @@ def test_tasks_are_frozen() -> None:
         get_task("lift").horizon = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         get_task("lift").schema.rate = 3.0
-
-
-def test_unknown_environment_lists_the_built_in_ones() -> None:
-    assert task_of_env("Lift").name == "lift"
-    with pytest.raises(ConfigError, match=r"'Wipe'.*PickPlaceCan \(can\).*--task file.json"):
-        task_of_env("Wipe")
 
 
 def test_unknown_observations_list_the_valid_ones() -> None:

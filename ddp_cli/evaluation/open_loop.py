@@ -40,7 +40,7 @@ class EpisodeChunks:
 
 def part_errors(parts: Sequence[ActionPart], predicted: Array, recorded: Array) -> dict[str, Array]:
     """Errors (K, Ta) of each part: the angle between rotations [degrees], otherwise the mean absolute difference of its
-    values in their own unit. nan where nothing was recorded.
+    values in their own unit. nan where nothing was recorded, and where values are no rotation.
     """
     errors = {}
     for part, values in zip(parts, action_slices(parts), strict=True):
@@ -52,9 +52,17 @@ def part_errors(parts: Sequence[ActionPart], predicted: Array, recorded: Array) 
 def _angles(part: ActionPart, a: Array, b: Array) -> Array:
     """Angles (K, Ta) between rotations (K, Ta, width) [degrees]."""
     angles = np.full(a.shape[:-1], math.nan)
-    known = np.isfinite(b).all(-1)
+    known = _are_rotations(part, a) & _are_rotations(part, b)
     angles[known] = np.degrees(rotation_angle(_matrices(part, a[known]), _matrices(part, b[known])))
     return angles
+
+
+def _are_rotations(part: ActionPart, values: Array) -> NDArray[np.bool_]:
+    """Which of the values (..., width) define a rotation; bool (...). Recordings may hold zeros where none is known."""
+    if part.rotation == "axis-angle":
+        return np.isfinite(values).all(-1)
+    is_6d = part.rotation == "rotation-6d"
+    return np.linalg.norm(np.cross(values[..., :3], values[..., 3:]) if is_6d else values, axis=-1) > 0.0
 
 
 def _matrices(part: ActionPart, values: Array) -> Array:
@@ -98,13 +106,15 @@ def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChun
 
 def _summary(errors: Sequence[Array]) -> dict[str, Any]:
     """Mean and interval over episodes of errors (K, Ta) each, and the means by step."""
-    means = [float(np.nanmean(episode)) for episode in errors]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # episodes shorter than a chunk have no last steps
+        # Episodes shorter than a chunk have no last steps, and some may hold no rotation at all.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = [float(np.nanmean(episode)) for episode in errors]
         by_step = np.nanmean([np.nanmean(episode, axis=0) for episode in errors], axis=0)
+    known = [mean for mean in means if not math.isnan(mean)]
     return {
-        "error": sum(means) / len(means),
-        "interval_95": mean_interval(means),
+        "error": sum(known) / len(known) if known else math.nan,
+        "interval_95": mean_interval(known) if known else None,
         "by_step": [None if math.isnan(x) else x for x in by_step.tolist()],
         "episodes": means,
     }

@@ -118,7 +118,7 @@ class StepInfo:
     first_success: int | None
     """Step of the first success, None before it."""
     chunk: NDArray[np.float64]
-    """The current action chunk (Ta, Da)."""
+    """The current action chunk (Ta, Da); empty before the first one."""
     executed: int
     """Actions of the chunk that were executed."""
     chunk_ms: float
@@ -133,7 +133,7 @@ def run_episode(
     Success is the environment's success check at any step, as in the published evaluation; the episode then continues
     until success has held for `env.hold_steps` steps. Only the observations that the agent uses are rendered.
     `on_step` is called before every action and at the end, so once more than there are steps. It may read from `env`,
-    but must not change its state.
+    but must not change its state. An environment may be over at once: then there is no chunk.
     """
     env.reset(seed)
     agent.reset(seed)
@@ -141,13 +141,13 @@ def run_episode(
     limits, last_action = agent.action_limits, env.idle_action()
     history = [env.observe(agent.obs)] * agent.n_obs_steps
     first_success: int | None = None
-    consecutive_successes = longest_success = step = i = 0
+    consecutive_successes = longest_success = step = executed = 0
     chunk = np.zeros((0, 0))
     latencies: list[float] = []
 
     def notify(executed: int) -> None:
         if on_step:
-            on_step(StepInfo(step, first_success, chunk, executed, latencies[-1] * 1000.0))
+            on_step(StepInfo(step, first_success, chunk, executed, latencies[-1] * 1000.0 if latencies else 0.0))
 
     def is_over() -> bool:
         return step == env.task.horizon or consecutive_successes == env.hold_steps or env.is_over
@@ -157,8 +157,8 @@ def run_episode(
         chunk = clamp_chunk(limits, agent.act(history), last_action, f"seed {seed}")
         latencies.append(time.perf_counter() - start)
         last_action = chunk[-1]
-        for i, action in enumerate(chunk):
-            notify(i)
+        for executed, action in enumerate(chunk, start=1):
+            notify(executed - 1)
             success = env.step(action)
             step += 1
             consecutive_successes = consecutive_successes + 1 if success else 0
@@ -167,15 +167,15 @@ def run_episode(
                 first_success = step
             if is_over():
                 break
-            if len(chunk) - 1 - i < agent.n_obs_steps:
+            if len(chunk) - executed < agent.n_obs_steps:
                 history = [*history[1:], env.observe(agent.obs)]
-    notify(i + 1)
+    notify(executed)
     return EpisodeResult(
         seed=seed,
         success=first_success is not None,
         held=longest_success >= SUCCESS_HOLD_STEPS,
         steps=step if first_success is None else first_success,
-        chunk_ms=float(np.mean(latencies) * 1000.0),
+        chunk_ms=float(np.mean(latencies) * 1000.0) if latencies else 0.0,
         score=env.score,
         total_reward=env.total_reward,
         start=positions or None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.errors import DataError
+from ddp_cli.evaluation.open_loop import BASELINES, POLICY
 from ddp_cli.evaluation.statistics import pair_outcomes, wilson_interval
 from ddp_cli.report.page import Section
 
@@ -189,7 +190,7 @@ def open_loop_section(path: Path, content: Mapping[str, Any]) -> Section:
                     "name": method, "error": part[key]["error"], "interval": part[key]["interval_95"],
                     "by_step": list(part[key]["by_step"]),
                 }
-                for key, method in (("policy", "policy"), ("hold", "last action held"), ("nearest", "nearest window"))
+                for key, method in {POLICY: "policy", **BASELINES}.items()
             ],
         }
         for name, part in content["parts"].items()

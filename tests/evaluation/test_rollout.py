@@ -12,7 +12,7 @@ import pytest
 from ddp_cli.action_limits import ActionLimits
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.errors import DdpError
-from ddp_cli.evaluation.rollout import run_episode
+from ddp_cli.evaluation.rollout import StepInfo, run_episode
 from ddp_cli.robots import delta_parts
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
@@ -75,6 +75,28 @@ def test_episode_ends_when_success_has_held(lift_demos: Path) -> None:
     assert result.success
     assert result.held
     assert result.steps == len(demo.actions) - 9  # the demo ends when success has held for 10 steps
+
+
+def test_an_environment_may_be_over_at_once() -> None:
+    class Ended:
+        task, hold_steps, is_over, score, total_reward = SHORT_TASK, 10, True, None, None
+
+        def reset(self, seed: int) -> None: ...
+
+        def observe(self, _obs: str) -> dict:
+            return {}
+
+        def idle_action(self) -> None: ...
+
+        def positions(self) -> dict:
+            return {}
+
+    infos: list[StepInfo] = []
+    agent = RandomAgent()
+    result = run_episode(Ended(), agent, 3, infos.append)  # type: ignore[arg-type]
+    assert (result.steps, result.success, result.chunk_ms) == (0, False, 0.0)
+    assert [(info.step, info.executed, len(info.chunk)) for info in infos] == [(0, 0, 0)]
+    assert agent.histories == []
 
 
 def test_actions_that_are_not_finite_raise_an_error() -> None:

@@ -57,6 +57,25 @@ def test_errors_of_rotations_are_angles(rotation: str) -> None:
     assert np.isnan(errors["joint"][~known]).all()
 
 
+@pytest.mark.parametrize("rotation", ["quaternion-xyzw", "quaternion-wxyz", "rotation-6d"])
+def test_errors_of_what_is_no_rotation_are_unknown(rotation: str) -> None:
+    """Recorders write zeros where a pose is missing; the baselines repeat them."""
+    width = 6 if rotation == "rotation-6d" else 4
+    part = ActionPart(name="turn", width=width, rotation=rotation)  # type: ignore[arg-type]
+    recorded = np.tile(np.eye(width)[0] + np.eye(width)[-1], (2, 3, 1))  # any rotation
+    predicted = recorded.copy()
+    recorded[0, 1] = predicted[1, 2] = 0
+    errors = part_errors([part], predicted, recorded)["turn"]
+    np.testing.assert_allclose(errors, [[0, np.nan, 0], [0, 0, np.nan]], atol=1e-3)
+
+    def episode(name: str, recorded: NDArray[np.float64]) -> EpisodeChunks:
+        return EpisodeChunks(name, np.arange(2), recorded, dict.fromkeys(("policy", "hold", "nearest"), predicted))
+
+    report = open_loop_report([part], [episode("a", recorded), episode("b", np.zeros_like(recorded))])["turn"]
+    assert report["policy"]["error"] == pytest.approx(0, abs=1e-3)  # of the episode whose rotations are known
+    assert report["policy"]["interval_95"] is None
+
+
 def test_rotations_of_robosuite_are_fractions_of_half_a_radian() -> None:
     parts = delta_parts()
     predicted = np.zeros((1, 1, 7))
