@@ -19,7 +19,7 @@ def find_demo_names(data: h5py.Group) -> list[str]:
         member = data.get(name)
         return bool(re.fullmatch(r"demo_\d+", name)) or (isinstance(member, h5py.Group) and "actions" in member)
 
-    return _sort_names(filter(is_demo, data))
+    return sort_names(filter(is_demo, data))
 
 
 def list_filter_keys(path: Path, file: h5py.File) -> list[str]:
@@ -46,9 +46,9 @@ def select_by_filter(path: Path, file: h5py.File, names: list[str], key: str) ->
     if not selected:
         fault = "lists none of the demonstrations in the file" if listed else "lists no demonstration"
         raise DataError(f"'{path}': the filter key '{key}' {fault}.", "Choose another, or leave --filter out.")
-    return selected, _sort_names(listed - set(names))
+    return selected, sort_names(listed - set(names))
 
 
-def _sort_names(names: Iterable[str]) -> list[str]:
+def sort_names(names: Iterable[str]) -> list[str]:
     """demo_2 before demo_10."""
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])

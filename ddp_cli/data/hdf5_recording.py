@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.data.demo_selection import sort_names
 from ddp_cli.data.hdf5 import check_complete, open_hdf5, report_read_errors
 from ddp_cli.data.recording import StepArray
 from ddp_cli.disk import file_hash, files_hash
@@ -53,8 +54,7 @@ def open_robomimic(path: Path) -> Hdf5Recording:
     """The demonstrations in a file of any environment, as they were recorded."""
     with open_hdf5(path) as file, report_read_errors(path, "data"):
         data = file.get("data")
-        names = list(data) if isinstance(data, h5py.Group) else []
-        names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+        names = sort_names(data) if isinstance(data, h5py.Group) else []
         rate = None
         with suppress(ValueError, KeyError, TypeError):
             rate = float(json.loads(data.attrs["env_args"])["env_kwargs"]["control_freq"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ddp_cli.data.demo_file import DemoFile
+from ddp_cli.data.hdf5 import check_complete
 from ddp_cli.errors import DataError
 
 ENV_ARGS = '{"env_name": "Lift"}'
@@ -107,6 +108,35 @@ def test_an_array_that_was_never_written_is_refused(path: Path) -> None:
         del f["data/demo_0/actions"]
         f["data/demo_0"].create_dataset("actions", (40, 7), "f8")
     with pytest.raises(DataError, match="demo_0/actions was never written"):
+        read(path)
+
+
+def test_an_array_of_more_than_4_gib_is_complete(path: Path) -> None:
+    """A camera of 640x480 pixels over 94 seconds at 50 Hz. The file is sparse: it takes no space on the disk."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    options.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((4700, 480, 640, 3))
+    with h5py.File(path, "r+") as f:
+        h5py.h5d.create(f.id, b"top", h5py.h5t.NATIVE_UINT8, space, options)
+        assert f["top"].nbytes > 1 << 32
+        check_complete(path, f["top"], "top")
+
+
+@pytest.mark.parametrize("n_steps", [1000, 1 << 40, 1 << 61])  # the last: more bytes than 64 bits can count
+@pytest.mark.parametrize(
+    ("chunks", "message"), [(None, "demo_0/actions is"), ((10, 8), "chunks of demo_0/actions were never written")]
+)
+def test_a_header_that_declares_another_shape_is_refused(
+    path: Path, n_steps: int, chunks: tuple[int, int] | None, message: str
+) -> None:
+    with h5py.File(path, "r+") as f:
+        del f["data/demo_0/actions"]
+        f["data/demo_0"].create_dataset("actions", data=np.zeros((40, 8)), chunks=chunks)
+    content, shape = path.read_bytes(), np.array([40, 8, 40, 8])  # and the largest shape
+    assert content.count(shape.tobytes()) == 1
+    path.write_bytes(content.replace(shape.tobytes(), np.array([n_steps, 8] * 2).tobytes()))
+    with pytest.raises(DataError, match=message):
         read(path)
 
 

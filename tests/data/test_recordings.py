@@ -19,7 +19,7 @@ from conftest import ddp, ok, ok_json, refused
 from numcodecs import Blosc
 from PIL import Image
 
-from ddp_cli.data.hdf5_recording import open_aloha
+from ddp_cli.data.hdf5_recording import open_aloha, open_robomimic
 from ddp_cli.data.inspection import inspect_source
 from ddp_cli.data.recording_conversion import convert_recording
 from ddp_cli.data.recording_schema import infer_schema
@@ -277,6 +277,14 @@ def test_demonstrations_of_another_simulator(stacking: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(store.read("front", rows=slice(5, 14)), images)
     contents = inspect_source(stacking)
     assert (contents["rate"], list(contents["schema"]["cameras"])) == (25, ["front"])
+
+
+def test_demonstrations_are_in_the_order_of_their_numbers(stacking: Path) -> None:
+    """Names may hold digits that are no numbers."""
+    with h5py.File(stacking, "r+") as f:
+        for name in ("demo_10", "demo_²", "²"):
+            f.copy("data/demo_0", f["data"], name)
+    assert open_robomimic(stacking).episode_names == ["demo_0", "demo_1", "demo_2", "demo_10", "demo_²", "²"]
 
 
 def test_a_recording_is_not_said_to_have_another_rate(stacking: Path, tmp_path: Path) -> None:
