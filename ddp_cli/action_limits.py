@@ -109,15 +109,15 @@ class ActionLimits:
             is_rotation_part = part.rotation == "rotation-6d" or part.rotation.startswith("quaternion")
             if is_rotation_part:
                 starts["rotation-6d" if part.rotation == "rotation-6d" else "quaternion"].append(start)
-            elif low is not None and high is not None and part.representation != "delta" and not part.low:
+            elif low is not None and high is not None and part.representation != "delta":
                 begin, end = np.asarray(low, np.float64)[values], np.asarray(high, np.float64)[values]
                 in_metres = part.unit == "m" or part.unit.startswith("m,")
                 margin = POSITION_MARGIN if in_metres else RANGE_MARGIN * (end - begin)
                 lower[values], upper[values] = begin - margin, end + margin
-            for bounds, own in ((lower, part.low), (upper, part.high)):
-                for i, bound in enumerate(own):
-                    if bound is not None:
-                        bounds[start + i] = bound
+            if part.low:
+                lower[values] = [-np.inf if bound is None else bound for bound in part.low]
+            if part.high:
+                upper[values] = [np.inf if bound is None else bound for bound in part.high]
             kinds += [GRIPPER if part.gripper else MOTION if part.representation == "delta" else GOAL] * part.width
             start += part.width
         return cls(

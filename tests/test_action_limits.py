@@ -130,6 +130,12 @@ def test_values_without_limits_are_limited_by_the_range_of_the_training_data_plu
     limits = ActionLimits.from_parts([joints], [-1.0, 2.0], [1.0, 2.0])
     np.testing.assert_allclose([limits.low, limits.high], [[-1.1, 2.0], [1.1, 2.0]])
     assert ActionLimits.from_parts(delta_parts(), [0.0] * 7, [0.1] * 7) == DELTA
+    for bounds, expected in (
+        ({"low": (0.0, None)}, [[0.0, -np.inf], [1.1, 2.0]]),
+        ({"high": (3.0, None)}, [[-1.1, 2.0], [3.0, np.inf]]),
+    ):
+        limits = ActionLimits.from_parts([ActionPart(name="joints", width=2, **bounds)], [-1.0, 2.0], [1.0, 2.0])
+        np.testing.assert_allclose([limits.low, limits.high], expected)
 
 
 def test_quaternions_are_normalized_and_held_where_they_are_degenerate() -> None:

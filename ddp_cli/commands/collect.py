@@ -11,7 +11,7 @@ import typer
 from ddp_cli import console
 from ddp_cli.commands import options
 from ddp_cli.errors import ConfigError, DdpError
-from ddp_cli.seeds import FIRST_POLICY_SEED, FIRST_SEED, MAX_SEED, purposes_of_seeds
+from ddp_cli.seeds import FIRST_POLICY_SEED, FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.data.collection import CollectionResult
@@ -115,7 +115,7 @@ def collect(
         )  # fmt: skip
     first_seed = (FIRST_POLICY_SEED if policy else FIRST_SEED["collect"]) if seed is None else seed
     with options.reserve_output(out, overwrite):
-        _warn_of_seeds(range(first_seed, first_seed + episodes))
+        options.warn_of_evaluation_seeds(range(first_seed, first_seed + episodes))
         source, acting = None, None
         if policy:
             folder = resolve_policy(policy, options.RUNS, None)
@@ -181,14 +181,6 @@ def _describe_outcomes(result: CollectionResult) -> str:
     if result.failures:
         text += f"; the scripted policy failed, too, in {result.failures} more"
     return text
-
-
-def _warn_of_seeds(seeds: range) -> None:
-    if set(purposes_of_seeds(seeds)) - {"collect"}:
-        console.warn(
-            f"the seeds {seeds.start} to {seeds.stop - 1} are also those of evaluations, from {FIRST_SEED['eval']} on: "
-            "a policy would be measured on the initial states of its demonstrations. Choose a smaller --seed."
-        )
 
 
 def run_collection(

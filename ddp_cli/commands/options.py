@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_cli import choices
+from ddp_cli import choices, console
 from ddp_cli.errors import DdpError
 from ddp_cli.locks import lock_output
+from ddp_cli.seeds import FIRST_SEED, purposes_of_seeds
 
 if TYPE_CHECKING:
     from ddp_cli.parallel import Workers as ParallelWorkers
@@ -168,6 +169,15 @@ def check_chunk_options(n_action_steps: int, sync: bool, blend_steps: int, repla
         raise DdpError(
             f"--replan-every {replan_every} is longer than a chunk of {n_action_steps} actions.",
             f"At most {n_action_steps}.",
+        )
+
+
+def warn_of_evaluation_seeds(seeds: range) -> None:
+    """Warn if recorded episodes of robosuite start from `seeds` of evaluations."""
+    if set(purposes_of_seeds(seeds)) - {"collect"}:
+        console.warn(
+            f"the seeds {seeds.start} to {seeds.stop - 1} are also those of evaluations, from {FIRST_SEED['eval']} on: "
+            "a policy would be measured on the initial states of its demonstrations. Choose a smaller --seed."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from ddp_cli import console
 from ddp_cli.commands import env_options, options
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
-from ddp_cli.seeds import FIRST_SEED, MAX_SEED
+from ddp_cli.seeds import FIRST_POLICY_SEED, FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
     from ddp_cli.action_limits import Array
@@ -62,7 +62,7 @@ def run(
             min=0,
             max=MAX_SEED,
             help="Seed of the first episode: its noise, and the initial state of a simulator.",
-            show_default=str(FIRST_SEED["eval"]),
+            show_default=f"{FIRST_SEED['eval']}, or {FIRST_POLICY_SEED} with --record",
             rich_help_panel=options.EPISODES,
         ),
     ] = None,
@@ -122,6 +122,7 @@ def run(
     from ddp_cli.data.store import STORE_MARKERS
     from ddp_cli.deploy.control_loop import ControlLoop, LoopOptions
     from ddp_cli.deploy.robot import SIM
+    from ddp_cli.deploy.sim_robot import SimulatedRobot
 
     if not robot:
         raise DdpError("no robot was named.", "Add --robot MODULE:CLASS; 'mock' and 'sim' need no hardware.")
@@ -131,7 +132,9 @@ def run(
     if env and not is_sim:
         raise DdpError(f"--env does not go with --robot {robot}.", "Use --robot sim.")
     environment = env_options.gymnasium_settings(env, env_args, sources, success_key, None, max_steps if env else None)
-    first = FIRST_SEED["eval"] if seed is None else seed
+    first = (FIRST_POLICY_SEED if record else FIRST_SEED["eval"]) if seed is None else seed
+    if record and is_sim and not env:
+        options.warn_of_evaluation_seeds(range(first, first + episodes))
     source = open_policy_source(resolve_policy(policy, runs, task), device, sampler, inference_steps, engine, provider)
     agent: Any = source.make_agent()
     options.check_chunk_options(agent.n_action_steps, sync, blend_steps, replan_every)
@@ -139,12 +142,15 @@ def run(
         if record:
             stack.enter_context(options.reserve_output(record, overwrite, STORE_MARKERS))
         body = stack.enter_context(_open_robot(robot, robot_args, source, environment, first))
+        horizon = body.horizon if isinstance(body, SimulatedRobot) else source.task.horizon
         recorder = _make_recorder(record, source, is_sim and not env) if record else None
         stack.enter_context(_terminated_as_interrupted())
         loop_options = LoopOptions(
-            max_steps or source.task.horizon, sync, not (is_sim and sync), replan_every, max_age, blend_steps
+            max_steps or horizon, sync, not (is_sim and sync), replan_every, max_age, blend_steps
         )
-        loop = ControlLoop(_DryRun(body) if dry_run else body, agent, source.task, loop_options)
+        if dry_run:
+            body = _DryRun(body, is_sim, console.note if json else console.result)
+        loop = ControlLoop(body, agent, source.task, loop_options)
         console.note(f"policy {source.folder}, engine {source.engine}, robot {robot}, {agent.control_hz:g} Hz")
         outcomes = _run_episodes(loop, first, episodes, recorder, False if is_sim else None)
     _report(loop, outcomes, record if recorder else None, json)
@@ -153,17 +159,19 @@ def run(
 class _DryRun:
     """A robot that observes, and prints its actions."""
 
-    def __init__(self, robot: Robot) -> None:
-        self._robot = robot
+    def __init__(self, robot: Robot, is_sim: bool, show: Callable[[str], None]) -> None:
+        self._robot, self._is_sim, self._show = robot, is_sim, show
 
     def observe(self) -> Any:
         return self._robot.observe()
 
     def command(self, action: Array) -> None:
-        console.result(" ".join(f"{value:8.4f}" for value in action.tolist()))
+        self._show(" ".join(f"{value:8.4f}" for value in action.tolist()))
 
     def reset(self) -> None:
-        """Nothing moves."""
+        """Nothing moves, but a simulator has nothing to observe before."""
+        if self._is_sim:
+            self._robot.reset()
 
     def stop(self) -> None:
         self._robot.stop()

@@ -51,13 +51,18 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
         "prediction_type": config.prediction_type,
         "timestep_spacing": config.resolved_timestep_spacing,
     }
-    scheduler: Scheduler
     if config.sampler == "dpm":
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         # Its "thresholding" with a maximum value of 1 is the clipping of the other samplers.
-        scheduler = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
-    elif config.sampler == "ddim":
+        solver = DPMSolverMultistepScheduler(**common, thresholding=config.clip_sample, sample_max_value=1.0)
+        if config.resolved_timestep_spacing == "trailing":
+            solver.set_timesteps(timesteps=inference_timesteps(config))
+        else:
+            solver.set_timesteps(config.num_inference_steps)
+        return solver
+    scheduler: DDPMScheduler | DDIMScheduler
+    if config.sampler == "ddim":
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         scheduler = DDIMScheduler(**common, clip_sample=config.clip_sample, set_alpha_to_one=True, steps_offset=0)
@@ -65,10 +70,7 @@ def make_scheduler(config: PolicyConfig) -> Scheduler:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         scheduler = DDPMScheduler(**common, clip_sample=config.clip_sample, variance_type="fixed_small")
-    if config.sampler == "dpm" and config.resolved_timestep_spacing == "trailing":
-        scheduler.set_timesteps(timesteps=inference_timesteps(config))
-    else:
-        scheduler.set_timesteps(config.num_inference_steps)
+    scheduler.set_timesteps(config.num_inference_steps)
     return scheduler
 
 

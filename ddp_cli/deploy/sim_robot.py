@@ -18,6 +18,11 @@ class SimulatedRobot:
         self._steps = self._consecutive_successes = 0
         self._succeeded = False
 
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode, at most."""
+        return self._env.task.horizon
+
     def reset(self) -> None:
         self._env.reset(self._next_seed)
         self._next_seed += 1
@@ -39,7 +44,7 @@ class SimulatedRobot:
 
     def outcome(self) -> bool | None:
         has_held = self._consecutive_successes == self._env.hold_steps
-        is_over = has_held or self._env.is_over or self._steps == self._env.task.horizon
+        is_over = has_held or self._env.is_over or self._steps == self.horizon
         return self._succeeded if is_over else None
 
     def start(self) -> Array | None:

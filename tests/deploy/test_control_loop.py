@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ddp, refused
 
+from ddp_cli.data.store import Store
 from ddp_cli.deploy.control_loop import ControlLoop, LoopOptions, Step
 from ddp_cli.deploy.exported_policy import ExportedAgent, load_exported_agent
 from ddp_cli.deploy.policy_source import open_policy_source
@@ -127,6 +128,19 @@ def test_without_latency_it_equals_a_rollout_step_by_step(trained: Path) -> None
         sim.close()
     assert (success, steps) == (result.success, 30)
     np.testing.assert_array_equal(np.array(executed), expected)
+
+
+def test_recorded_episodes_do_not_start_from_the_seeds_of_evaluations(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("run", policy_folder, "--robot", "sim", "--sync", "--max-steps", 2, "--json")
+    recorded = ddp(*command, "--record", "tries.zarr")
+    assert recorded.exit_code == 0
+    assert "warning" not in recorded.stderr
+    assert "also those of evaluations" in ddp(*command, "--record", "tests.zarr", "--seed", 100000).stderr
+    images = [Store(Path(f"{name}.zarr")).read("agentview_image")[0] for name in ("tries", "tests")]
+    assert not np.array_equal(*images)
 
 
 def test_the_slow_first_images_of_a_simulator_do_not_delay_the_first_chunk(agent: ExportedAgent) -> None:

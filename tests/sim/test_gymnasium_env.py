@@ -290,6 +290,12 @@ def test_eval_reports_scores_and_rollout_films_the_same_episodes(
     assert "was evaluated in 'reach_env:Reach-v0' with other options" in refused(other)
 
 
+def test_a_dry_run_observes_until_the_limit_of_the_environment(reach_run: Path) -> None:
+    command = ("run", reach_run, "--robot", "sim", "--env", REACH, "--dry-run", "--sync")
+    assert ok_json(*command)["episodes"] == [{"success": False, "steps": 12}]
+    assert len(ok(ddp(*command, "--max-steps", 5)).stdout.splitlines()[0].split()) == 2, "an action"
+
+
 def test_options_of_an_environment_need_one(reach_run: Path) -> None:
     assert "--map describes an environment" in refused(ddp("eval", reach_run, "--map", "img=pixels"))
     assert "--map 'img' maps nothing" in refused(ddp("eval", reach_run, "--env", REACH, "--map", "img"))
