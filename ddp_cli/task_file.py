@@ -181,6 +181,18 @@ def task_from_json(description: object, where: str = "the task") -> Task:
     return task
 
 
+def check_task_of_policy(task: Task, text: str, policy: Path) -> None:
+    """ConfigError if `--task` names, or describes in a file, another task than `task`, that of a `policy` which was
+    named beside it.
+    """
+    if not task_file_path(text) and text != task.name:
+        raise ConfigError(
+            f"'{policy}' is a policy of the task '{task.name}', not of '{text}'.",
+            "Leave out --task, or name a policy of that task.",
+        )
+    check_same_task(task, text, policy)
+
+
 def check_same_task(task: Task, text: str | None, where: Path) -> None:
     """ConfigError if `--task` names a file that describes another task than `task`, the task of `where`."""
     path = task_file_path(text) if text else None

@@ -58,15 +58,16 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--seed",
             min=0,
             max=MAX_SEED,
             help="Seed of the first episode; following episodes count up.",
+            show_default=str(FIRST_SEED["eval"]),
             rich_help_panel=options.EPISODES,
         ),
-    ] = FIRST_SEED["eval"],
+    ] = None,
     until_ci: Annotated[
         float | None,
         typer.Option(
@@ -158,30 +159,30 @@ def evaluate(
     with init_processes() as processes, console.results_silenced(json), ExitStack() as reserved:
         if not processes.is_main:
             console.silence()
-        processes.run_on_main(lambda: _check_cluster(cluster, processes))
-        if environment is None:
-            _warn_of_seeds(range(seed, seed + count))
+        processes.run_on_main(lambda: _check_one_process(processes, {"--cluster": cluster, "--until-ci": until_ci}))
         processes.run_on_main(lambda: _reserve_outputs(reserved, [out, image], page, overwrite))
         eval_options = EvalOptions(
-            count, seed, until_ci or 0.0, sampler, inference_steps, engine,
+            count, FIRST_SEED["eval"] if seed is None else seed, until_ci or 0.0, sampler, inference_steps, engine,
             reserved.enter_context(options.open_workers(workers, cluster)), device, environment,
         )  # fmt: skip
         folders = [] if last else [resolve_policy(path, runs, task) for path in paths or (None,)]
-        if last:
-            report = evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
-        elif data or eval_options.lacks_environment(folders[0], processes):
+        if folders and (data or eval_options.lacks_environment(folders[0], processes)):
             _check_open_loop(
                 {
-                    "--env": env, "--sweep": swept, "--until-ci": until_ci, "--cluster": cluster,
-                    "a second policy": folders[1:],
+                    "--env": env, "--sweep": swept, "--until-ci": until_ci, "--cluster": cluster, "--workers": workers,
+                    "--seed": seed is not None, "a second policy": folders[1:],
                 }
             )  # fmt: skip
             image = _image_beside(out, overwrite) if out else None
             report = evaluate_open_loop(eval_options.open(folders[0], processes), data, episodes, image)
-        elif swept:
-            report = sweep(folders[0], eval_options, swept, image, processes)
         else:
-            report = _evaluate(folders, eval_options, processes)
+            _warn_of_seeds(eval_options)
+            if last:
+                report = evaluate_last(paths[0] if paths else None, runs, task, last, eval_options, processes)
+            elif swept:
+                report = sweep(folders[0], eval_options, swept, image, processes)
+            else:
+                report = _evaluate(folders, eval_options, processes)
         if not processes.is_main:
             return
         if out:
@@ -192,12 +193,13 @@ def evaluate(
         console.print_json(report)
 
 
-def _check_cluster(cluster: str | None, processes: Processes) -> None:
-    """DdpError if the episodes are to be divided twice."""
-    if cluster and processes.world_size > 1:
-        raise DdpError(
-            "--cluster does not go with torchrun.", "Run `ddp eval` alone: the cluster divides the episodes."
-        )
+def _check_one_process(processes: Processes, arguments: dict[str, object]) -> None:
+    """DdpError if one of these arguments, which only a process that runs all episodes can follow, is given to several:
+    a cluster divides the episodes itself, and each process would stop by the interval of its own share.
+    """
+    unused = [name for name, value in arguments.items() if value]
+    if unused and processes.world_size > 1:
+        raise DdpError(f"{unused[0]} does not go with torchrun, which divides the episodes.", "Run `ddp eval` alone.")
 
 
 def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], page: Path | None, overwrite: bool) -> None:
@@ -207,7 +209,11 @@ def _reserve_outputs(reserved: ExitStack, outputs: list[Path | None], page: Path
             reserved.enter_context(options.reserve_output(path, overwrite))
 
 
-def _warn_of_seeds(seeds: range) -> None:
+def _warn_of_seeds(eval_options: EvalOptions) -> None:
+    """Warn of seeds that have shaped a policy. Those of Gymnasium environments have no other purpose."""
+    if eval_options.environment:
+        return
+    seeds = range(eval_options.seed, eval_options.seed + eval_options.episodes)
     for purpose, use in (
         ("collect", "are those of `ddp collect`: a policy that was trained on them knows these initial states"),
         ("training", "are those of `ddp train --eval-every`, by which the best checkpoint of a run may be chosen"),

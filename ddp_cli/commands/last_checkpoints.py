@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 
 def evaluate_last(
-    run: Path | None, runs: Path, task: str | None, count: int, eval_options: EvalOptions, processes: Processes
+    path: Path | None, runs: Path, task: str | None, count: int, eval_options: EvalOptions, processes: Processes
 ) -> dict[str, Any]:
-    """Evaluates the last checkpoints of a run.
+    """Evaluates the last checkpoints of the run `path`, by default of the newest one.
 
     The best of several is partly luck, so it is evaluated again on seeds that did not select it.
     """
-    from ddp_cli.core.checkpoint import list_checkpoints
-    from ddp_cli.core.checkpoint_lookup import newest_run
+    from ddp_cli.core.checkpoint import checkpoint_step, list_checkpoints
+    from ddp_cli.core.checkpoint_lookup import newest_run, resolve_checkpoint
 
-    folders = list_checkpoints(run or newest_run(runs, task, require_checkpoint=True))[-count:]
+    run = path or newest_run(runs, task, require_checkpoint=True)
+    # That of step 0 holds the weights that --init-from took from another run.
+    folders = [folder for folder in list_checkpoints(run) if checkpoint_step(folder) > 0][-count:]
     if not folders:
-        raise DdpError(f"no checkpoints in '{run}'.", "--last expects a run folder, runs/TASK/NAME.")
+        raise DdpError(f"no trained checkpoints in '{run}'.", "--last expects a run folder, runs/TASK/NAME.")
+    resolve_checkpoint(folders[0] if path else None, runs, task)  # refuses another task
     reports = [measure(eval_options.open(folder, processes), eval_options, processes) for folder in folders]
     measure_name = "score" if "score" in reports[0] else "success_rate"
     best = max(reports, key=lambda report: (report[measure_name], report["step"]))

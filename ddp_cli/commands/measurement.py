@@ -91,8 +91,22 @@ def measure(
         if not quiet:
             print_table(report, result)
         if folder.parent.name == "checkpoints":
-            write_report(folder.parents[1] / "eval" / report_name(report), report)
+            path = folder.parents[1] / "eval" / report_name(report)
+            write_or_warn(path, lambda: write_report(path, report))
     return report
+
+
+def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
+    """Whether `write` could write `path`, which the user did not name. If not, that is a warning: the result, and what
+    is still to be evaluated, must not be lost with it.
+    """
+    try:
+        write()
+    except OSError as e:
+        cause = e.strerror or " ".join(str(e).split())
+        console.warn(f"'{path.name}' cannot be written to '{path.parent}': {cause}. Name another place with --out.")
+        return False
+    return True
 
 
 def _run_episodes(source: PolicySource, eval_options: EvalOptions, processes: Processes) -> Evaluation:

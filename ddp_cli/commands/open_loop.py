@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
+from ddp_cli.commands.measurement import write_or_warn
 from ddp_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from ddp_cli.data.store import Store
     from ddp_cli.deploy.policy_source import PolicySource
 
 MEANING = "open-loop error: distance from the recorded actions in recorded states, not a success rate"
@@ -48,18 +50,26 @@ def evaluate_open_loop(
         "rate": source.task.schema.rate, "parts": open_loop_report(parts, chunks),
     }  # fmt: skip
     _print(report)
-    if image is None:
-        count = f"-first{max_episodes}" if max_episodes else ""
-        what = f"{store.path.stem}-{store.content_hash()[:8]}{count}"
-        sampling = f"{source.sampler}{source.inference_steps}-{source.engine}"
-        name = f"{source.folder.name}-{sampling}-open-loop-{what}.png"
-        in_run = source.folder.parent.name == "checkpoints"
-        image = source.folder.parents[1] / "eval" / name if in_run else Path(name)
-        if in_run:
-            write_report(image.with_suffix(".json"), report)
-    plot_predictions(parts, chunks[0], report, image)
-    console.note(f"picture: {image}")
+    picture = image or _default_picture(source, store, max_episodes)
+    if image is None and _is_in_run(source):
+        path = picture.with_suffix(".json")
+        write_or_warn(path, lambda: write_report(path, report))
+    if write_or_warn(picture, lambda: plot_predictions(parts, chunks[0], report, picture)):
+        console.note(f"picture: {picture}")
     return report
+
+
+def _is_in_run(source: PolicySource) -> bool:
+    return source.folder.parent.name == "checkpoints"
+
+
+def _default_picture(source: PolicySource, store: Store, max_episodes: int | None) -> Path:
+    """In the run's eval/ folder, or in the current folder for a policy outside of a run."""
+    count = f"-first{max_episodes}" if max_episodes else ""
+    what = f"{store.path.stem}-{store.content_hash()[:8]}{count}"
+    sampling = f"{source.sampler}{source.inference_steps}-{source.engine}"
+    name = f"{source.folder.name}-{sampling}-open-loop-{what}.png"
+    return source.folder.parents[1] / "eval" / name if _is_in_run(source) else Path(name)
 
 
 def _training_store(source: PolicySource) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_cli import console
-from ddp_cli.commands.measurement import EvalOptions, measure
+from ddp_cli.commands.measurement import EvalOptions, measure, write_or_warn
 from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
 from ddp_cli.seeds import unused_seed
@@ -87,9 +87,9 @@ def sweep(
     if processes.is_main:
         header = ("sampler", "steps", "action chunk", "success rate", "", "95% interval")
         console.table(f"{reports[0]['task']} from {reports[0]['obs']}: {checkpoint}", list(map(_row, reports)), header)
-        image = image or _default_image(checkpoint, eval_options, reports)
-        plot_sweep(reports, image)
-        console.note(f"plot: {image}")
+        plot = image or _default_image(checkpoint, eval_options, reports)
+        if write_or_warn(plot, lambda: plot_sweep(reports, plot)):
+            console.note(f"plot: {plot}")
         used = range(eval_options.seed, eval_options.seed + eval_options.episodes)
         console.note(f"the best of several is partly luck: measure it again with --seed {unused_seed(used)}")
     return {"sweep": reports}

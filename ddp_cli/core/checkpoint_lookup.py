@@ -7,7 +7,7 @@ from typing import Any
 
 from ddp_cli.core.checkpoint import load_meta
 from ddp_cli.errors import CheckpointError
-from ddp_cli.task_file import check_same_task, task_from_json, task_name
+from ddp_cli.task_file import check_same_task, check_task_of_policy, task_from_json, task_name
 
 
 def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = False) -> Path:
@@ -34,13 +34,14 @@ def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = F
 def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -> Path:
     """The checkpoint folder that `path` names: a checkpoint, a run (its best), or None (the best of the newest run).
 
-    ConfigError if `task` is a file that describes another task than the checkpoint's.
+    ConfigError if the checkpoint is one of another task than `task`. Without `path`, a name is only that of the folder
+    in `runs`.
     """
-    if path is None:
-        path = newest_run(runs, task, require_checkpoint=True)
-    if (path / "checkpoints" / "best").exists():
-        path = (path / "checkpoints" / "best").resolve()
-    meta: dict[str, Any] = load_meta(path)
+    folder = newest_run(runs, task, require_checkpoint=True) if path is None else path
+    if (folder / "checkpoints" / "best").exists():
+        folder = (folder / "checkpoints" / "best").resolve()
+    meta: dict[str, Any] = load_meta(folder)
     if task:
-        check_same_task(task_from_json(meta["policy"]["task"], f"'{path}'"), task, path)
-    return path
+        check = check_same_task if path is None else check_task_of_policy
+        check(task_from_json(meta["policy"]["task"], f"'{folder}'"), task, folder)
+    return folder

@@ -60,11 +60,18 @@ def is_exported(folder: Path) -> bool:
 def resolve_policy(path: Path | None, runs: Path, task: str | None) -> Path:
     """The folder of the policy at `path`: an exported folder, a checkpoint, or a run (its best checkpoint).
 
-    Without a path, the best checkpoint of the newest run in `runs`, of `task` if given.
+    Without a path, the best checkpoint of the newest run in `runs`, of `task` if given. ConfigError if the policy is
+    one of another task.
     """
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
+    from ddp_cli.deploy.exported_folder import read_spec
+    from ddp_cli.task_file import check_task_of_policy, task_from_json
 
-    return path if path is not None and is_exported(path) else resolve_checkpoint(path, runs, task)
+    if path is None or not is_exported(path):
+        return resolve_checkpoint(path, runs, task)
+    if task:
+        check_task_of_policy(task_from_json(read_spec(path)["policy"].get("task"), f"'{path}'"), task, path)
+    return path
 
 
 def open_policy_source(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
+from ddp_cli.commands.eval import _check_one_process
 from ddp_cli.commands.paired_comparison import compare
+from ddp_cli.errors import DdpError
 from ddp_cli.tasks import TASKS
+from ddp_cli.training.distributed import Processes
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +34,20 @@ def test_eval_reports_and_writes(trained: Path) -> None:
     assert (report["task"], report["first_seed"], report["inference_steps"]) == ("lift", 100000, 1)
     assert 0 <= report["interval_95"][0] <= report["success_rate"] <= report["interval_95"][1] <= 1
     assert "exists" in refused(ddp("eval", trained / "lift/tiny", "--episodes", 1, "--out", "r.json"))
+
+
+def test_a_report_that_its_run_cannot_take_does_not_end_the_evaluation(trained: Path) -> None:
+    run = Path(shutil.copytree(trained / "lift/tiny", "run", symlinks=True, ignore=shutil.ignore_patterns("eval")))
+    (run / "eval").touch()  # no report can be written there
+    command = ("eval", run, "-n", 1, "--workers", 1, "--sweep", "inference-steps=1,2", "--json")
+    result = ok(ddp(*command))
+    assert [report["inference_steps"] for report in json.loads(result.stdout)["sweep"]] == [1, 2]
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 3  # two reports and their plot
+    assert all("run/eval': File exists. Name another place with --out." in line for line in warnings)
+    ok(ddp(*command, "--out", "s.json"))
+    assert len(json.loads(Path("s.json").read_text())["sweep"]) == 2
+    assert "no file can be created there" in refused(ddp("eval", run, "--out", "/proc/r.json"))
 
 
 def test_two_checkpoints_are_compared_on_the_same_seeds(trained: Path) -> None:
@@ -122,6 +140,26 @@ def test_last_checkpoints_and_the_best_on_fresh_seeds(trained: Path) -> None:
     assert report["mean"] == report["best"] == 0.0
     assert (report["fresh"]["first_seed"], report["fresh"]["step"]) == (300_000, 4)
     assert "expects a run folder" in refused(ddp("eval", trained, "--last", 2))
+
+
+def test_initial_weights_are_not_among_the_last_checkpoints(trained: Path) -> None:
+    run = Path(shutil.copytree(trained / "lift/tiny", "run", symlinks=True))
+    for step in (2, 3):
+        shutil.rmtree(run / f"checkpoints/step-0000000{step}")
+    (run / "checkpoints/step-00000001").rename(run / "checkpoints/step-00000000")
+    report = ok_json("eval", run, "--last", 2, "-n", 1, "--workers", 1, "--inference-steps", 1)
+    assert [Path(r["checkpoint"]).name for r in report["checkpoints"]] == ["step-00000004"]
+    assert "of the task 'lift', not of 'can'" in refused(ddp("eval", run, "--last", 2, "--task", "can"))
+    shutil.rmtree(run / "checkpoints/step-00000004")
+    assert "no trained checkpoints in 'run'" in refused(ddp("eval", run, "--last", 2))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--until-ci", 0.1), ("--cluster", "auto")])
+def test_what_several_processes_cannot_follow_is_refused(option: str, value: object) -> None:
+    _check_one_process(Processes(), {option: value})
+    _check_one_process(Processes(world_size=2), {option: None})
+    with pytest.raises(DdpError, match=f"{option} does not go with torchrun"):
+        _check_one_process(Processes(world_size=2), {option: value})
 
 
 def test_a_sweep_evaluates_every_combination_and_plots_it(trained: Path, policy_folder: Path) -> None:

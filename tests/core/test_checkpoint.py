@@ -141,6 +141,15 @@ def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path,
         checkpoint_lookup.resolve_checkpoint(None, trained, "can")
 
 
+def test_resolve_checkpoint_rejects_a_task_of_another_name(trained: Path, tmp_path: Path) -> None:
+    run = trained / "lift" / "tiny"
+    assert checkpoint_lookup.resolve_checkpoint(run, trained, "lift").parents[1] == run
+    with pytest.raises(ConfigError, match=r"step-00000004' is a policy of the task 'lift', not of 'can'.*--task"):
+        checkpoint_lookup.resolve_checkpoint(run, trained, "can")
+    shutil.copytree(trained / "lift", tmp_path / "old_lift", symlinks=True)  # without a path, a folder is named
+    assert checkpoint_lookup.resolve_checkpoint(None, tmp_path, "old_lift").parents[1] == tmp_path / "old_lift/tiny"
+
+
 def write_run(folder: Path, **times: float) -> Path:
     """A run folder whose files have the given modification times [s]."""
     names = {"config": "config.json", "metrics": "metrics.jsonl", "checkpoint": "checkpoints/step-00000001"}

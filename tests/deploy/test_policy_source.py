@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DOOR, tiny_config
 from core.published_checkpoint import published_cfg, save_ckpt
 from core.published_recipe import inputs, state_dict
 
@@ -19,7 +19,7 @@ from ddp_cli.deploy.checkpoint_import import import_checkpoint
 from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.policy_inspection import inspect_policy, is_policy
 from ddp_cli.deploy.policy_source import open_policy_source, resolve_policy
-from ddp_cli.errors import CheckpointError, DdpError
+from ddp_cli.errors import CheckpointError, ConfigError, DdpError
 from ddp_cli.policy_config import PolicyConfig
 
 LOW_DIM_INPUTS = {"robot0_eef_pos": [3], "robot0_eef_quat": [4], "robot0_gripper_qpos": [2]}
@@ -108,6 +108,15 @@ def test_options_that_an_exported_policy_fixes_are_refused(policy_folder: Path) 
         with pytest.raises(DdpError, match=f"{option} cannot be changed"):
             open_policy_source(policy_folder, *arguments)
     assert open_policy_source(policy_folder, "auto", None, None, "auto").engine == "exported"
+
+
+def test_an_exported_policy_of_another_task_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    assert resolve_policy(policy_folder, Path(), "lift") == policy_folder
+    (tmp_path / "door.json").write_text(json.dumps(DOOR))
+    with pytest.raises(ConfigError, match="is a policy of the task 'lift', not of 'can'"):
+        resolve_policy(policy_folder, Path(), "can")
+    with pytest.raises(ConfigError, match=r"the task of '.*' differs from '.*door.json'"):
+        resolve_policy(policy_folder, Path(), str(tmp_path / "door.json"))
 
 
 def test_a_published_checkpoint_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

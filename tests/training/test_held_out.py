@@ -222,9 +222,16 @@ def test_episodes_of_another_store_are_all_compared(reach_run: Path, tmp_path: P
 
 def test_what_needs_episodes_is_refused(reach_run: Path) -> None:
     assert "--last does not go with --data" in refused(ddp("eval", reach_run, "--last", 2, "--data", "x.zarr"))
-    for arguments in (["--sweep", "inference-steps=1"], ["--until-ci", "0.1"], [reach_run]):
+    for arguments in (
+        ["--sweep", "inference-steps=1"], ["--until-ci", "0.1"], [reach_run], ["--seed", 0], ["--workers", 2],
+    ):  # fmt: skip
         assert "does not go with recorded episodes" in refused(ddp("eval", reach_run, *arguments))
     assert "Add --env" in refused(ddp("eval", reach_run, "--last", 2))
+
+
+def test_seeds_that_nothing_starts_from_are_not_warned_of(reach_run: Path, tmp_path: Path) -> None:
+    result = ok(ddp("eval", reach_run, "-n", 150_000, "--out", tmp_path / "x.json"))  # as seeds, those of training
+    assert "warning" not in result.stderr
 
 
 def test_a_policy_of_a_simulator_can_be_compared_with_recorded_episodes(trained: Path, lift_zarr: Path) -> None:
