@@ -17,8 +17,14 @@ class Selection(NamedTuple):
     elements: slice
 
     def width(self, shape: Sequence[int]) -> int:
-        """Number of selected elements of a step of `shape`."""
-        return len(range(math.prod(shape))[self.elements])
+        """Number of selected elements of a step of `shape`; ConfigError if some are beyond its end."""
+        n_elements, end = math.prod(shape), self.elements.stop
+        if end is not None and end > n_elements:
+            raise ConfigError(
+                f"'{self.array}[{self.elements.start}:{end}]' goes beyond the {n_elements} numbers of a step.",
+                f"Select some of {self.array}[0:{n_elements}].",
+            )
+        return len(range(n_elements)[self.elements])
 
 
 def parse_selection(text: str) -> Selection:

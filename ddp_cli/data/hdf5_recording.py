@@ -79,7 +79,7 @@ class Hdf5Recording:
         self.instructions = [""] * len(names)
         self.default_rate: float | None = None
         self.kind = "demonstrations (HDF5), taken as they were recorded"
-        self.notes, self.in_videos = list[str](), list[str]()
+        self.notes, self.in_videos, self.unreadable = list[str](), list[str](), dict[str, str]()
         self._episodes = episodes
         self._encoded: dict[str, tuple[int, int]] = {}  # arrays of encoded images -> height, width
         self.lengths: list[int] = []

@@ -57,7 +57,14 @@ class LeRobotRecording:
         self._fps = self._folder.fps
         self.rate: float | None = self._fps
         self._features = self._folder.features
-        self._cameras = {name: _camera(path, name, x) for name, x in self._features.items() if x.is_visual}
+        visual = {name: feature for name, feature in self._features.items() if feature.is_visual}
+        self._cameras = {name: camera for name, feature in visual.items() if (camera := _camera(feature))}
+        self.unreadable = {
+            name: f"its images have shape {list(feature.shape)}, expected 3 channels (RGB)"
+            for name, feature in visual.items()
+            if name not in self._cameras
+        }
+        self.notes += [f"{name}: {why}; it is not observed" for name, why in self.unreadable.items()]
         self.arrays = {
             name: StepArray(self._cameras[name].shape, np.dtype(np.uint8))
             if name in self._cameras
@@ -190,9 +197,7 @@ class LeRobotRecording:
         return content_hash(self.path)
 
 
-def _camera(path: Path, name: str, feature: Feature) -> Camera:
-    """The shape of a feature of images, (height, width, channels) or channels first."""
+def _camera(feature: Feature) -> Camera | None:
+    """The shape of RGB images, (height, width, channels) or channels first; None for others, such as depth."""
     shape = StepArray(feature.shape, np.dtype(np.uint8)).image_shape
-    if shape is None or shape[2] != 3:
-        raise DataError(f"'{path}': {name} has shape {list(feature.shape)}, expected images of 3 channels.", COPY_AGAIN)
-    return Camera(height=shape[0], width=shape[1])
+    return Camera(height=shape[0], width=shape[1]) if shape and shape[2] == 3 else None

@@ -51,6 +51,8 @@ class Recording(Protocol):
     """By their path in the recording, such as `data/state` or `observation.state`."""
     observations: list[str]
     """Arrays that a policy observes, unless others are chosen."""
+    unreadable: dict[str, str]
+    """Arrays that cannot be read, which are not among `arrays` -> why."""
     action: str
     """The array that holds the actions, unless another one is chosen."""
     rate: float | None

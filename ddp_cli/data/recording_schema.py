@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ def infer_schema(
         entries = [_parse_entry(recording, entry) for entry in keys.split(",")]
     else:
         observed = [name for name in recording.observations if name != parse_selection(action_source).array]
-        entries = [(_key(name), name) for name in observed if _is_observable(recording.arrays[name])]
+        entries = [(None, name) for name in observed if _is_observable(recording.arrays[name])]
     cameras: dict[str, Camera] = {}
     vectors: dict[str, Vector] = {}
-    for key, source in entries:
+    for key, source in _with_keys(recording, entries).items():
         selection = parse_selection(source)
         step = recording.arrays[selection.array]
         image = step.image_shape if selection.elements == slice(None) else None
@@ -72,31 +73,61 @@ def plan_recording(recording: Recording) -> tuple[dict[str, Any], str]:
     return schema, f"takes {observed} and the actions as they were recorded{needs_rate}{needs_choice}"
 
 
-def _parse_entry(recording: Recording, entry: str) -> tuple[str, str]:
-    """Key and source of an entry of --keys."""
+def _parse_entry(recording: Recording, entry: str) -> tuple[str | None, str]:
+    """Key, None if it is not stated, and source of an entry of --keys."""
     key, equals, source = entry.strip().partition("=")
-    if not equals:
-        return _key(key.split("[")[0]), _find(recording, key)
-    return key, _find(recording, source)
+    return (key, _find(recording, source)) if equals else (None, _find(recording, key))
 
 
 def _find(recording: Recording, source: str) -> str:
     """The full name of `source`, which may lack its folder; DataError lists the arrays there are."""
     selection = parse_selection(source)
-    matches = [name for name in recording.arrays if name == selection.array]
-    matches = matches or [name for name in recording.arrays if re.split(r"[/.]", name)[-1] == selection.array]
-    if len(matches) != 1:
+    matches = _matches(selection.array, recording.arrays)
+    if len(matches) == 1:
+        return source.replace(selection.array, matches[0], 1)
+    fault = f"has {'several arrays' if matches else 'no array'} '{selection.array}'."
+    if not matches and (unreadable := _matches(selection.array, recording.unreadable)):
+        fault = f"has '{unreadable[0]}', but {recording.unreadable[unreadable[0]]}."
+    raise DataError(
+        f"'{recording.path}' {fault}",
+        f"It has {', '.join(recording.arrays)}; --keys and --action-key name the ones to use.",
+    )
+
+
+def _matches(name: str, arrays: Iterable[str]) -> list[str]:
+    """Those of `arrays` that are called `name`, with or without their folder."""
+    return [array for array in arrays if array == name] or [array for array in arrays if _parts(array)[-1] == name]
+
+
+def _with_keys(recording: Recording, entries: Sequence[tuple[str | None, str]]) -> dict[str, str]:
+    """Key -> source. An entry without a key is called by the last part of its path; where several would be called the
+    same, by as many parts as tell them apart. DataError if that is not possible.
+    """
+    arrays = [parse_selection(source).array for _, source in entries]
+    keys = [_key(array, 1) if key is None else key for (key, _), array in zip(entries, arrays, strict=True)]
+    inferred = [i for i, (key, _) in enumerate(entries) if key is None and keys.count(keys[i]) > 1]
+    for n_parts in range(2, 1 + max((len(_parts(array)) for array in arrays), default=0)):
+        for i in [i for i in inferred if keys.count(keys[i]) > 1]:
+            keys[i] = _key(arrays[i], n_parts)
+    repeated = next((key for key in keys if keys.count(key) > 1), None)
+    if repeated is not None:
+        sources = [source for key, (_, source) in zip(keys, entries, strict=True) if key == repeated]
         raise DataError(
-            f"'{recording.path}' has {'no array' if not matches else 'several arrays'} '{selection.array}'.",
-            f"It has {', '.join(recording.arrays)}; --keys and --action-key name the ones to use.",
+            f"'{recording.path}': {' and '.join(sources)} have the same key '{repeated}'.",
+            f"Give each its own: --keys {','.join(f'{repeated}_{i}={source}' for i, source in enumerate(sources, 1))}.",
         )
-    return source.replace(selection.array, matches[0], 1)
+    return dict(zip(keys, (source for _, source in entries), strict=True))
 
 
-def _key(name: str) -> str:
-    """A key for the array `name`: its last part, without characters that a key cannot have."""
-    key = re.sub(r"[^A-Za-z0-9_-]", "_", re.split(r"[/.]", name)[-1]).strip("_-")
+def _key(name: str, n_parts: int) -> str:
+    """A key for the array `name`: its last `n_parts` parts, without characters that a key cannot have."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(_parts(name)[-n_parts:])).strip("_-")
     return f"{key}_obs" if key in RESERVED_KEYS else key
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of the path of an array."""
+    return re.split(r"[/.]", name)
 
 
 def _is_observable(step: StepArray) -> bool:

@@ -80,7 +80,7 @@ class ReplayBuffer:
     default_rate: float | None = None
 
     def __init__(self, path: Path) -> None:
-        self.path, self.notes, self.in_videos = path, list[str](), list[str]()
+        self.path, self.notes, self.in_videos, self.unreadable = path, list[str](), list[str](), dict[str, str]()
         try:
             members, end_array = _open_arrays(path)
         except Exception as e:  # damaged metadata raises many kinds

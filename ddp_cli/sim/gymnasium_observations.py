@@ -97,10 +97,11 @@ class ObservationMapping:
 
     def _vector(self, key: str, arrays: Observations) -> NDArray[np.float32]:
         selection = parse_selection(self._sources[key])
-        vector = arrays[selection.array].reshape(-1)[selection.elements].astype(np.float32)
-        if len(vector) != self._vectors[key]:
-            raise self._mismatch(key, f"{len(vector)} numbers", f"{self._vectors[key]}")
-        return vector
+        array = arrays[selection.array]
+        width = selection.width(array.shape)
+        if width != self._vectors[key]:
+            raise self._mismatch(key, f"{width} numbers", f"{self._vectors[key]}")
+        return array.reshape(-1)[selection.elements].astype(np.float32)
 
     def _mismatch(self, key: str, actual: str, expected: str) -> DdpError:
         return ConfigError(

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ddp, ok, ok_json, refused
 
+from ddp_cli.data.lerobot_recording import LeRobotRecording
 from ddp_cli.data.parquet import write_table
+from ddp_cli.data.recording_schema import infer_schema
 from ddp_cli.data.store import Store
 from ddp_cli.resize import resize
 from ddp_cli.video.video import VideoWriter
@@ -156,6 +158,35 @@ def test_missing_videos_are_named_with_their_episodes(tmp_path: Path) -> None:
     assert result["notes"] == [
         "observation.images.top: none of its videos is there, it is not observed", "instruction: insert the peg",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_a_camera_that_is_not_rgb_is_left_out(tmp_path: Path, version: str) -> None:
+    path = WRITERS[version](tmp_path / "peg")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["observation.images.depth"] = {"dtype": "video", "shape": [48, 64, 1]}
+    (path / "meta/info.json").write_text(json.dumps(info))
+    fault = "its images have shape [48, 64, 1], expected 3 channels (RGB)"
+    note = f"observation.images.depth: {fault}; it is not observed"
+    assert note in ok_json("inspect", path)["ddp convert"]
+    result = ok_json("convert", path, "--out", tmp_path / "s.zarr")
+    assert (list(result["schema"]["cameras"]), result["notes"][0]) == (list(CAMERAS), note)
+    error = " ".join(refused(ddp("convert", path, "--out", tmp_path / "t.zarr", "--keys", "top,depth")).split())
+    assert f"has 'observation.images.depth', but {fault}. It has observation.state, action, observation" in error
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_states_of_the_same_name_are_all_observed(tmp_path: Path, version: str) -> None:
+    """As AgiBot names them."""
+    path = WRITERS[version](tmp_path / "peg")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"] |= {
+        f"observation.states.{name}.position": {"dtype": "float32", "shape": [width]}
+        for name, width in (("joint", 14), ("effector", 2), ("head", 2))
+    }
+    (path / "meta/info.json").write_text(json.dumps(info))
+    vectors = {key: vector.width for key, vector in infer_schema(LeRobotRecording(path)).vectors.items()}
+    assert vectors == {"state": 14, "joint_position": 14, "effector_position": 2, "head_position": 2}
 
 
 def test_oddities_are_named(tmp_path: Path) -> None:

@@ -98,10 +98,21 @@ def test_keys_select_arrays_and_their_elements(tmp_path: Path) -> None:
     for keys, message in (
         ("img,nothing", "has no array 'nothing'. It has data/action, data/img"),
         ("state[0:2", "'state[0:2' is not an array"),
-        ("state[7:9]", "'data/state[7:9]' has 0 numbers"),
+        ("state[4:9]", "'data/state[4:9]' goes beyond the 5 numbers of a step. Select some of data/state[0:5]"),
+        ("state[5]", "'data/state[5:6]' goes beyond the 5 numbers"),
+        ("state[2:2]", "'data/state[2:2]' has 0 numbers"),
+        ("a=state[0:2],b=state[2],a=state[3]", "data/state[0:2] and data/state[3] have the same key 'a'. Give"),
+        ("state[0:2],state[3]", "--keys data_state_1=data/state[0:2],data_state_2=data/state[3]."),
     ):
         assert message in " ".join(refused(ddp(*command, "--overwrite", "--keys", keys)).split())
     assert len(Store(tmp_path / "s.zarr").episode_ends) == 2  # refused before anything was replaced
+
+
+def test_more_actions_than_there_are_cannot_be_selected(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr")
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr", "--action-key")
+    assert "'data/action[0:20]' goes beyond the 2 numbers" in refused(ddp(*command, "action[0:20]"))
+    ok(ddp(*command, "action[0:2]"))
 
 
 def test_what_a_recording_does_not_state_is_asked_for(tmp_path: Path) -> None:
@@ -285,6 +296,49 @@ def test_demonstrations_are_in_the_order_of_their_numbers(stacking: Path) -> Non
         for name in ("demo_10", "demo_²", "²"):
             f.copy("data/demo_0", f["data"], name)
     assert open_robomimic(stacking).episode_names == ["demo_0", "demo_1", "demo_2", "demo_10", "demo_²", "²"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "keys"),
+    [
+        (["left/pos", "right/pos", "gripper/width"], ["left_pos", "right_pos", "width"]),
+        (["pos", "right/pos"], ["obs_pos", "right_pos"]),
+        (["a/left/pos", "b/left/pos", "right/pos"], ["a_left_pos", "b_left_pos", "right_pos"]),
+        (["joint_pos", "joint/pos", "hand/pos"], ["joint_pos", "obs_joint_pos", "hand_pos"]),
+        (["left/action", "right/action"], ["left_action", "right_action"]),
+    ],
+)
+def test_arrays_of_the_same_name_are_called_by_more_of_their_path(
+    stacking: Path, arrays: list[str], keys: list[str]
+) -> None:
+    with h5py.File(stacking, "r+") as f:
+        for i in range(3):
+            for width, name in enumerate(arrays, 1):
+                f[f"data/demo_{i}/obs/{name}"] = np.zeros((LENGTHS[i] + 2, width))
+    schema = infer_schema(open_robomimic(stacking))
+    named = {f"obs/{name}": (key, width) for width, (name, key) in enumerate(zip(arrays, keys, strict=True), 1)}
+    named |= {"obs/eef_pos": ("eef_pos", 3)}
+    assert {vector.source: (key, vector.width) for key, vector in schema.vectors.items()} == named
+    assert list(schema.cameras) == ["front"]
+    stated = f"pos=obs/eef_pos,{','.join(f'obs/{name}' for name in arrays)}"  # one key is taken
+    chosen = infer_schema(open_robomimic(stacking), stated).vectors
+    assert (chosen["pos"].source, len(chosen)) == ("obs/eef_pos", 1 + len(arrays))
+
+
+def test_arrays_that_no_path_tells_apart_need_keys(stacking: Path) -> None:
+    with h5py.File(stacking, "r+") as f:
+        for i in range(3):
+            for name in ("hand pos", "hand.pos"):
+                f[f"data/demo_{i}/obs/{name}"] = np.zeros((LENGTHS[i] + 2, 2))
+            f[f"data/demo_{i}/obs/arm/pos"] = np.zeros((LENGTHS[i] + 2, 2))
+    schema = inspect_source(stacking)["schema"]
+    assert list(schema["vectors"]) == ["arm_pos", "eef_pos", "hand_pos", "obs_hand_pos"]
+    with h5py.File(stacking, "r+") as f:
+        for i in range(3):
+            f[f"data/demo_{i}/obs/hand/pos"] = np.zeros((LENGTHS[i] + 2, 2))
+    plan = inspect_source(stacking)["plan"]
+    assert "needs more options: " in plan
+    assert "obs/hand/pos and obs/hand.pos have the same key 'obs_hand_pos'. Give each its own: --keys" in plan
 
 
 def test_a_recording_is_not_said_to_have_another_rate(stacking: Path, tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ def test_observations_are_found_by_their_kind_or_by_the_map() -> None:
         ({"success_key": "name"}, "does not report 'name' as a number"),
         ({"success_key": "ragged"}, "does not report 'ragged' as a number"),
         ({"sources": {"img": "pixels[0:3]"}}, r"pixels\[0:3\] has elements, not images.*img with images \(16, 20, 3\)"),
+        (
+            {"kwargs": {"nested": True}, "sources": {"pos": "state[2:6]"}},
+            r"'state\[2:6\]' goes beyond the 4 numbers of a step. Select some of state\[0:4\]",
+        ),
         ({"kwargs": {"mode": "tuple"}}, r"does not observe 'img'; it observes 0 \(2,\)"),
         ({"score_key": "coverage"}, "does not report 'coverage'.*--score-key: is_success, x"),
     ],
