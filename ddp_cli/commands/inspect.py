@@ -26,6 +26,7 @@ def inspect(
     from ddp_cli.data.inspection import describe_source, inspect_source
     from ddp_cli.deploy.policy_inspection import describe_policy, inspect_policy, is_policy
     from ddp_cli.task_file import read_task
+    from ddp_cli.training.resume_command import resume_command
 
     if source.is_file() and source.suffix in (".ckpt", ".pt", ".pth"):
         raise DataError(
@@ -35,7 +36,7 @@ def inspect(
     if source.is_file() and source.suffix in (".safetensors", ".json", ".onnx"):
         raise DataError(f"'{source}' is a file of a checkpoint or an exported policy.", "Name its folder.")
     if is_run(source) and not is_policy(source):
-        raise DataError(f"the run '{source}' has no checkpoint yet.", "Resume it with `ddp train --resume`.")
+        raise DataError(f"the run '{source}' has no checkpoint yet.", f"Resume it: `{resume_command(source)}`.")
     if is_policy(source):
         if task is not None:
             raise DataError(f"--task does not apply to '{source}', which is a policy.", "Leave it out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ def train(
                 report_new_run(run, size)
             report_data(run)
             checkpoint = _run_training(run, task, str(torch_device), wandb)
-    _report(run, checkpoint, task, runs, time.perf_counter() - started, json)
+    _report(run, checkpoint, time.perf_counter() - started, json)
 
 
 def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
@@ -252,10 +253,11 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
         return run_training(run, callbacks, wandb)
 
 
-def _report(run: Run, checkpoint: Path | None, task: str, runs: Path, seconds: float, json: bool) -> None:
+def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> None:
     """Prints the result; KeyboardInterrupt if the run was stopped before its end."""
-    option = "" if runs == options.RUNS else f" --runs {runs}"
-    command = f"`ddp train --task {task} --name {run.folder.name}{option} --resume`"
+    from ddp_cli.training.resume_command import resume_command
+
+    command = f"`{resume_command(run.folder)}`"
     if checkpoint is None:
         console.note(f"stopped before the first step; start it with {command}")
         raise KeyboardInterrupt
@@ -275,10 +277,11 @@ def _report(run: Run, checkpoint: Path | None, task: str, runs: Path, seconds: f
         )  # fmt: skip
         return
     console.result(f"{checkpoint}: {run.trainer.total} steps in {console.duration(seconds)}")
+    folder = shlex.quote(str(run.folder))
     if run.trainer.config.policy.task.simulator is None:
-        console.note(f"Next: `ddp export {run.folder} --out policy`.")
+        console.note(f"Next: `ddp export {folder} --out policy`.")
     else:
-        console.note(f"Next: `ddp eval {run.folder}`, or `ddp rollout {run.folder} --video out.mp4`.")
+        console.note(f"Next: `ddp eval {folder}`, or `ddp rollout {folder} --video out.mp4`.")
 
 
 @contextmanager

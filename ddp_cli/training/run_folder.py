@@ -25,6 +25,7 @@ from ddp_cli.json_file import read_json
 from ddp_cli.locks import Lock, acquire_lock, make_folder, read_holder, remove_empty_folders
 from ddp_cli.task_file import task_from_json
 from ddp_cli.train_config import TrainConfig
+from ddp_cli.training.resume_command import resume_command
 from ddp_cli.training.run_config import FORMAT, RunConfig, check_is_run, parse_run_config
 from ddp_cli.training.trainer import Trainer
 
@@ -153,12 +154,9 @@ def read_run_config(folder: Path, data: Path | None = None) -> RunConfig:
     """
     config = parse_run_config(folder)
     if data is None and not config.store.exists():
-        runs = folder.parent.parent
-        option = "" if str(runs) == "runs" else f" --runs {runs}"
         raise DataError(
             f"the store of '{folder}' is not at '{config.store}' any more.",
-            f"If it was moved, resume with --data: `ddp train --task {config.train.policy.task.name} "
-            f"--name {folder.name}{option} --resume --data STORE.zarr`.",
+            f"If it was moved, resume with --data: `{resume_command(folder, '--data', 'STORE.zarr')}`.",
         )
     store = Store(data or config.store)
     differences = _find_differences(config.identity, store_identity(store))

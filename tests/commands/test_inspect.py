@@ -50,7 +50,10 @@ def test_inspect_explains_parts_of_policies_and_runs_without_checkpoints(trained
     assert "--task does not apply" in refused(ddp("inspect", run, "--task", "lift"))
     Path("new/checkpoints").mkdir(parents=True)
     Path("new/config.json").write_text("{}")
-    assert "has no checkpoint yet" in refused(ddp("inspect", "new"))
+    line = refused(ddp("inspect", "new"))
+    assert "has no checkpoint yet" in line
+    task = Path.cwd()  # the folder of the run is in that of its task, which is in that of all runs
+    assert f"`ddp train --task {task.name} --name new --runs {task.parent} --resume`" in line
 
 
 def test_inspect_of_a_published_checkpoint_names_import() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ddp, ok, refused, tiny_config
+from conftest import TINY, ddp, ok, refused, tiny_config
 from data.random_stores import forget_checksums
 from training.run_helpers import (
     CPU,
@@ -27,6 +28,7 @@ from ddp_cli.data.store_writer import CODEC
 from ddp_cli.errors import ConfigError, DataError, DdpError
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.resume import resume_run
+from ddp_cli.training.resume_command import resume_command
 from ddp_cli.training.run import run_training
 from ddp_cli.training.run_folder import create_run_folder
 
@@ -90,7 +92,7 @@ def test_a_run_resumes_with_a_store_that_moved_and_remembers_it(lift_zarr: Path,
     with pytest.raises(DataError) as error:
         resume(tmp_path / "run")
     assert error.value.message == f"the store of '{tmp_path / 'run'}' is not at '{before}' any more."
-    command = f"`ddp train --task lift --name run --runs {tmp_path.parent} --resume --data STORE.zarr`"
+    command = f"`ddp train --task {tmp_path.name} --name run --runs {tmp_path.parent} --resume --data STORE.zarr`"
     assert command in error.value.hint
     release(resume(tmp_path / "run", after))
     run = resume(tmp_path / "run")  # without --data
@@ -165,6 +167,38 @@ def test_train_resumes_a_run_whose_store_moved(
     result = ok(ddp(*command, "--data", "after.zarr"))
     assert "resuming runs/lift/x at step 1 of 2" in result.stderr
     assert json.loads(Path("runs/lift/x/config.json").read_text())["data"] == str(tmp_path / "after.zarr")
+
+
+def test_the_command_that_resumes_a_run_is_complete(
+    lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resume_command(Path("runs/lift/x")) == "ddp train --task lift --name x --resume"
+    folder = Path("my runs/not built in/it's")
+    train_new_run(lift_store, folder, tiny_config(steps=3, checkpoint_every=1), stop_at=1)
+    command = resume_command(folder, "--json")
+    assert command == """ddp train --task 'not built in' --name 'it'"'"'s' --runs 'my runs' --resume --json"""
+    result = ok(ddp(*shlex.split(command)[1:]))
+    assert json.loads(result.stdout)["steps"] == 3
+    monkeypatch.chdir(folder.parent)
+    assert shlex.split(resume_command(Path("it's")))[2:-1] == [
+        "--task", "not built in", "--name", "it's", "--runs", str(tmp_path / "my runs"),
+    ]  # fmt: skip
+
+
+def test_commands_in_messages_can_be_pasted(
+    lift_store: Store, lift_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    command = ("train", "--task", "lift", "--data", lift_zarr, "--steps", 1, "--preset", "laptop", *settings)
+    result = ok(ddp(*command, "--runs", "my runs", "--name", "new one"))
+    assert "`ddp eval 'my runs/lift/new one'`" in result.stderr
+    train_new_run(lift_store, tmp_path / "my runs/lift/old one", tiny_config(steps=2, checkpoint_every=1), stop_at=1)
+    content = json.loads(Path("my runs/lift/old one/config.json").read_text())
+    Path("my runs/lift/old one/config.json").write_text(json.dumps(content | {"data": "moved.zarr"}))
+    line = refused(ddp("train", "--task", "lift", "--runs", "my runs", "--name", "old one", "--resume"))
+    assert "`ddp train --task lift --name 'old one' --runs 'my runs' --resume --data STORE.zarr`" in line
 
 
 def test_a_run_keeps_the_folder_of_decoded_images_but_its_checkpoints_do_not(lift_store: Store, tmp_path: Path) -> None:
