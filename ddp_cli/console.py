@@ -23,8 +23,15 @@ SECONDS_BETWEEN_LINES = 15.0  # of progress, where stderr is not a terminal
 Update = Callable[[int, int, str], None]
 
 
+def is_terminal() -> bool:
+    """Whether progress and notes go to a terminal, while it is open."""
+    return _notes.is_terminal
+
+
 def silence() -> None:
-    """Prints nothing but errors from now on; used by all but the main process of a distributed run."""
+    """Prints nothing but errors from now on; used by all but the main process of a distributed run, and when the
+    terminal was closed, to which every write would fail.
+    """
     _out.quiet = True
     _notes.quiet = True
 

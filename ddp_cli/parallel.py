@@ -28,6 +28,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_ADDRESS = 107  # bytes, of a Unix socket on Linux
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+"""What a terminal sends to all processes of a command: on Ctrl-C, and when it is closed."""
 
 # Of a worker process.
 _make_function: Callable[[], Callable[[Any], Any]] | None = None
@@ -61,20 +63,23 @@ def preload_workers(*modules: str) -> None:
     """
     if _can_fork():
         forkserver.set_forkserver_preload([*modules])
-        with _sigint_ignored():
+        with _terminal_ignored():
             forkserver.ensure_running()
 
 
 def start_process(function: Callable[..., object], *args: object) -> BaseProcess:
-    """Start `function(*args)` in a process that ignores Ctrl-C and ends with this one. All must be picklable."""
+    """Start `function(*args)` in a process that ignores Ctrl-C and SIGHUP and ends with this one. All must be
+    picklable.
+    """
     process: BaseProcess = _context().Process(target=_run_with_parent, args=(function, *args), daemon=True)  # type: ignore[attr-defined]
-    with _sigint_ignored():
+    with _terminal_ignored():
         process.start()
     return process
 
 
 def _run_with_parent(function: Callable[..., object], *args: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     function(*args)
 
@@ -193,7 +198,7 @@ class _Pool:
         """The result of the first of `items`; unless it runs `alone`, the others are submitted as well."""
         for item in itertools.islice(items, len(self._futures), 1 if alone else None):
             try:
-                with _sigint_ignored():
+                with _terminal_ignored():
                     self._futures.append(self._executor.submit(_call, item))
             except (EOFError, ConnectionError) as e:  # the fork server crashed
                 raise BrokenProcessPool(str(e)) from e
@@ -213,16 +218,19 @@ class _Pool:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C: the parent handles it, and each of them would print a traceback."""
+def _terminal_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C and the end of their terminal (SIGHUP): the parent handles them, and ends
+    the processes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in TERMINAL_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _init_worker(make_function: Callable[[], Callable[[Any], Any]]) -> None:

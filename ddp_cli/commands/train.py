@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -180,8 +176,8 @@ def train(
 ) -> None:
     """Train a diffusion policy.
 
-    Ctrl-C saves a checkpoint, --resume continues from it. Without a store, the sample demonstrations are converted
-    first.
+    Ctrl-C, or a closed terminal, saves a checkpoint; --resume continues from it. Without a store, the sample
+    demonstrations are converted first.
     """
     from ddp_cli.parallel import default_workers, preload_workers
 
@@ -235,8 +231,9 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
     from ddp_cli.training.loop import Callbacks
     from ddp_cli.training.rollouts import make_evaluator
     from ddp_cli.training.run import run_training
+    from ddp_cli.training.stop_signals import stop_on_signal
 
-    with _stop_on_signal() as should_stop, console.progress(f"train {task}") as update:
+    with stop_on_signal() as should_stop, console.progress(f"train {task}") as update:
 
         def show_progress(p: Progress) -> None:
             rate = f"{p.rate:.1f} steps/s, {p.rate * run.trainer.config.batch_size:.0f} samples/s"
@@ -282,26 +279,6 @@ def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> No
         console.note(f"Next: `ddp export {folder} --out policy`.")
     else:
         console.note(f"Next: `ddp eval {folder}`, or `ddp rollout {folder} --video out.mp4`.")
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or SIGTERM has arrived; a second signal interrupts at once."""
-    requested = False
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-        console.note("stopping: saving a checkpoint (press Ctrl-C again to stop without saving)")
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _reject_with_resume(**values: object) -> None:

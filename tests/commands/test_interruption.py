@@ -1,9 +1,12 @@
-"""Full disks and Ctrl-C, in real processes."""
+"""Full disks, Ctrl-C and closed terminals, in real processes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from conftest import TINY, ddp, ok_json
 
 from ddp_cli.core.checkpoint import file_hash
 from ddp_cli.tasks import TASKS
+from ddp_cli.training.stop_signals import stop_on_signal
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +111,51 @@ def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
     state.with_name("config.json").write_text(json.dumps(saved))
     result = ok_json("train", "--task", "lift", "--name", "long", "--resume")
     assert result["steps"] == saved["step"] + 2
+
+
+IN_A_TERMINAL = """
+import os
+os.open(os.ttyname(0), os.O_RDWR)  # the leader of a session gets it as its terminal
+import ddp_cli.cli
+ddp_cli.cli.app()
+"""
+
+
+def test_a_closed_terminal_saves_a_checkpoint(lift_zarr: Path) -> None:
+    """All processes get SIGHUP then, some of them twice, and nothing can be printed."""
+    args = ["train", "--task", "lift", "--data", str(lift_zarr), "--steps", "100000", "--name", "long", *SETTINGS]
+    args += ["--set", "batch_size=32"]  # for two processes
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *args], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    os.close(slave)
+    metrics, printed = Path("runs/lift/long/metrics.jsonl"), b""
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        if select.select([master], [], [], 0.2)[0]:
+            printed += os.read(master, 10_000)
+    os.close(master)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=120) == 130, printed.decode()
+    saved = json.loads(Path("runs/lift/long/checkpoints/last/config.json").read_text())
+    assert 0 < saved["step"] < 100000
+
+
+def test_a_second_sighup_does_not_interrupt() -> None:
+    for handler in (signal.SIG_DFL, signal.SIG_IGN):  # `nohup` ignores it
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with stop_on_signal() as should_stop:
+                if handler is signal.SIG_DFL:
+                    assert not should_stop()
+                for _ in range(2):
+                    signal.raise_signal(signal.SIGHUP)
+                assert should_stop() == (handler is signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGHUP) is handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_ctrl_c_in_other_commands_exits_130(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
