@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several test processes share the cores: threads that wait for each other would slow all of them down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
@@ -198,6 +199,11 @@ def random_observation(policy: Policy, seed: int = 0) -> dict[str, np.ndarray]:
         else rng.normal(size=obs["shape"]).astype(np.float32)
         for key, obs in policy.obs.items()
     }
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video (n, H, W, 3)."""
+    return np.stack([np.asarray(frame)[..., :3] for frame in imageio.mimread(path, memtest=False)])
 
 
 def ddp(*args: object) -> Result:

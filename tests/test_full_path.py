@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import DOOR, SAMPLE_TASKS, TINY, Recorded, ok, ok_json
+from conftest import DOOR, SAMPLE_TASKS, TINY, Recorded, ok, ok_json, read_video
 from conftest import ddp as run
 
 from ddp_cli.data.demo_file import DemoFile
 from ddp_cli.data.store import Store
 from ddp_cli.task_file import task_from_json
-from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ddp, ok, ok_json
+from conftest import ddp, ok, ok_json, read_video
 
 import ddp_cli
-from ddp_cli.video.video import read_video
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 POLICY = SAMPLES / "square-policy"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DOOR, TINY, ddp, ok, ok_json, refused
+from conftest import DOOR, TINY, ddp, ok, ok_json, read_video, refused
 from deploy.exporting import export_checkpoint
 from deploy.test_server import serving
 from training.run_helpers import create, release, train_new_run
@@ -33,7 +33,6 @@ from ddp_cli.schema import Schema
 from ddp_cli.task_difference import describe_difference
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import TASKS
-from ddp_cli.video.video import read_video
 from ddp_cli.video.video_info import read_video_info
 
 ARM: dict[str, Any] = {

@@ -143,8 +143,3 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write `image` (H, W, 3) as PNG."""
     with atomic_file(path) as partial:
         imageio.imwrite(partial, image, format="png")
-
-
-def read_video(path: Path) -> NDArray[np.uint8]:
-    """All frames of a video (n, H, W, 3)."""
-    return np.stack([np.asarray(frame)[..., :3] for frame in imageio.mimread(path, memtest=False)])

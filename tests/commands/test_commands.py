@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import DOOR, ddp, misused, ok, ok_json, refused
+from conftest import DOOR, ddp, misused, ok, ok_json, read_video, refused
 from typer.main import get_command
 
 from ddp_cli.cli import app
 from ddp_cli.tasks import TASKS
-from ddp_cli.video.video import read_video
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ddp, ok, ok_json, refused
+from conftest import ddp, ok, ok_json, read_video, refused
 
 from ddp_cli.evaluation.rollout import EpisodeResult
 from ddp_cli.tasks import TASKS
-from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from conftest import read_video
 
 from ddp_cli.data.lerobot_conversion import convert_lerobot
 from ddp_cli.data.lerobot_reader import LeRobotDataset
 from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
 from ddp_cli.tasks import get_task
-from ddp_cli.video.video import VideoWriter, read_video
+from ddp_cli.video.video import VideoWriter
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 INFO = "meta/info.json"

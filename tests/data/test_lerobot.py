@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import ddp, misused, ok, ok_json, refused
+from conftest import ddp, misused, ok, ok_json, read_video, refused
 from data.lerobot_datasets import ACTION, DATA, EPISODES, convert_dataset, forget_origin, no_progress, write_column
 
 from ddp_cli.data.actions import delta_to_absolute, rotation_6d_to_axis_angle
@@ -22,7 +22,6 @@ from ddp_cli.data.parquet import write_table
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.tasks import get_task
-from ddp_cli.video.video import read_video
 
 
 def keys(store: Store) -> list[str]:

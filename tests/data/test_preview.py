@@ -5,13 +5,13 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from conftest import read_video
 
 from ddp_cli.data.conversion import convert
 from ddp_cli.data.conversion_plan import ConvertOptions
 from ddp_cli.data.preview import write_preview
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
-from ddp_cli.video.video import read_video
 
 
 def test_image_shows_frames_of_both_cameras(lift_store: Store, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import read_video
 
 from ddp_cli.action_limits import ActionLimits
 from ddp_cli.evaluation.evaluation import evaluate, make_simulator
@@ -21,7 +22,6 @@ from ddp_cli.robots import delta_parts
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED, draw_text
-from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_video
 
 from ddp_cli.action_limits import ActionLimits
 from ddp_cli.errors import DdpError
@@ -16,7 +17,6 @@ from ddp_cli.robots import delta_parts
 from ddp_cli.sim.renderer import PinholeCamera
 from ddp_cli.tasks import get_task
 from ddp_cli.video.overlay import DARK, GREEN, RED
-from ddp_cli.video.video import read_video
 
 HORIZON = 16
 

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import TINY, ddp, ok, ok_json, refused
+from conftest import TINY, ddp, ok, ok_json, read_video, refused
 
 from ddp_cli.commands.doctor_task_checks import diagnose_task
 from ddp_cli.data.demo_file import DemoFile
@@ -23,7 +23,6 @@ from ddp_cli.sim.environment import env_args
 from ddp_cli.sim.simulator import Simulator
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import RECORDED, TASKS, Task, get_task
-from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 

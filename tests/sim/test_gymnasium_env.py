@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 import zarr
-from conftest import ddp, ok, ok_json, refused
+from conftest import ddp, ok, ok_json, read_video, refused
 from numpy.typing import NDArray
 from reach_env import SUCCESS_REWARD
 
@@ -25,7 +25,6 @@ from ddp_cli.evaluation.rollout import Observation, run_episode
 from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
 from ddp_cli.tasks import Task
-from ddp_cli.video.video import read_video
 
 PART = ActionPart(name="action", width=2)
 SCHEMA = Schema(rate=10, cameras={"img": Camera(height=16, width=20)}, vectors={"pos": Vector(width=2)}, action=(PART,))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_video
 
 from ddp_cli.errors import DdpError
 from ddp_cli.video.overlay import OVERLAY_COLORS
-from ddp_cli.video.video import VideoWriter, read_video
+from ddp_cli.video.video import VideoWriter
 
 
 def test_video_is_read_back_as_it_was_written(tmp_path: Path) -> None:
