@@ -92,10 +92,16 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, which is in the same folder."""
+    """Make `link` a relative symbolic link to `target`, which is in the same folder; on a file system without such
+    links (exFAT, some network shares), a file that holds the name of `target`.
+    """
     partial = _hidden(link, "partial")
     remove(partial)
-    partial.symlink_to(target.name)
+    try:
+        partial.symlink_to(target.name)
+    except OSError:
+        partial.write_text(f"{target.name}\n")
+        sync(partial)
     if link.is_dir() and not link.is_symlink():  # a folder that was copied with its links followed
         remove_folder(link)
     partial.replace(link)

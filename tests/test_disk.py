@@ -145,6 +145,21 @@ def test_a_link_is_replaced_even_where_a_copy_made_it_a_folder(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "one", "two"]
 
 
+def test_a_link_is_a_file_where_there_are_no_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    for name in ("one", "two"):
+        write_folder(tmp_path / name, name)
+    replace_link(tmp_path / "link", tmp_path / "one")
+    monkeypatch.setattr(os, "symlink", unsupported)
+    for name in ("two", "one"):  # in place of a symbolic link, then of a file
+        replace_link(tmp_path / "link", tmp_path / name)
+        assert (tmp_path / "link").read_text() == f"{name}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "one", "two"]
+    assert read_folder(tmp_path / "one") == {"one"}
+
+
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", "kept")
     (tmp_path / ".a.partial").mkdir()

@@ -93,12 +93,13 @@ def export(
     from dataclasses import asdict
 
     from ddp_cli.core.checkpoint import check_not_file, load_policy
+    from ddp_cli.core.checkpoint_files import follow_link
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.export import CardSources, ExportOptions, export_policy
     from ddp_cli.evaluation.stored_reports import read_stored_reports
 
     if checkpoint is not None:
-        check_not_file(checkpoint)
+        check_not_file(follow_link(checkpoint))
     # Only a checkpoint replaces a checkpoint: it may be all that is left of a training run.
     markers = ("model.safetensors",) if export_format == "ddp" else ("policy.json",)
     options.check_output(out, overwrite, markers)

@@ -252,6 +252,7 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
 
 def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> None:
     """Prints the result; KeyboardInterrupt if the run was stopped before its end."""
+    from ddp_cli.core.checkpoint_files import follow_link
     from ddp_cli.training.resume_command import resume_command
 
     command = f"`{resume_command(run.folder)}`"
@@ -259,7 +260,7 @@ def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> No
         console.note(f"stopped before the first step; start it with {command}")
         raise KeyboardInterrupt
     if run.trainer.step_number < run.trainer.total:
-        console.note(f"saved {checkpoint.resolve()}; resume with {command}")
+        console.note(f"saved {follow_link(checkpoint).resolve()}; resume with {command}")
         raise KeyboardInterrupt
     skipped = int(run.trainer.safe_step.skipped)
     if skipped:

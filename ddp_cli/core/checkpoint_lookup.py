@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.core.checkpoint import load_meta
+from ddp_cli.core.checkpoint_files import follow_link
 from ddp_cli.errors import CheckpointError
 from ddp_cli.task_file import check_same_task, check_task_of_policy, task_from_json, task_name
 
@@ -38,8 +39,8 @@ def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -
     in `runs`.
     """
     folder = newest_run(runs, task, require_checkpoint=True) if path is None else path
-    if (folder / "checkpoints" / "best").exists():
-        folder = (folder / "checkpoints" / "best").resolve()
+    best = folder / "checkpoints" / "best"
+    folder = follow_link(best).resolve() if best.exists() else follow_link(folder)
     meta: dict[str, Any] = load_meta(folder)
     if task:
         check = check_same_task if path is None else check_task_of_policy

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 def is_policy(path: Path) -> bool:
     """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
-    from ddp_cli.core.checkpoint_files import CONFIG, MODEL
+    from ddp_cli.core.checkpoint_files import CONFIG, MODEL, follow_link
 
+    path = follow_link(path)
     is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
     return is_checkpoint or (path / "checkpoints" / "best").exists() or is_exported(path)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 import types
 from pathlib import Path
 
 import pytest
-from conftest import TINY, ddp, ok, ok_json, refused
+from conftest import TINY, ddp, ok, ok_json, read_video, refused
 
 from ddp_cli.errors import SimulatorError
 from ddp_cli.tasks import TASKS
-from ddp_cli.video.video import read_video
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,20 @@ def test_a_failed_video_keeps_the_success_rate(lift_zarr: Path, monkeypatch: pyt
     ok(result)
     assert "step-00000001 was not filmed: RuntimeError: no encoder" in result.stderr
     assert metrics("success_rate") == [0.0]
+
+
+def test_a_file_system_without_symbolic_links_takes_a_run(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as on exFAT
+
+    monkeypatch.setattr(os, "symlink", unsupported)
+    assert ok_json(*command(lift_zarr, "--steps", 2))["checkpoint"] == "runs/lift/x/checkpoints/last"
+    run = Path("runs/lift/x")
+    for link in ("last", "best"):
+        assert (run / "checkpoints" / link).read_text() == "step-00000002\n"
+        for args in (("inspect",), ("export", "--out", f"{link}/policy", "--episodes", 0, "--data", lift_zarr)):
+            ok(ddp(*args, run / "checkpoints" / link))
+    assert "resuming runs/lift/x at step 2 of 2" in ok(ddp("train", "--task", "lift", "--resume")).stderr
 
 
 def test_an_incomplete_torchrun_environment_is_ignored(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from conftest import DOOR
 
 from ddp_cli.core import checkpoint as ck
 from ddp_cli.core import checkpoint_lookup
-from ddp_cli.deploy.policy_inspection import inspect_policy
+from ddp_cli.deploy.policy_inspection import inspect_policy, is_policy
 from ddp_cli.deploy.policy_source import open_policy_source
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import CheckpointError, ConfigError
@@ -139,6 +139,24 @@ def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path,
     assert checkpoint_lookup.resolve_checkpoint(None, trained, "lift") == best
     with pytest.raises(CheckpointError, match="ddp train --task can"):
         checkpoint_lookup.resolve_checkpoint(None, trained, "can")
+
+
+def test_links_may_be_files_that_name_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "lift" / "tiny", tmp_path / "lift" / "run", symlinks=True))
+    links = {name: run / "checkpoints" / name for name in ("last", "best")}
+    for name, step in (("last", 4), ("best", 2)):
+        links[name].unlink()
+        links[name].write_text(f"step-0000000{step}\n")
+    best = run / "checkpoints/step-00000002"
+    for path in (run, links["best"], None):
+        assert checkpoint_lookup.resolve_checkpoint(path, tmp_path) == best
+    assert checkpoint_lookup.resolve_checkpoint(links["last"], tmp_path).name == "step-00000004"
+    assert is_policy(run)
+    assert inspect_policy(links["best"]) == inspect_policy(best)
+    for text in ("", "step-00000009"):
+        links["best"].write_text(text)
+        with pytest.raises(CheckpointError):
+            checkpoint_lookup.resolve_checkpoint(run, tmp_path)
 
 
 def test_resolve_checkpoint_rejects_a_task_of_another_name(trained: Path, tmp_path: Path) -> None:
