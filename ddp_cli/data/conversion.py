@@ -70,7 +70,7 @@ def convert(
     """Converts the demos in the file `source` to the store `out`, replacing an existing one.
 
     `task` defaults to that of the recorded environment. Memory use does not depend on the number of demos.
-    The same call resumes an interrupted conversion; any error removes the partial store.
+    The same call resumes a conversion that was interrupted or failed.
     """
     check_render_profile(options.render)
     check_obs(options.obs)

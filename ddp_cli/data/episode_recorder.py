@@ -106,5 +106,4 @@ class EpisodeRecorder:
 
     def _new_writer(self, path: Path, lengths: list[int], attributes: dict[str, Any]) -> StoreWriter:
         """A writer of the store `path` that does not resume what a killed process left: those were other episodes."""
-        remove_folder(path.with_name(f"{path.name}.partial"))
-        return StoreWriter(path, self._task, lengths, attributes, 3)
+        return StoreWriter(path, self._task, lengths, attributes, 3, resumable=False)

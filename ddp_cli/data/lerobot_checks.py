@@ -42,4 +42,7 @@ def check_finite(name: str, values: NDArray[Any], location: str) -> None:
     """DataError unless all `values` are finite."""
     if not np.isfinite(values).all():
         step = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise DataError(f"{location}: {name} is not finite in step {step}.", "Exclude it with --only.")
+        raise DataError(
+            f"{location}: {name} is not finite in step {step}.",
+            "Leave it out: --only takes a slice of the episodes, such as :3 or 4:.",
+        )

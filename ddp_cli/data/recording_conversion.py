@@ -42,7 +42,7 @@ def convert_recording(
     trim_pauses: bool = False,
 ) -> dict[str, str]:
     """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`.
-    An interrupted conversion is resumed.
+    A conversion that was interrupted or failed is resumed.
 
     Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
@@ -84,20 +84,65 @@ def _find_faults(recording: Recording, schema: Schema, indices: list[int], skip_
     """Faults of the episodes `indices`, by index. DataError if there are any, unless `skip_bad` is set and other
     episodes remain.
     """
-    sources = [camera.source for camera in schema.cameras.values()]
-    sources += [*(vector.source for vector in schema.vectors.values()), schema.action_source]
+    sources = [*(camera.source for camera in schema.cameras.values()), *_vector_sources(schema).values()]
     arrays = {parse_selection(source).array for source in sources}
     faults = {i: fault for i, fault in recording.faults(arrays).items() if i in set(indices)}
+    faults |= _find_faulty_values(recording, schema, [i for i in indices if i not in faults])
+    faults = {i: _without_place(recording, i, fault) for i, fault in sorted(faults.items())}
     if faults and (not skip_bad or len(faults) == len(indices)):
-        i, fault = next(iter(sorted(faults.items())))
+        i, fault = next(iter(faults.items()))
         more = f", and {len(faults) - 1} more episodes have faults" if len(faults) > 1 else ""
         raise DataError(
-            f"'{recording.path}' episode {recording.episode_names[i]}: {fault.rstrip('.')}{more}.",
+            f"{_place(recording, i)}: {fault.rstrip('.')}{more}.",
             "Choose other arrays with --keys."
             if len(faults) == len(indices)
             else "Leave such episodes out with --skip-bad, or choose other arrays with --keys.",
         )
     return faults
+
+
+def _find_faulty_values(recording: Recording, schema: Schema, indices: list[int]) -> dict[int, str]:
+    """Those of the episodes `indices` whose vectors or actions cannot be read, or are not finite -> fault.
+
+    Images are not read: decoding them takes as long as the conversion.
+    """
+    faults = {}
+    for i in indices:
+        try:
+            for key, source in _vector_sources(schema).items():
+                _read_vector(recording, key, source, i)
+        except DataError as e:
+            faults[i] = e.message
+    return faults
+
+
+def _vector_sources(schema: Schema) -> dict[str, str]:
+    """Where the vectors and the action are in the recording, by key."""
+    return {key: vector.source for key, vector in schema.vectors.items()} | {ACTION: schema.action_source}
+
+
+def _read_vector(recording: Recording, key: str, source: str, i: int) -> NDArray[np.float32]:
+    """A vector, or the action, of episode `i`; DataError if its values are not finite."""
+    selection = parse_selection(source)
+    values = recording.read(selection.array, i)
+    with np.errstate(over="ignore"):  # values beyond float32 are not finite in a store
+        values = values.reshape(len(values), -1)[:, selection.elements].astype(np.float32)
+    if not np.isfinite(values).all():
+        step = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise DataError(
+            f"{_place(recording, i)}: {key} is not finite in step {step}.",
+            f"Leave it out with --skip-bad or --drop-episodes {recording.episode_names[i]}.",
+        )
+    return values
+
+
+def _place(recording: Recording, i: int) -> str:
+    return f"'{recording.path}' episode {recording.episode_names[i]}"
+
+
+def _without_place(recording: Recording, i: int, fault: str) -> str:
+    """`fault` without the recording and the episode, which it may begin with."""
+    return fault.removeprefix(_place(recording, i)).removeprefix(f"'{recording.path}'").lstrip(": ")
 
 
 def _drop(recording: Recording, indices: list[int], names: Collection[str]) -> list[int]:
@@ -156,12 +201,10 @@ class _EpisodeReader:
             and are_fractions(recording.read(camera.source, first))
             for key, camera in schema.cameras.items()
         }
-        self._vector_sources = {key: vector.source for key, vector in schema.vectors.items()}
-        self._vector_sources[ACTION] = schema.action_source
 
     def read(self, i: int) -> Episode:
         """The arrays of episode `i`."""
-        where = f"'{self._recording.path}' episode {self._recording.episode_names[i]}"
+        where = _place(self._recording, i)
         steps = self._steps[i]
         kept = self._resampling.kept(len(steps))
         episode = self._read_cameras(i, steps[kept], where)
@@ -169,8 +212,8 @@ class _EpisodeReader:
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
-        for key, source in self._vector_sources.items():
-            values = self._read_vector(source, i, f"{where}, {key}")[steps]
+        for key, source in _vector_sources(self._schema).items():
+            values = _read_vector(self._recording, key, source, i)[steps]
             is_action = key == ACTION
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
@@ -202,12 +245,3 @@ class _EpisodeReader:
                 values = to_images(image[None], self._is_fraction[keys[0]], f"{where}, {keys[0]}")
                 images[rows[step]] = camera.take(values[0])
         return dict.fromkeys(keys, images)
-
-    def _read_vector(self, source: str, i: int, where: str) -> NDArray[np.float32]:
-        selection = parse_selection(source)
-        values = self._recording.read(selection.array, i)
-        values = values.reshape(len(values), -1)[:, selection.elements].astype(np.float32)
-        if not np.isfinite(values).all():
-            step = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise DataError(f"{where} is not finite in step {step}.", "Exclude it with --only.")
-        return values

@@ -1,4 +1,4 @@
-"""Writes a store, episode by episode; an interrupted store is resumed.
+"""Writes a store, episode by episode; a store that was not finished is resumed.
 
 zarr creates the arrays; their chunks are encoded and written here, by the same specification, which is twice as fast:
 zarr copies a chunk several times before compressing it, and reads it back to write it in parts.
@@ -6,6 +6,7 @@ zarr copies a chunk several times before compressing it, and reads it back to wr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
@@ -26,7 +27,7 @@ from zarr.codecs import ZstdCodec
 from ddp_cli.data.store import STORE_FORMAT
 from ddp_cli.data.store_check import chunk_checksums, missing_chunks
 from ddp_cli.disk import replace
-from ddp_cli.errors import DataError, DdpError, WorkerError
+from ddp_cli.errors import DataError, DdpError
 from ddp_cli.parallel import default_workers
 from ddp_cli.tasks import Task
 
@@ -45,20 +46,28 @@ MUTABLE_ATTRIBUTES = ("episodes", "complete", "check", "content")
 class StoreWriter:
     """Writes PATH.partial episode by episode and renames it to PATH when finished.
 
-    `lengths` are the steps of all episodes. A partial store with the same attributes is resumed. Appended episodes
-    may still be in memory: `episodes` counts those on disk.
+    `lengths` are the steps of all episodes. A partial store with the same attributes is resumed, if `resumable`.
+    Appended episodes may still be in memory: `episodes` counts those on disk.
     """
 
     def __init__(
-        self, path: Path, task: Task, lengths: list[int], attributes: dict[str, Any], zarr_format: int
+        self,
+        path: Path,
+        task: Task,
+        lengths: list[int],
+        attributes: dict[str, Any],
+        zarr_format: int,
+        resumable: bool = True,
     ) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self._resumable = resumable
         self._ends = [0, *np.cumsum(lengths).tolist()]
         attributes = {
             "format": STORE_FORMAT, "task": task.to_json(), **attributes, "schema": _schema(task, attributes),
             "complete": False, "total": self._ends[-1],
         }  # fmt: skip
-        self._root = self._reopen(attributes, zarr_format) or self._create(task, attributes, zarr_format)
+        partial = self._reopen(attributes, zarr_format) if resumable else None
+        self._root = partial or self._create(task, attributes, zarr_format)
         self._appended = self.episodes
         self._writers = {
             name: _ArrayWriter(array, self.partial / "data" / name, self._ends[self._appended])
@@ -126,7 +135,7 @@ class StoreWriter:
             for write_chunk in self._writers[key].add(array):
                 self._pending.append(self._pool.submit(write_chunk))
         while len(self._pending) > MAX_PENDING_CHUNKS:
-            self._pending.popleft().result()
+            self._wait_for_chunk()
         self._appended += 1
         is_last = self._appended == len(self._ends) - 1
         if is_last or time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
@@ -142,11 +151,18 @@ class StoreWriter:
     def flush(self) -> None:
         """Writes all appended episodes to disk and counts them."""
         while self._pending:
-            self._pending.popleft().result()
+            self._wait_for_chunk()
         for writer in self._writers.values():
             writer.write_incomplete_chunk()
         self._root.attrs["episodes"] = self._appended
         self._flushed_at = time.monotonic()
+
+    def _wait_for_chunk(self) -> None:
+        """Waits until the oldest pending chunk is on disk. One that cannot be written stays pending: no later flush
+        counts its episode.
+        """
+        self._pending[0].result()
+        self._pending.popleft()
 
     def finish(self, attributes: dict[str, Any]) -> None:
         """Marks the store complete, adds `attributes`, and renames it to its final path."""
@@ -171,12 +187,18 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Keeps the partial store after an interruption; removes it after a data or disk error."""
+        """Keeps the complete episodes after an interruption and after a data or disk error, and says so."""
         self._pool.shutdown()  # Ctrl-C may arrive between submitting a chunk and recording it as pending
-        if kind is not None and issubclass(kind, WorkerError | KeyboardInterrupt):
-            if not self._finished:
+        is_removed = not self.partial.exists()
+        if self._finished or is_removed or not isinstance(error, DdpError | OSError | KeyboardInterrupt):
+            return
+        if not isinstance(error, OSError):
+            with contextlib.suppress(OSError):
                 self.flush()
-        elif kind is not None and issubclass(kind, DdpError | OSError):
+        if self.episodes and self._resumable:
+            kept = "1 episode is" if self.episodes == 1 else f"{self.episodes} episodes are"
+            error.add_note(f"{kept} kept in '{self.partial}': the same command continues, unless its source changes.")
+        elif not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.partial, ignore_errors=True)
 
 

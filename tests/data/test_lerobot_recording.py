@@ -205,7 +205,7 @@ def test_oddities_are_named(tmp_path: Path) -> None:
     columns["frame_index"][4] = 9
     write_table(path / "data/chunk-000/episode_000001.parquet", columns)
     error = refused(ddp("convert", path, "--out", tmp_path / "t.zarr"))
-    assert "episode 1: frame_index is 9 in row 4, expected 4" in " ".join(error.split())
+    assert f"'{path}' episode 1: frame_index is 9 in row 4, expected 4" in " ".join(error.split())
 
 
 @pytest.mark.parametrize("version", WRITERS)

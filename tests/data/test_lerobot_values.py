@@ -181,7 +181,7 @@ def test_only_selected_episodes_must_be_valid(foreign: Path, tmp_path: Path) -> 
     actions = read_column(foreign, ACTION)
     actions[0] = np.nan
     write_column(foreign, ACTION, actions)
-    with pytest.raises(DdpError, match=r"episode 0: action is not finite in step 0\. Exclude it with --only"):
+    with pytest.raises(DdpError, match=r"episode 0: action is not finite in step 0\. Leave it out: --only"):
         convert_dataset(foreign, tmp_path / "d.zarr", "delta")
     convert_dataset(foreign, tmp_path / "d.zarr", "delta", "1:")
     assert len(Store(tmp_path / "d.zarr").episode_ends) == 1

@@ -26,7 +26,7 @@ from ddp_cli.data.recording_schema import infer_schema
 from ddp_cli.data.recordings import open_recording
 from ddp_cli.data.replay_buffer import ReplayBuffer
 from ddp_cli.data.store import Store
-from ddp_cli.errors import DdpError
+from ddp_cli.errors import DataError, DdpError
 from ddp_cli.selection import parse_selection
 
 LENGTHS = [5, 9, 3]
@@ -129,7 +129,7 @@ def test_what_a_recording_does_not_state_is_asked_for(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"state": np.zeros((12, 5), "f4")}, "data/state has 12 rows, but the episodes end at 17"),
-        ({"state": np.full((17, 5), np.nan, "f4")}, "episode 0, state is not finite in step 0"),
+        ({"state": np.full((17, 5), np.nan, "f4")}, "episode 0: state is not finite in step 0, and 2 more"),
         ({"img": np.full((17, 8, 8, 3), 300.0, "f4")}, "episode 0, img: the images are 300 to 300, expected 0 to 255"),
         ({"img": np.full((17, 8, 8, 3), -1.0, "f4")}, "episode 0, img: the images are -1 to -1, expected 0 to 1"),
     ],
@@ -141,6 +141,27 @@ def test_values_that_cannot_be_are_refused(tmp_path: Path, arrays: dict[str, Any
     )
     assert not (tmp_path / "s").exists()
     assert not (tmp_path / "s.partial").exists()
+
+
+@pytest.mark.parametrize("key", ["state", "action"])
+def test_episodes_with_values_that_are_not_finite_can_be_left_out(tmp_path: Path, key: str) -> None:
+    """They are found before anything is written."""
+    values = write_replay_buffer(tmp_path / "p.zarr")
+    for step, value in ((7, np.nan), (15, np.inf)):
+        values[key][step, 1] = value
+    write_replay_buffer(tmp_path / "p.zarr", **values)
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
+    error = " ".join(refused(ddp(*command)).split())
+    assert f"episode 1: {key} is not finite in step 2, and 1 more episodes have faults. Leave such episodes" in error
+    assert list(tmp_path.iterdir()) == [tmp_path / "p.zarr"]
+    assert f"episode 1: {key} is not finite in step 2. Leave such" in " ".join(
+        refused(ddp(*command, "--only", ":2")).split()
+    )
+    result = ok_json(*command, "--skip-bad")
+    faults = {"1": f"{key} is not finite in step 2.", "2": f"{key} is not finite in step 1."}
+    assert (result["episodes"], result["left_out"]) == (1, faults)
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read(key), values[key][:5])
+    assert ok_json(*command, "--drop-episodes", "1,2", "--overwrite")["episodes"] == 1
 
 
 @pytest.mark.parametrize("ends", [[5, 5, 17], [5.0, 17.0], [[5, 17]], [0, 17], [9, 5]])
@@ -203,6 +224,33 @@ def test_an_interrupted_conversion_is_resumed_with_the_same_scale(tmp_path: Path
     np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), dark.astype(np.uint8))
 
 
+def test_a_conversion_that_failed_keeps_its_complete_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network drive may fail after hours."""
+    values = write_replay_buffer(tmp_path / "p.zarr")
+    recording, out = ReplayBuffer(tmp_path / "p.zarr"), tmp_path / "s.zarr"
+    schema, iter_images = infer_schema(recording, rate=10), recording.iter_images
+
+    def fail(array: str, episode: int, **options: Any) -> Any:
+        if episode == failing:
+            raise DataError("data/img cannot be decoded.")
+        return iter_images(array, episode, **options)
+
+    monkeypatch.setattr(recording, "iter_images", fail)
+    failing = 0
+    with pytest.raises(DataError):
+        convert_recording(recording, schema, "p", out, None, 3, lambda *_: None)
+    assert not out.with_name("s.zarr.partial").exists()
+    failing = 2
+    with pytest.raises(DataError) as raised:
+        convert_recording(recording, schema, "p", out, None, 3, lambda *_: None)
+    note = f"2 episodes are kept in '{out}.partial': the same command continues, unless its source changes."
+    assert raised.value.__notes__ == [note]
+    failing, done = -1, list[int]()
+    convert_recording(recording, schema, "p", out, None, 3, lambda steps, _: done.append(steps))
+    assert done == ENDS[1:].tolist()
+    np.testing.assert_array_equal(Store(out).read("img"), values["img"])
+
+
 # -- ALOHA ------------------------------------------------------------------------------------------
 
 
@@ -246,6 +294,18 @@ def test_aloha_episodes_in_the_order_of_their_numbers(tmp_path: Path, encoded: b
     with h5py.File(tmp_path / "insertion/episode_9.hdf5") as f:
         np.testing.assert_array_equal(store.read("action", rows=slice(5, 14)), f["action"][:].astype("f4"))
         np.testing.assert_array_equal(store.read("qpos", rows=slice(5, 14)), f["observations/qpos"][:].astype("f4"))
+
+
+def test_an_aloha_episode_that_cannot_be_read_can_be_left_out(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", encoded=False)
+    with h5py.File(tmp_path / "a/episode_9.hdf5", "r+") as f:
+        del f["observations/qpos"]
+        f["observations"].create_dataset("qpos", (LENGTHS[1], 14), "f8")
+    fault = "episode_9.hdf5': /observations/qpos was never written"
+    assert fault in refused(ddp("convert", tmp_path / "a", "--out", tmp_path / "s.zarr"))
+    result = ok_json("convert", tmp_path / "a", "--out", tmp_path / "s.zarr", "--skip-bad")
+    assert (result["episodes"], list(result["left_out"])) == (2, ["episode_9"])
+    assert fault in result["left_out"]["episode_9"]
 
 
 def test_aloha_episodes_of_another_kind_are_named(tmp_path: Path) -> None:

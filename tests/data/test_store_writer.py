@@ -10,6 +10,7 @@ from data.random_stores import ATTRIBUTES, TASK, expected_array, random_episode,
 from ddp_cli.data import store_writer
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
+from ddp_cli.errors import DataError
 from ddp_cli.task_file import task_from_json
 
 
@@ -70,6 +71,55 @@ def test_rewritten_chunks_are_replaced_atomically(tmp_path: Path, monkeypatch: p
     for key in random_episode(1, 0):
         np.testing.assert_array_equal(Store(path).read(key), expected_array(key, [70, 5]))
     assert not list(path.rglob("*.partial"))
+
+
+def test_a_full_disk_leaves_the_complete_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes with a chunk that could not be written do not count, also if it is noticed later."""
+    path, lengths, write_bytes = tmp_path / "s.zarr", [70, 64, 64, 64], Path.write_bytes
+
+    def full_disk(self: Path, data: bytes) -> int:
+        if self.name == "c.2.0.0.0.partial":  # rows 128 to 191: of the second episode, and of the third
+            raise OSError(28, "No space left on device")
+        return write_bytes(self, data)
+
+    def append_rest(writer: StoreWriter) -> None:
+        for i in range(writer.episodes, 4):
+            writer.append(random_episode(lengths[i], i))
+
+    with (
+        pytest.raises(OSError, match="No space left") as raised,
+        StoreWriter(path, TASK, lengths, ATTRIBUTES, 3) as writer,
+    ):
+        writer.append(random_episode(70, 0))
+        writer.flush()
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        append_rest(writer)
+    note = f"1 episode is kept in '{path}.partial': the same command continues, unless its source changes."
+    assert raised.value.__notes__ == [note]
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, TASK, lengths, ATTRIBUTES, 3) as writer:
+        writer.append(random_episode(64, 1))
+        writer.append(random_episode(64, 2))
+        raise KeyboardInterrupt
+    monkeypatch.undo()
+    writer = StoreWriter(path, TASK, lengths, ATTRIBUTES, 3)
+    assert writer.episodes == 1
+    append_rest(writer)
+    writer.finish({})
+    for key in random_episode(1, 0):
+        np.testing.assert_array_equal(Store(path).read(key), expected_array(key, lengths))
+    assert not list(path.rglob("*.partial"))
+
+
+def test_an_error_leaves_nothing_of_a_store_that_is_not_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_partial_store(path)
+    with pytest.raises(DataError) as raised, StoreWriter(path, TASK, [70, 5], ATTRIBUTES, 3, resumable=False) as writer:
+        assert writer.episodes == 0
+        writer.append(random_episode(70, 0))
+        writer.flush()
+        raise DataError("The robot observes nothing.")
+    assert not hasattr(raised.value, "__notes__")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
