@@ -11,6 +11,8 @@ from ddp_cli import interruption
 
 def main() -> None:
     """Run the command line, and exit with its code."""
+    if sys.platform == "win32":
+        sys.exit("error: ddp does not run on Windows. Use Linux, for example in WSL.")
     interruption.install()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every file name can be encoded

@@ -37,8 +37,8 @@ BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 PredictionType = Literal["epsilon", "sample"]
 TimestepSpacing = Literal["auto", "leading", "trailing"]
 """Which training timesteps are used in inference. leading, as published, ends at 0: with one step, pure noise would be
-treated as nearly clean actions. trailing starts at the last. auto: leading where it starts in the noisiest tenth of the
-timesteps, as with 10 or 100 steps of 100; trailing otherwise, and for dpm."""
+treated as nearly clean actions. trailing starts at the last. auto: trailing below 10 steps, for dpm, and where leading
+would not start in the noisiest fifth of the timesteps, as with 60 steps of 100; otherwise leading."""
 
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 """auto: bfloat16 autocast in training where the hardware supports it. Weights are always float32."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ddp_cli.errors import DdpError
 from ddp_cli.locks import lock_output
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -25,8 +26,10 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it replaces `path` on success and is removed after an error.
 
-    DdpError if another process is writing `path`; the same for `atomic_folder`.
+    If `path` is a symbolic link, what it points to is replaced. DdpError if another process is writing `path`, or if it
+    is a device or a pipe; the same for `atomic_folder`.
     """
+    path = _final_path(path)
     with lock_output(path):
         partial = _hidden(path, "partial")
         try:
@@ -39,6 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to write to; it replaces `path` on success and is removed after an error."""
+    path = _final_path(path)
     with lock_output(path):
         partial = _hidden(path, "partial")
         remove(partial)
@@ -157,6 +161,14 @@ def files_hash(folder: Path, files: Iterable[Path]) -> str:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(bytes.fromhex(file_hash(path)))
     return digest.hexdigest()
+
+
+def _final_path(path: Path) -> Path:
+    """What is written when `path` is: the end of a symbolic link. DdpError if it is neither a file nor a folder."""
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DdpError(f"'{path}' is a device or a pipe, not a file.", "Choose another output.")
+    return path
 
 
 def _hidden(path: Path, suffix: str) -> Path:

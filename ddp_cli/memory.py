@@ -7,7 +7,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+ROOT = Path("/")
 
 
 def memory_budget(memory_gb: float) -> float:
@@ -16,20 +19,40 @@ def memory_budget(memory_gb: float) -> float:
 
 
 def available_memory() -> int:
-    """Memory that this process can still allocate [bytes], by the machine and by the limit of its control group."""
+    """Memory that this process can still allocate [bytes], by the machine and by the limits of its control groups."""
     try:
-        meminfo = Path("/proc/meminfo").read_text()
+        meminfo = (ROOT / "proc/meminfo").read_text()
         free = int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(0, min([free, *_available_in_groups()]))
+
+
+def _available_in_groups() -> Iterator[int]:
+    """What the control group of this process (versions 1 and 2) and each one around it has left of its limit [bytes].
+
+    A batch system such as SLURM limits a group far below the root.
+    """
     try:
-        group = Path("/sys/fs/cgroup")
-        stat = (group / "memory.stat").read_text()
-        cache = int(stat.split("inactive_file ")[1].split()[0])  # counted as used, freed on demand
-        limit = int((group / "memory.max").read_text())
-        return max(0, min(free, limit - int((group / "memory.current").read_text()) + cache))
-    except (OSError, IndexError, ValueError):  # no control group, or one without a limit
-        return free
+        groups = [line.split(":", 2)[1:] for line in (ROOT / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for controllers, path in groups:
+        if "memory" in controllers.split(","):
+            mount, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        elif not controllers:
+            mount, limit, used = "", "memory.max", "memory.current"
+        else:
+            continue
+        top = ROOT / "sys/fs/cgroup" / mount
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not there, or without a limit
+                # Counted as used, but freed on demand.
+                cache = int((folder / "memory.stat").read_text().split("inactive_file ")[-1].split()[0])
+                yield int((folder / limit).read_text()) - int((folder / used).read_text()) + cache
+            if folder == top:
+                break
 
 
 def keep_freed_memory() -> None:

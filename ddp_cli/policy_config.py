@@ -209,8 +209,8 @@ class PolicyConfig(BaseConfig):
         if self.timestep_spacing != "auto":
             return self.timestep_spacing
         n_train, n = self.num_train_timesteps, self.num_inference_steps
-        first_if_leading = (n - 1) * (n_train // n)
-        return "leading" if first_if_leading >= 0.9 * n_train and self.sampler != "dpm" else "trailing"
+        starts_noisy = (n - 1) * (n_train // n) >= 0.8 * n_train  # with leading
+        return "leading" if n >= 10 and starts_noisy and self.sampler != "dpm" else "trailing"
 
     @property
     def low_dim(self) -> dict[str, int]:

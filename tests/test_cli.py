@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ddp, refused
 
+from ddp_cli.__main__ import main
 from ddp_cli.data import inspection
 from ddp_cli.errors import DdpError
 
@@ -185,3 +186,9 @@ def make_failing(kind: str) -> Callable[[int], None]:
         raise KeyError("pose") if kind == "KeyError" else UnsendableError("pose", 3)
 
     return fail_in_worker
+
+
+def test_windows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="ddp does not run on Windows"):
+        main()

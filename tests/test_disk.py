@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddp_cli.disk import atomic_file, atomic_folder, remove_folder, remove_leftovers, replace_link
+from ddp_cli.errors import DdpError
 from ddp_cli.locks import acquire_lock
 
 
@@ -45,6 +46,24 @@ def test_a_file_replaces_an_older_one_on_success_only(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("system")
+def test_what_a_link_points_to_is_replaced_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    for name in ("file", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / "large disk" / name)  # does not exist at first
+    for content in ("old", "new"):
+        write_folder(tmp_path / "folder", content)
+        with atomic_file(tmp_path / "file") as partial:
+            partial.write_text(content)
+        assert read_folder(tmp_path / "large disk" / "folder") == {content}
+        assert (tmp_path / "large disk" / "file").read_text() == content
+    assert all((tmp_path / name).is_symlink() for name in ("file", "folder"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DdpError, match="pipe' is a device or a pipe"), atomic_file(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.usefixtures("system")

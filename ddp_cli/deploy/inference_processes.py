@@ -74,8 +74,7 @@ def _run_policy(connection: Connection, *settings: Any) -> None:
     that cannot be loaded, because its folder was removed for example, is the answer to the first, and the end.
     """
     leave_realtime()  # inherited from the thread that replaced a process
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(NICENESS)
+    os.nice(NICENESS)
     try:
         policy = Policy(*settings)
     except PolicyError as e:

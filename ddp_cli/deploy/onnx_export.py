@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.core.prefix import given_steps
 from ddp_cli.inference.onnx_graph import GraphBuilder
-from ddp_cli.inference.onnx_policy import add_given_steps, compose_policy_graph, obs_keys
+from ddp_cli.inference.onnx_policy import STEP_INDEX, add_given_steps, compose_policy_graph, obs_keys
 
 MAX_BATCH_SIZE = 4096  # that exported graphs and programs accept
 
@@ -124,19 +124,19 @@ def _strip_nodes(nodes: Any) -> None:
 def join_graphs(policy: DiffusionPolicy, encoder: onnx.ModelProto, denoiser: onnx.ModelProto) -> onnx.ModelProto:
     """The graph of the whole policy, from the graphs of its parts."""
     main = GraphBuilder("main/")
-    main.inline_model(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "features")
+    main.inline_model(encoder, "encoder/", {key: key for key in obs_keys(policy)}, "main/features")
     given = add_given_steps(main, policy)
 
     def build_denoiser(g: GraphBuilder, x: str) -> str:
         batch = g("Slice", g("Shape", x), g.int64(0), g.int64(1))
-        timestep = g("Gather", g.int64(*(step.timestep for step in policy.steps)), "i", axis=0)
-        inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "features"}
+        timestep = g("Gather", g.int64(*(step.timestep for step in policy.steps)), STEP_INDEX, axis=0)
+        inputs = {"trajectory": x, "timesteps": g("Expand", timestep, batch), "features": "main/features"}
         inputs |= {"given": given} if given else {}
-        g.inline_model(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_input_names(policy)}, "out")
-        return "out"
+        g.inline_model(denoiser, "denoiser/", {name: inputs[name] for name in denoiser_input_names(policy)}, "loop/out")
+        return "loop/out"
 
     opset = max(x.version for model in (encoder, denoiser) for x in model.opset_import if not x.domain)
-    model = compose_policy_graph(policy, main, "features", build_denoiser, opset, given)
+    model = compose_policy_graph(policy, main, "main/features", build_denoiser, opset, given)
     other_domains = {x.domain: x.version for part in (encoder, denoiser) for x in part.opset_import if x.domain}
     model.opset_import.extend(helper.make_opsetid(*item) for item in other_domains.items())
     return model

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import sys
+import termios
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,15 +20,9 @@ def pressed_keys() -> Iterator[Callable[[], str | None]]:
     ever is.
     """
     try:
-        import termios
-        import tty
-
         descriptor = sys.stdin.fileno()
         settings = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, AttributeError):  # Windows, no terminal, a closed or replaced stdin
-        yield lambda: None
-        return
-    except termios.error:
+    except (termios.error, OSError, ValueError, AttributeError):  # no terminal, a closed or replaced stdin
         yield lambda: None
         return
 

@@ -89,8 +89,7 @@ class Server:
         if options.realtime:
             enter_realtime()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Unavailable outside of the main thread and on Windows.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            with contextlib.suppress(RuntimeError, ValueError):  # unavailable outside of the main thread
                 loop.add_signal_handler(number, self._stop.set)
         # Browsers send an Origin header: refuse it, so that no web page can control a robot.
         listener = serve(

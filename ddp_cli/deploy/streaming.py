@@ -164,7 +164,7 @@ class ActionStream:
                 raise StreamError(str(e)) from e
         self._n_obs_steps, self._n_action_steps, self._replan_every = n_obs_steps, n_action_steps, replan_every
         self._prefix_steps, self._blend_steps, self._ensemble = prefix_steps, blend_steps, ensemble
-        self._executed: deque[Array] = deque(maxlen=n_action_steps)  # one for each tick, the newest last
+        self._executed: deque[tuple[float, Array]] = deque(maxlen=n_action_steps)  # with their times [s], newest last
         self._is_followed = False  # whether an operator's action was executed at the last tick
         self._overlapping: list[tuple[float, Array]] = []  # origins [s] and chunks, for `ensemble`
         self._lock = threading.Lock()  # observe may be called from other threads
@@ -250,7 +250,7 @@ class ActionStream:
                 else:
                     self._late_ticks += 1
                 self._last_action = self._hold_action()
-            self._executed.append(self._last_action)
+            self._executed.append((now, self._last_action))
             return self._last_action.copy()
 
     def request(self, stamp: float | None = None) -> Future[Any] | None:
@@ -287,7 +287,7 @@ class ActionStream:
         with self._lock:
             self._last_action, self._is_followed = self._action_limits.validate_action(action, "action"), True
             if self._executed:
-                self._executed[-1] = self._last_action
+                self._executed[-1] = self._executed[-1][0], self._last_action
 
     def _advance(self, now: float) -> None:
         """Receive the requested chunk if it has arrived, and request the next one if it is due."""
@@ -326,10 +326,15 @@ class ActionStream:
 
     def _committed_actions(self, origin: float, now: float) -> Chunk:
         """The actions (P, Da) for the ticks from `origin` on that will have been executed when a chunk arrives that is
-        requested now.
+        requested now. At a tick that was skipped, the robot still executed the action of the one before.
         """
-        age = min(self._to_periods(now - origin), len(self._executed))
-        actions = list(self._executed)[len(self._executed) - age :]
+        actions: list[Array] = []
+        for tick in range(self._to_periods(now - origin)):
+            until = origin + (tick + 0.5) * self.period
+            earlier = [action for time, action in self._executed if time < until]
+            if not earlier:
+                return np.zeros((0, self._action_limits.dim))
+            actions.append(earlier[-1])
         if self._chunk is not None:
             latency = float(np.percentile(self._latencies, 95)) / self.period  # [periods]
             next_index = max(0, self._to_periods(now - self._origin))

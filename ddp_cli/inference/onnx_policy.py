@@ -29,8 +29,11 @@ DEFAULT_OPSET = 18
 STEP_COEFFICIENTS = ("clean_from_x", "clean_from_out", "x", "out", "clean", "prev_clean", "noise")
 """Columns of the table of denoising steps: fields of core/diffusion.py's `Step`."""
 
+STEP_INDEX = "loop/i"
+"""Index of the denoising step in the body of the Loop. The `/` keeps names apart from observations, which have none."""
+
 DenoiserBuilder = Callable[[GraphBuilder, str], str]
-"""Adds the denoiser to the body of the Loop: (graph, name of the trajectory) -> name of the output. `i` is the step."""
+"""Adds the denoiser to the body of the Loop: (graph, name of the trajectory) -> name of the output."""
 
 
 def obs_keys(policy: DiffusionPolicy) -> list[str]:
@@ -55,7 +58,7 @@ def build_policy_graph(policy: DiffusionPolicy, opset: int = DEFAULT_OPSET) -> o
     expanded_shape = main("Concat", one, batch, three_ones, axis=0)
 
     def build_denoiser(g: GraphBuilder, x: str) -> str:
-        step = g("Unsqueeze", "i", g.int64(0))
+        step = g("Unsqueeze", STEP_INDEX, g.int64(0))
         memory = [
             g("Concat", g("Expand", g("Gather", all_steps, step, axis=1), expanded_shape), obs, axis=axis)
             for all_steps, obs, axis in zip(time_memory, obs_memory, token_axes, strict=True)
@@ -83,9 +86,9 @@ def compose_policy_graph(
     body = _loop_body(policy, build_denoiser, inpainting)
     loop_inputs = [main.constant(len(policy.steps), int), main.constant(True, bool), x_init, x_init]
     outer = carry_outer_values(body, {tensor.name for tensor in main.constants})
-    loop_outputs = ["x_last", "clean_last", *(f"{name}_last" for name in outer)]
+    loop_outputs = ["loop/x_last", "loop/clean_last", *(f"loop/{name}_last" for name in outer)]
     main.nodes.append(helper.make_node("Loop", [*loop_inputs, *outer], loop_outputs, body=body))
-    _add_action(main, policy, "x_last" if inpainting is None else main("Where", *inpainting, "x_last"))
+    _add_action(main, policy, "loop/x_last" if inpainting is None else main("Where", *inpainting, "loop/x_last"))
     noise = tensor_info("noise", [policy.n_noise_tensors, "batch", *policy.trajectory_shape])
     action = tensor_info("action", ["batch", config.n_action_steps, config.action_dim])
     inputs = [*_obs_inputs(policy), noise, *_prefix_inputs(policy)]
@@ -116,19 +119,19 @@ def _loop_body(
 ) -> onnx.GraphProto:
     """One denoising step: (i, condition, x, prev_clean) -> (condition, x_next, clean)."""
     g = GraphBuilder("step/")
-    g("Identity", "condition", name="next_condition")
+    g("Identity", "loop/condition", name="loop/next_condition")
     _add_step(g, policy, build_denoiser, inpainting)
     shape: list[str | int | None] = ["batch", *policy.trajectory_shape]
     inputs = [
-        tensor_info("i", [], TensorProto.INT64),
-        tensor_info("condition", [], TensorProto.BOOL),
-        tensor_info("x", shape),
-        tensor_info("prev_clean", shape),
+        tensor_info(STEP_INDEX, [], TensorProto.INT64),
+        tensor_info("loop/condition", [], TensorProto.BOOL),
+        tensor_info("loop/x", shape),
+        tensor_info("loop/prev_clean", shape),
     ]
     outputs = [
-        tensor_info("next_condition", [], TensorProto.BOOL),
-        tensor_info("x_next", shape),
-        tensor_info("clean", shape),
+        tensor_info("loop/next_condition", [], TensorProto.BOOL),
+        tensor_info("loop/x_next", shape),
+        tensor_info("loop/clean", shape),
     ]
     return helper.make_graph(g.nodes, "step", inputs, outputs, g.constants)
 
@@ -138,24 +141,24 @@ def _add_step(
 ) -> None:
     """Computes `x_next` and `clean` as `core.diffusion.sample` does."""
     steps = policy.steps
-    x = "x" if inpainting is None else g("Where", *inpainting, "x")
+    x = "loop/x" if inpainting is None else g("Where", *inpainting, "loop/x")
     out = build_denoiser(g, x)
     table = np.array([[getattr(step, name) for name in STEP_COEFFICIENTS] for step in steps])
-    row = g("Gather", g.constant(table), "i", axis=0)
+    row = g("Gather", g.constant(table), STEP_INDEX, axis=0)
     coefficients = {name: g("Gather", row, g.constant(j, int), axis=0) for j, name in enumerate(STEP_COEFFICIENTS)}
     clean = g("Add", g("Mul", x, coefficients["clean_from_x"]), g("Mul", out, coefficients["clean_from_out"]))
     bounds = (g.constant(-1.0), g.constant(1.0))
-    clean = g("Clip", clean, *bounds, name="clean") if steps[0].clip else g("Identity", clean, name="clean")
+    clean = g("Clip", clean, *bounds, name="loop/clean") if steps[0].clip else g("Identity", clean, name="loop/clean")
     x_next = g("Mul", clean, coefficients["clean"])
-    for name, tensor in {"x": x, "out": out, "prev_clean": "prev_clean"}.items():
+    for name, tensor in {"x": x, "out": out, "prev_clean": "loop/prev_clean"}.items():
         if table[:, STEP_COEFFICIENTS.index(name)].any():
             x_next = g("Add", x_next, g("Mul", tensor, coefficients[name]))
     if policy.n_noise_tensors > 1:  # steps without noise have coefficient 0 and may use any tensor
         has_noise = table[:, STEP_COEFFICIENTS.index("noise")] > 0
-        noise_index = g("Gather", g.constant(np.where(has_noise, np.cumsum(has_noise), 0), int), "i", axis=0)
+        noise_index = g("Gather", g.constant(np.where(has_noise, np.cumsum(has_noise), 0), int), STEP_INDEX, axis=0)
         noise = g("Gather", "noise", noise_index, axis=0)
         x_next = g("Add", x_next, g("Mul", noise, coefficients["noise"]))
-    g("Identity", x_next, name="x_next")
+    g("Identity", x_next, name="loop/x_next")
 
 
 def add_given_steps(g: GraphBuilder, policy: DiffusionPolicy) -> str | None:

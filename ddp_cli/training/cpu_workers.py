@@ -88,9 +88,10 @@ def _connect_to(workers: list[BaseProcess], rendezvous: Path, main: Processes) -
 
 
 def _connect(rendezvous: Path, processes: Processes) -> None:
-    dist.init_process_group(
-        "gloo", rendezvous.as_uri(), timeout=TIMEOUT, rank=processes.rank, world_size=processes.world_size
-    )
+    # Not by URL, in which torch does not find every path.
+    store = dist.FileStore(str(rendezvous), processes.world_size)  # type: ignore[attr-defined]
+    store.set_timeout(TIMEOUT)
+    dist.init_process_group("gloo", store=store, timeout=TIMEOUT, rank=processes.rank, world_size=processes.world_size)
     dist.barrier()  # all are connected: the rendezvous is not needed any more
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
+from ddp_cli import memory
 from ddp_cli.data.image_cache import cache_folder, decode_arrays
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
@@ -268,3 +269,27 @@ def test_memory_stays_within_the_budget_for_a_store_ten_times_as_large(lift_stor
 
 def test_available_memory_is_plausible() -> None:
     assert 1e8 < available_memory() < 1e14
+
+
+@pytest.mark.parametrize(
+    ("entry", "mount", "limit", "used"),
+    [
+        ("0::/slurm/job_7/step_0", "", "memory.max", "memory.current"),
+        ("4:cpu,memory:/slurm/job_7/step_0", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_the_smallest_limit_of_the_control_groups_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, mount: str, limit: str, used: str
+) -> None:
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemFree: 1 kB\nMemAvailable: 1000000 kB\n")
+    assert available_memory() == 1_024_000_000
+    (tmp_path / "proc/self/cgroup").write_text(f"9:pids:/\n{entry}\n")
+    job = tmp_path / "sys/fs/cgroup" / mount / "slurm/job_7"
+    (job / "step_0").mkdir(parents=True)
+    for folder, values in {job: ("50000000", "30000000"), job / "step_0": ("max", "20000000")}.items():
+        for name, value in zip((limit, used), values, strict=True):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 5000000\n")
+    assert available_memory() == 25_000_000

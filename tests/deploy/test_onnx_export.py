@@ -99,7 +99,7 @@ def test_encoder_and_denoiser_graphs_suffice_for_ddim(checkpoint: Path, lift_sto
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_lower_precision_is_smaller_and_within_tolerance(precision: str, lift_store: Store, tmp_path: Path) -> None:
-    sizes, policy = {}, random_policy(obs="state", fusion=512, n_emb=64, n_head=4)
+    sizes, policy = {}, random_policy(obs="state", fusion=512, n_emb=64, n_head=4, prediction_type="sample")
     obs = observations_from_store(obs_keys(policy), lift_store, 2)
     for name in ("fp32", precision):
         options = ExportOptions(precision=name)  # type: ignore[arg-type]

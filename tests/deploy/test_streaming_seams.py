@@ -58,6 +58,15 @@ def test_a_prefix_is_what_is_executed_from_the_observation_to_the_arrival(latenc
         np.testing.assert_array_equal(prefix, actions[origin : origin + len(prefix)])
 
 
+def test_at_a_skipped_tick_a_prefix_has_the_action_of_the_one_before() -> None:
+    agent, actions = PrefixAgent(), {}
+    stream = make_stream(agent, lambda: PERIOD, replan_every=4)
+    for tick in [*range(2, 9), 10, 11]:  # requests at ticks 2, 6 and 10, with observations of two ticks before
+        observe(stream, (tick - 2) * PERIOD)
+        actions[tick] = stream.action(tick * PERIOD)
+    np.testing.assert_array_equal(agent.prefixes[2], [actions[8], actions[8], actions[10]])
+
+
 @pytest.mark.parametrize(("prefix_steps", "lengths"), [(4, [0, 1, 2, 3, 3]), (2, [0, 1, 2, 2, 2])])
 def test_prefixes_are_as_long_as_the_latency_so_far(prefix_steps: int, lengths: list[int]) -> None:
     """The first chunk has none, since no latency is known."""

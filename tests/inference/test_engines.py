@@ -15,6 +15,8 @@ from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder
 from ddp_cli.inference.onnx_policy import DEFAULT_OPSET, build_policy_graph, compose_policy_graph
 from ddp_cli.policy_config import PolicyConfig
+from ddp_cli.schema import ActionPart, Camera, Schema, Vector
+from ddp_cli.tasks import Task
 
 TINY = {"task": "square", "obs": "state", "n_layer": 3, "n_emb": 32, "n_head": 4, "num_inference_steps": 12}
 UNFOLDABLE = [{"n_cond_layers": 1}, {"obs_as_cond": False}, {"obs_as_cond": False, "time_as_cond": False}]
@@ -71,6 +73,20 @@ def test_images_are_encoded_by_the_graph_as_by_torch(settings: dict) -> None:
         make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0)) for engine in ("torch", "onnx")
     )
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_an_observation_may_have_the_name_of_a_value_of_the_graph() -> None:
+    names = ("x", "i", "clean", "condition", "prev_clean", "x_next", "x_last", "clean_last", "out")
+    schema = Schema(rate=10, vectors={name: Vector(width=2) for name in names}, action=(ActionPart(name="a", width=2),))
+    policy = make_trained_policy(task=Task("names", schema), actions="recorded")
+    obs = random_low_dim(policy, 2)
+    expected, actual = (
+        make_predict_fn(policy, engine)(obs, torch.Generator().manual_seed(0)) for engine in ("torch", "onnx")
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    schema = Schema(rate=10, cameras={"type": Camera(height=84, width=84)}, action=schema.action)
+    with pytest.raises(ConfigError, match=r"a camera cannot be called 'type'.*--keys NAME=type"):
+        make_trained_policy(task=Task("names", schema), actions="recorded", obs="image")
 
 
 def test_the_compiled_denoiser_equals_the_network() -> None:

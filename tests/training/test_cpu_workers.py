@@ -27,9 +27,11 @@ def train(folder: Path, store: Path, name: str, threads: int, *options: object) 
     command = [sys.executable, "-m", "ddp_cli", "train", "--task", "lift", "--name", name]
     if "--resume" not in options:
         command += ["--data", str(store), *(x for key, value in settings.items() for x in ("--set", f"{key}={value}"))]
+    temporary = folder / "temporary files"  # with a space, and a percent sign in URLs
+    temporary.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [*command, *map(str, options)], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*command, *map(str, options)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TMPDIR": str(temporary)},
     )  # fmt: skip
 
 
