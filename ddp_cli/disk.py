@@ -29,7 +29,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     If `path` is a symbolic link, what it points to is replaced. DdpError if another process is writing `path`, or if it
     is a device or a pipe; the same for `atomic_folder`.
     """
-    path = _final_path(path)
+    path = final_path(path)
     with lock_output(path):
         partial = _hidden(path, "partial")
         try:
@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to write to; it replaces `path` on success and is removed after an error."""
-    path = _final_path(path)
+    path = final_path(path)
     with lock_output(path):
         partial = _hidden(path, "partial")
         remove(partial)
@@ -163,7 +163,7 @@ def files_hash(folder: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _final_path(path: Path) -> Path:
+def final_path(path: Path) -> Path:
     """What is written when `path` is: the end of a symbolic link. DdpError if it is neither a file nor a folder."""
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not (path.is_file() or path.is_dir()):

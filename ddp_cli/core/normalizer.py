@@ -59,7 +59,7 @@ class Normalizer(nn.Module):
         """Sets one scale for all keys of `data` {key: (N, d)}, 1 / their largest absolute value, and no offset: the
         normalization of published state policies.
         """
-        largest = max(float(values.abs().max()) for values in data.values())
+        largest = max(float(values.abs().max()) for values in data.values()) or 1.0  # all are 0
         for key in data:
             self.get_buffer(f"{key}_scale").fill_(1.0 / largest)
             self.get_buffer(f"{key}_offset").zero_()

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ddp_cli.data.demo import Demo
-from ddp_cli.disk import replace
+from ddp_cli.disk import final_path, replace
 
 FORMAT_VERSION = 1
 HDF5_OVERHEAD_BYTES = 1 << 16  # metadata that HDF5 may add with a demo
@@ -26,7 +26,8 @@ class DemoWriter:
     """
 
     def __init__(self, path: Path, env_args: dict[str, Any], identity: dict[str, Any]) -> None:
-        self.path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self.path = path = final_path(path)
+        self._partial = path.with_name(f".{path.name}.partial")
         self.n_demos = self.n_steps = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = h5py.File(self._partial, "w")

@@ -26,7 +26,7 @@ from zarr.codecs import ZstdCodec
 
 from ddp_cli.data.store import STORE_FORMAT
 from ddp_cli.data.store_check import chunk_checksums, missing_chunks
-from ddp_cli.disk import replace
+from ddp_cli.disk import final_path, replace
 from ddp_cli.errors import DataError, DdpError
 from ddp_cli.parallel import default_workers
 from ddp_cli.tasks import Task
@@ -59,7 +59,8 @@ class StoreWriter:
         zarr_format: int,
         resumable: bool = True,
     ) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path = final_path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
         self._resumable = resumable
         self._ends = [0, *np.cumsum(lengths).tolist()]
         attributes = {

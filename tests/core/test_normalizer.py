@@ -32,6 +32,13 @@ def test_observations_of_described_tasks_are_scaled_by_their_range() -> None:
     assert torch.equal(normalizer.normalize("robot0_eef_quat_site", quaternions), quaternions)
 
 
+def test_a_shared_scale_of_zeros_leaves_them() -> None:
+    data = {"object": torch.zeros(3, 2)}
+    normalizer = Normalizer({"object": ["range"] * 2})
+    normalizer.fit_shared_scale(data)
+    assert torch.equal(normalizer.normalize("object", data["object"]), data["object"])
+
+
 def test_shared_scale_is_the_largest_absolute_value_of_all_keys() -> None:
     normalizer = Normalizer({"robot0_eef_pos": ["range"] * 3, "object": ["range"] * 2})
     normalizer.fit({"robot0_eef_pos": torch.rand(9, 3), "object": torch.rand(9, 2)})  # sets offsets

@@ -166,6 +166,17 @@ def test_ctrl_c_while_an_older_store_is_replaced_leaves_a_complete_store(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_store_is_written_where_a_link_points_to(tmp_path: Path) -> None:
+    path, target = tmp_path / "link.zarr", tmp_path / "large disk" / "target.zarr"
+    path.symlink_to(target)
+    for steps in (5, 7):
+        writer = StoreWriter(path, TASK, [steps], ATTRIBUTES, 3, resumable=False)
+        writer.append(random_episode(steps, 0))
+        writer.finish({})
+        assert path.is_symlink()
+        assert Store(target).episode_ends.tolist() == [steps]
+
+
 def test_other_attributes_start_over(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_partial_store(path)
