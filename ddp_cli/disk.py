@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddp_cli.errors import DdpError
-from ddp_cli.locks import lock_output
+from ddp_cli.locks import final_path, lock_output
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -161,14 +160,6 @@ def files_hash(folder: Path, files: Iterable[Path]) -> str:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(bytes.fromhex(file_hash(path)))
     return digest.hexdigest()
-
-
-def final_path(path: Path) -> Path:
-    """What is written when `path` is: the end of a symbolic link. DdpError if it is neither a file nor a folder."""
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DdpError(f"'{path}' is a device or a pipe, not a file.", "Choose another output.")
-    return path
 
 
 def _hidden(path: Path, suffix: str) -> Path:

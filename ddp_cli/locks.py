@@ -100,6 +100,19 @@ def read_holder(path: Path) -> str:
     return path.read_text(errors="replace").strip() or "another process"
 
 
+def final_path(path: Path) -> Path:
+    """What is written when the output `path` is: the end of a symbolic link. DdpError if it is neither a file nor a
+    folder.
+    """
+    try:
+        path = path.resolve() if path.is_symlink() else path
+    except RuntimeError:
+        raise DdpError(f"'{path}' is a symbolic link to itself.", "Choose another output.") from None
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DdpError(f"'{path}' is a device or a pipe, not a file.", "Choose another output.")
+    return path
+
+
 _outputs: dict[Path, int] = {}
 """Outputs that this process has locked, and the threads that write them."""
 
@@ -111,8 +124,10 @@ def lock_output(path: Path, wait: Callable[[str], None] | None = None) -> Iterat
     If another process writes it, DdpError names that process; with `wait`, `wait(message)` is called once and the
     block begins when the other process has ended. The thread that holds the lock may lock the same output again.
     Missing parent folders are created, and removed again if nothing was written to them. The lock file `.NAME.lock` is
-    removed at the end; one that a killed process left behind is not locked.
+    removed at the end; one that a killed process left behind is not locked. A symbolic link is locked where it points
+    to.
     """
+    path = final_path(path)
     key = path.parent.resolve() / path.name
     if _outputs.get(key) == threading.get_ident():
         yield

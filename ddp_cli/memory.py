@@ -48,11 +48,18 @@ def _available_in_groups() -> Iterator[int]:
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             with contextlib.suppress(OSError, ValueError):  # not there, or without a limit
-                # Counted as used, but freed on demand.
-                cache = int((folder / "memory.stat").read_text().split("inactive_file ")[-1].split()[0])
-                yield int((folder / limit).read_text()) - int((folder / used).read_text()) + cache
+                available = int((folder / limit).read_text()) - int((folder / used).read_text())
+                yield available + _reclaimable(folder)
             if folder == top:
                 break
+
+
+def _reclaimable(group: Path) -> int:
+    """Memory of a control group that counts as used, but is freed on demand [bytes]; 0 where that is not known."""
+    try:
+        return int((group / "memory.stat").read_text().split("inactive_file ")[1:][-1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def keep_freed_memory() -> None:

@@ -26,6 +26,9 @@ from ddp_cli.schema import ActionPart, Camera
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import Task, get_task
 
+PREFIX, PREFIX_LENGTH = "prefix", "prefix_length"
+"""Inputs of policies with `prefix_steps`."""
+
 
 def as_task(value: Any) -> Task:
     """A task from its name or its JSON description."""
@@ -170,6 +173,8 @@ class PolicyConfig(BaseConfig):
             )
         if self.prefix_steps and not self.obs_as_cond:
             raise ValueError(f"prefix_steps {self.prefix_steps} needs obs_as_cond: inpainting marks no tokens as given")
+        if self.prefix_steps and (taken := {PREFIX, PREFIX_LENGTH} & {*self.low_dim, *self.image_keys}):
+            raise ValueError(f"the observation '{taken.pop()}' has the name of an input of policies with prefix_steps")
         if self.n_emb % self.n_head or self.n_emb % 2:
             raise ValueError(f"n_emb {self.n_emb} must be even and a multiple of n_head {self.n_head}")
         return self

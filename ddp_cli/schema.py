@@ -32,7 +32,7 @@ Normalization = Literal["range", "gaussian", "identity"]
 
 ACTION, OBJECT = "action", "object"
 """Arrays of a store: the actions, and the poses of objects that a simulator knows."""
-RESERVED_KEYS = (ACTION, "noise", "prefix", "prefix_length")
+RESERVED_KEYS = (ACTION, "noise")
 """Inputs and outputs of an exported policy that are no observations."""
 MAX_WIDTH, MAX_SIDE, MAX_RATE = 1_000, 4_096, 10_000.0
 

@@ -56,6 +56,17 @@ def test_a_second_process_is_told_which_one_is_writing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_is_locked_where_it_points_to(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    with other_process(link), pytest.raises(DdpError, match="target' is being written"), lock_output(target):
+        pytest.fail("both write")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DdpError, match="loop' is a symbolic link to itself"), lock_output(loop):
+        pass
+
+
 def test_what_a_killed_process_leaves_is_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with other_process(path) as process:

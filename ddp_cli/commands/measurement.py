@@ -97,14 +97,14 @@ def measure(
 
 
 def write_or_warn(path: Path, write: Callable[[], object]) -> bool:
-    """Whether `write` could write `path`, which the user did not name. If not, that is a warning: the result, and what
-    is still to be evaluated, must not be lost with it.
+    """Whether `write` could write `path`, which is not the report that --out names. If not, that is a warning: the
+    result, and what is still to be evaluated, must not be lost with it.
     """
     try:
         write()
     except OSError as e:
         cause = e.strerror or " ".join(str(e).split())
-        console.warn(f"'{path.name}' cannot be written to '{path.parent}': {cause}. Name another place with --out.")
+        console.warn(f"'{path.name}' cannot be written to '{path.parent}': {cause}. Choose another place with --out.")
         return False
     return True
 

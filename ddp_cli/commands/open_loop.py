@@ -86,17 +86,19 @@ def _training_store(source: PolicySource) -> Path:
 def _print(report: dict[str, Any]) -> None:
     from ddp_cli.evaluation.open_loop import BASELINES, POLICY
 
-    rows, count = [], len(report["episodes"])
+    rows = []
     for name, part in report["parts"].items():
         rows.append((f"{name} [{part['unit'] or 'as recorded'}]", *[""] * 5))
         for key, label in {POLICY: "policy", **BASELINES}.items():
             method = part[key]
             low, high = method["interval_95"] or (None, None)
+            count = sum(error is not None for error in method["episodes"])
             better = f"{part['better_than'][key]} of {count}" if key in BASELINES else ""
             # That of few episodes may reach below 0.
-            interval = "one episode" if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
-            first, last = ("-" if x is None else f"{x:.3g}" for x in (method["by_step"][0], method["by_step"][-1]))
-            rows.append((f"  {label}", f"{method['error']:.3g}", interval, first, last, better))
+            interval = f"{count or 'no'} episode" if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
+            shown = (method["error"], method["by_step"][0], method["by_step"][-1])
+            error, first, last = ("-" if x is None else f"{x:.3g}" for x in shown)
+            rows.append((f"  {label}", error, interval, first, last, better))
     console.table(
         f"{report['task']} from {report['obs']}: {report['checkpoint']}",
         rows,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,5 +42,5 @@ def inference_timesteps(config: PolicyConfig) -> list[int]:
     n_train, n = config.num_train_timesteps, config.num_inference_steps
     if config.resolved_timestep_spacing == "leading":
         return [i * (n_train // n) for i in range(n)][::-1]
-    # diffusers takes steps of n_train / n down to 0; for some n rounding errors then add one more, at timestep -1.
-    return [round(n_train - i * n_train / n) - 1 for i in range(n)]
+    # Cut, because for some n rounding errors add one more, at timestep -1.
+    return [int(k) - 1 for k in np.round(np.arange(n_train, 0, -n_train / n))[:n]]

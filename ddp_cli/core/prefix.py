@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddp_cli.errors import ConfigError
-from ddp_cli.policy_config import PolicyConfig
-
-PREFIX, PREFIX_LENGTH = "prefix", "prefix_length"  # among the inputs of a prediction
+from ddp_cli.policy_config import PREFIX, PREFIX_LENGTH, PolicyConfig
 
 
 def sample_prefix_lengths(config: PolicyConfig, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -18,12 +18,13 @@ import numpy as np
 from ddp_cli.data.demo import Demo
 from ddp_cli.disk import atomic_file, remove_folder
 from ddp_cli.errors import DataError
+from ddp_cli.locks import final_path
 
 ANOTHER_OUTPUT = "Choose another --out, or move it away."
 
 
 class CollectionFolder:
-    """The folder `OUT.partial` beside the output `OUT`.
+    """The folder `OUT.partial` beside the output `OUT`, or beside what it links to.
 
     `collection.json` holds the `identity` of the collection: everything that determines its demos, but not their
     number. Attempt i starts from seed + i; its demo is in `attempt-I.npz`, or `attempt-I.failed` says that there is
@@ -33,7 +34,8 @@ class CollectionFolder:
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
-        self.out, self.path = out, out.with_name(f"{out.name}.partial")
+        self.out = out = final_path(out)
+        self.path = out.with_name(f"{out.name}.partial")
         if self.path.is_file():
             raise DataError(
                 f"'{self.path}' is the unfinished recording of an earlier version.",

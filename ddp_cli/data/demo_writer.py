@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from ddp_cli.data.demo import Demo
-from ddp_cli.disk import final_path, replace
+from ddp_cli.disk import replace
+from ddp_cli.locks import final_path
 
 FORMAT_VERSION = 1
 HDF5_OVERHEAD_BYTES = 1 << 16  # metadata that HDF5 may add with a demo

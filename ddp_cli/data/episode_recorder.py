@@ -21,6 +21,7 @@ from ddp_cli.data.store_merge import SAME
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.disk import remove_folder
 from ddp_cli.errors import DataError
+from ddp_cli.locks import final_path
 from ddp_cli.tasks import Task
 
 WHY_NOT_VERIFIED = "it was recorded while a policy acted, and not replayed"
@@ -33,7 +34,8 @@ class EpisodeRecorder:
     """
 
     def __init__(self, out: Path, task: Task, attributes: Mapping[str, Any]) -> None:
-        self.out, self.folder = out, out.with_name(f"{out.name}.episodes")
+        self.out = out = final_path(out)
+        self.folder = out.with_name(f"{out.name}.episodes")
         self._task, self._attributes = task, dict(attributes)
         self._steps: list[tuple[Mapping[str, NDArray[Any]], NDArray[Any], bool]] = []
         self._keys = [*task.images(attributes["obs"]), *task.vectors("state")]

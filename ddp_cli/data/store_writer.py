@@ -26,8 +26,9 @@ from zarr.codecs import ZstdCodec
 
 from ddp_cli.data.store import STORE_FORMAT
 from ddp_cli.data.store_check import chunk_checksums, missing_chunks
-from ddp_cli.disk import final_path, replace
+from ddp_cli.disk import replace
 from ddp_cli.errors import DataError, DdpError
+from ddp_cli.locks import final_path
 from ddp_cli.parallel import default_workers
 from ddp_cli.tasks import Task
 

@@ -78,7 +78,7 @@ def _matrices(part: ActionPart, values: Array) -> Array:
 def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChunks]) -> dict[str, Any]:
     """Errors of every part: means over episodes with 95% intervals (Student's t; None for a single episode), their
     means by step into the chunk, in how many episodes the policy is better than each baseline, and for parts without
-    rotations the error of every value of the policy.
+    rotations the error of every value of the policy. Errors are None where nothing could be compared.
     """
     errors = {
         method: [part_errors(parts, episode.predicted[method], episode.recorded) for episode in episodes]
@@ -91,7 +91,7 @@ def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChun
         }
         better = {
             baseline: sum(
-                bool(ours < theirs)
+                ours is not None and ours < theirs
                 for ours, theirs in zip(methods[POLICY]["episodes"], methods[baseline]["episodes"], strict=True)
             )
             for baseline in BASELINES
@@ -113,11 +113,15 @@ def _summary(errors: Sequence[Array]) -> dict[str, Any]:
         by_step = np.nanmean([np.nanmean(episode, axis=0) for episode in errors], axis=0)
     known = [mean for mean in means if not math.isnan(mean)]
     return {
-        "error": sum(known) / len(known) if known else math.nan,
+        "error": sum(known) / len(known) if known else None,
         "interval_95": mean_interval(known) if known else None,
-        "by_step": [None if math.isnan(x) else x for x in by_step.tolist()],
-        "episodes": means,
+        "by_step": [_number_or_none(x) for x in by_step.tolist()],
+        "episodes": [_number_or_none(x) for x in means],
     }
+
+
+def _number_or_none(x: float) -> float | None:
+    return None if math.isnan(x) else x
 
 
 def _value_errors(part: ActionPart, values: slice, episodes: Sequence[EpisodeChunks]) -> dict[str, float]:

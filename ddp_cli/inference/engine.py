@@ -11,12 +11,12 @@ from torch import Tensor
 from ddp_cli.choices import Engine
 from ddp_cli.core.cuda_graph import GraphedFunction
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
+from ddp_cli.core.prefix import prefix_inputs
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.compiled_policy import compile_function
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser, make_torch_denoise_fn, supports_folding
 from ddp_cli.inference.onnx_policy import make_onnx_predict_fn
-from ddp_cli.policy_config import PolicyConfig
+from ddp_cli.policy_config import PREFIX, PREFIX_LENGTH, PolicyConfig
 
 NOISE = "noise"  # among the inputs of a prediction, beside the observations
 
@@ -58,10 +58,11 @@ def make_predict_fn(policy: DiffusionPolicy, engine: str) -> PredictFn:
     if engine == "compile":
         denoise_fn, encode_obs = compile_function(denoise_fn), compile_function(encode_obs)
     folded = FoldedDenoiser(policy, denoise_fn)
+    prefix_keys = (PREFIX, PREFIX_LENGTH) if policy.config.prefix_steps else ()
 
     def predict(inputs: Mapping[str, Tensor]) -> Tensor:
-        prefix, length = inputs.get(PREFIX), inputs.get(PREFIX_LENGTH)
-        features = encode_obs({key: x for key, x in inputs.items() if key not in (NOISE, PREFIX, PREFIX_LENGTH)})
+        prefix, length = (inputs.get(key) for key in prefix_keys) if prefix_keys else (None, None)
+        features = encode_obs({key: x for key, x in inputs.items() if key not in (NOISE, *prefix_keys)})
         return policy.predict_from_features(features, inputs[NOISE], folded.condition_on, prefix, length)["action"]
 
     run = GraphedFunction(predict, policy.device) if policy.device.type == "cuda" else predict

@@ -19,11 +19,12 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from ddp_cli.core.policy import DiffusionPolicy
-from ddp_cli.core.prefix import PREFIX, PREFIX_LENGTH, prefix_inputs
+from ddp_cli.core.prefix import prefix_inputs
 from ddp_cli.inference.folded_denoiser import FoldedDenoiser
 from ddp_cli.inference.onnx_denoiser import add_denoiser, add_fold, add_marks
 from ddp_cli.inference.onnx_encoder import add_encoder
 from ddp_cli.inference.onnx_graph import GraphBuilder, ValueInfo, carry_outer_values, tensor_info
+from ddp_cli.policy_config import PREFIX, PREFIX_LENGTH
 
 DEFAULT_OPSET = 18
 STEP_COEFFICIENTS = ("clean_from_x", "clean_from_out", "x", "out", "clean", "prev_clean", "noise")

@@ -13,6 +13,8 @@ def resume_command(run: Path, *more: str) -> str:
     built in.
     """
     folder = run if run.parent.name else run.resolve()  # a name alone does not say where it is
+    if len(folder.parents) < 3:  # too near to the root for RUNS/TASK/NAME
+        return shlex.join(["ddp", "train", "--resume", *more])
     arguments = ["--task", folder.parent.name, "--name", folder.name]
     if folder.parents[1] != Path("runs"):
         arguments += ["--runs", str(folder.parents[1])]

@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether a signal has arrived; a second Ctrl-C or SIGTERM interrupts at once."""
-    requested, in_terminal = False, console.is_terminal()
+    requested = asked = False
+    in_terminal = console.is_terminal()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
+        nonlocal requested, asked
+        if asked:
             raise KeyboardInterrupt
-        requested = True
+        requested = asked = True
         console.note("stopping: saving a checkpoint (press Ctrl-C again to stop without saving)")
 
     def hang_up(_signal: int, _frame: FrameType | None) -> None:
-        # A shell and the system may both send it when a terminal is closed: a second one says nothing new.
+        # A shell and the system may both send it when a terminal is closed, and SIGTERM with it: neither is a second
+        # request, which would lose the checkpoint.
         nonlocal requested
         requested = True
         if in_terminal:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DdpError
-from ddp_cli.locks import lock_output
+from ddp_cli.locks import final_path, lock_output
 
 FORMATS = (".mp4", ".mov", ".mkv", ".gif")
 GIF_FRAME_STEP = 2  # a GIF holds every second frame, at half the rate: all videos play in real time
@@ -80,7 +80,8 @@ class VideoWriter:
         check_format(path)
         # imageio does not let ffmpeg write to a name that ends in .gif.
         suffix = ".mp4" if is_gif(path) else path.suffix
-        self.path, self._partial = path, path.with_name(f".{path.name}.partial{suffix}")
+        self.path = path = final_path(path)
+        self._partial = path.with_name(f".{path.name}.partial{suffix}")
         self._frames = self._written = 0
         self._skipped: NDArray[np.uint8] | None = None  # the last frame, if a GIF skipped it
         settings = _gif_settings(colors) if is_gif(path) else LOSSLESS if lossless else COMPACT if compact else H264

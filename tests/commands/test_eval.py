@@ -44,7 +44,7 @@ def test_a_report_that_its_run_cannot_take_does_not_end_the_evaluation(trained: 
     assert [report["inference_steps"] for report in json.loads(result.stdout)["sweep"]] == [1, 2]
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 3  # two reports and their plot
-    assert all("run/eval': File exists. Name another place with --out." in line for line in warnings)
+    assert all("run/eval': File exists. Choose another place with --out." in line for line in warnings)
     ok(ddp(*command, "--out", "s.json"))
     assert len(json.loads(Path("s.json").read_text())["sweep"]) == 2
     assert "no file can be created there" in refused(ddp("eval", run, "--out", "/proc/r.json"))

@@ -143,6 +143,16 @@ def test_a_closed_terminal_saves_a_checkpoint(lift_zarr: Path) -> None:
     assert 0 < saved["step"] < 100000
 
 
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_sigterm_and_sighup_together_are_one_request(first: signal.Signals) -> None:
+    with stop_on_signal() as should_stop:
+        for number in (first, {signal.SIGHUP, signal.SIGTERM} - {first}):
+            signal.raise_signal(number if isinstance(number, signal.Signals) else number.pop())
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_sighup_does_not_interrupt() -> None:
     for handler in (signal.SIG_DFL, signal.SIG_IGN):  # `nohup` ignores it
         before = signal.signal(signal.SIGHUP, handler)

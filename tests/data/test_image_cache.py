@@ -293,3 +293,5 @@ def test_the_smallest_limit_of_the_control_groups_counts(
             (folder / name).write_text(f"{value}\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 5000000\n")
     assert available_memory() == 25_000_000
+    (job / "memory.stat").write_text("")
+    assert available_memory() == 20_000_000

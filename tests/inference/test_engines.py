@@ -76,7 +76,7 @@ def test_images_are_encoded_by_the_graph_as_by_torch(settings: dict) -> None:
 
 
 def test_an_observation_may_have_the_name_of_a_value_of_the_graph() -> None:
-    names = ("x", "i", "clean", "condition", "prev_clean", "x_next", "x_last", "clean_last", "out")
+    names = ("x", "i", "clean", "condition", "prev_clean", "x_next", "x_last", "clean_last", "prefix")
     schema = Schema(rate=10, vectors={name: Vector(width=2) for name in names}, action=(ActionPart(name="a", width=2),))
     policy = make_trained_policy(task=Task("names", schema), actions="recorded")
     obs = random_low_dim(policy, 2)

@@ -74,6 +74,8 @@ def test_errors_of_what_is_no_rotation_are_unknown(rotation: str) -> None:
     report = open_loop_report([part], [episode("a", recorded), episode("b", np.zeros_like(recorded))])["turn"]
     assert report["policy"]["error"] == pytest.approx(0, abs=1e-3)  # of the episode whose rotations are known
     assert report["policy"]["interval_95"] is None
+    assert report["policy"]["episodes"][1] is None
+    json.dumps(report, allow_nan=False)
 
 
 def test_rotations_of_robosuite_are_fractions_of_half_a_radian() -> None:

@@ -173,6 +173,7 @@ def test_the_command_that_resumes_a_run_is_complete(
     lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert resume_command(Path("/x")) == "ddp train --resume"
     assert resume_command(Path("runs/lift/x")) == "ddp train --task lift --name x --resume"
     folder = Path("my runs/not built in/it's")
     train_new_run(lift_store, folder, tiny_config(steps=3, checkpoint_every=1), stop_at=1)
