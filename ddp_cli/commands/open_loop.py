@@ -94,8 +94,9 @@ def _print(report: dict[str, Any]) -> None:
             low, high = method["interval_95"] or (None, None)
             count = sum(error is not None for error in method["episodes"])
             better = f"{part['better_than'][key]} of {count}" if key in BASELINES else ""
+            missing = "one episode" if count else "no episode"
             # That of few episodes may reach below 0.
-            interval = f"{count or 'no'} episode" if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
+            interval = missing if low is None else f"{max(low, 0.0):.3g} to {high:.3g}"
             shown = (method["error"], method["by_step"][0], method["by_step"][-1])
             error, first, last = ("-" if x is None else f"{x:.3g}" for x in shown)
             rows.append((f"  {label}", error, interval, first, last, better))
