@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def test_ctrl_c_saves_and_resume_goes_on(lift_zarr: Path) -> None:
 
 
 IN_A_TERMINAL = """
-import os
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored
 os.open(os.ttyname(0), os.O_RDWR)  # the leader of a session gets it as its terminal
 import ddp_cli.cli
 ddp_cli.cli.app()
@@ -133,21 +135,32 @@ def test_a_closed_terminal_saves_a_checkpoint(lift_zarr: Path) -> None:
     os.close(slave)
     metrics, printed = Path("runs/lift/long/metrics.jsonl"), b""
     deadline = time.monotonic() + 240
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        if select.select([master], [], [], 0.2)[0]:
-            printed += os.read(master, 10_000)
-    os.close(master)
-    os.killpg(process.pid, signal.SIGHUP)
-    assert process.wait(timeout=120) == 130, printed.decode()
+    try:
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            if select.select([master], [], [], 0.2)[0]:
+                printed += os.read(master, 10_000)
+        os.close(master)
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(timeout=120) == 130, printed.decode()
+    finally:
+        process.kill()
     saved = json.loads(Path("runs/lift/long/checkpoints/last/config.json").read_text())
     assert 0 < saved["step"] < 100000
 
 
-@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
-def test_sigterm_and_sighup_together_are_one_request(first: signal.Signals) -> None:
+@pytest.fixture
+def default_sighup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_sighup")
+@pytest.mark.parametrize("numbers", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)])
+def test_sigterm_and_sighup_together_are_one_request(numbers: tuple[signal.Signals, ...]) -> None:
     with stop_on_signal() as should_stop:
-        for number in (first, {signal.SIGHUP, signal.SIGTERM} - {first}):
-            signal.raise_signal(number if isinstance(number, signal.Signals) else number.pop())
+        for number in numbers:
+            signal.raise_signal(number)
         assert should_stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
