@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddp_cli.locks import final_path, lock_output
+from ddp_cli.locks import lock_output
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -28,12 +28,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     If `path` is a symbolic link, what it points to is replaced. DdpError if another process is writing `path`, or if it
     is a device or a pipe; the same for `atomic_folder`.
     """
-    path = final_path(path)
-    with lock_output(path):
-        partial = _hidden(path, "partial")
+    with lock_output(path) as target:
+        partial = _hidden(target, "partial")
         try:
             yield partial
-            replace(partial, path)
+            replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -41,14 +40,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to write to; it replaces `path` on success and is removed after an error."""
-    path = final_path(path)
-    with lock_output(path):
-        partial = _hidden(path, "partial")
+    with lock_output(path) as target:
+        partial = _hidden(target, "partial")
         remove(partial)
         partial.mkdir()
         try:
             yield partial
-            replace(partial, path)
+            replace(partial, target)
         finally:
             remove(partial)
 

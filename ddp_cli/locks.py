@@ -118,8 +118,8 @@ _outputs: dict[Path, int] = {}
 
 
 @contextmanager
-def lock_output(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keep other processes from writing the file or folder `path` inside the `with` block.
+def lock_output(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """Keep other processes from writing the file or folder `path` inside the `with` block; yields its `final_path`.
 
     If another process writes it, DdpError names that process; with `wait`, `wait(message)` is called once and the
     block begins when the other process has ended. The thread that holds the lock may lock the same output again.
@@ -130,14 +130,14 @@ def lock_output(path: Path, wait: Callable[[str], None] | None = None) -> Iterat
     path = final_path(path)
     key = path.parent.resolve() / path.name
     if _outputs.get(key) == threading.get_ident():
-        yield
+        yield path
         return
     created = make_folder(key.parent)
     try:
         lock = _acquire_output_lock(path, wait)
         _outputs[key] = threading.get_ident()
         try:
-            yield
+            yield path
         finally:
             del _outputs[key]
             with contextlib.suppress(OSError):

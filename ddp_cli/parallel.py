@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 from ddp_cli.errors import WorkerError
+from ddp_cli.interruption import signals_handled
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -225,12 +226,8 @@ def _terminal_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in TERMINAL_SIGNALS}
-    try:
+    with signals_handled(dict.fromkeys(TERMINAL_SIGNALS, signal.SIG_IGN)):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _init_worker(make_function: Callable[[], Callable[[Any], Any]]) -> None:

@@ -14,6 +14,7 @@ from ddp_cli import console
 from ddp_cli.commands import env_options, options
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
 from ddp_cli.errors import DdpError
+from ddp_cli.interruption import is_ignored, signals_handled
 from ddp_cli.seeds import FIRST_POLICY_SEED, FIRST_SEED, MAX_SEED
 
 if TYPE_CHECKING:
@@ -273,13 +274,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # by `nohup`
-    previous = {n: signal.signal(n, interrupt) for n in numbers}
-    try:
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not is_ignored(number)]
+    with signals_handled(dict.fromkeys(numbers, interrupt)):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _report(loop: ControlLoop, outcomes: list[tuple[bool | None, int]], record: Path | None, json: bool) -> None:

@@ -39,15 +39,15 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        encoded = list(config.cameras.items())[: 1 if config.share_encoder else None]
-        if taken := [key for key, _ in encoded if hasattr(nn.ModuleDict(), key)]:
+        encoded_cameras = list(config.cameras.items())[: 1 if config.share_encoder else None]
+        if taken := [key for key, _ in encoded_cameras if hasattr(nn.ModuleDict(), key)]:
             raise ConfigError(
                 f"a camera cannot be called '{taken[0]}': PyTorch uses this name itself.",
                 f"Convert the recording with another one: --keys NAME={taken[0]}.",
             )
         encoders = {
             key: ImageEncoder(config.encoder, config.crop(key), camera.channels, config.encoder_width)
-            for key, camera in encoded
+            for key, camera in encoded_cameras
         }
         self.encoders = nn.ModuleDict(encoders)
         """By camera; with `share_encoder` only that of the first one."""
