@@ -37,10 +37,11 @@ STYLES = {"absolute": "-", "delta": "--"}
 def measure(task: str, actions: str, obs: str, demos: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train on the first `demos` of the demonstrations and evaluate: a row of the results."""
     name = f"{task}-{obs}-{actions}-{demos}"
-    recording, store = f"{task}.hdf5", f"data/{name}.zarr"
+    recording, every, store = f"{task}.hdf5", f"data/{task}-{obs}-{actions}.zarr", f"data/{name}.zarr"
     commands = (
         (f"ddp collect --task {task} -n {max(DEMOS)} -o {recording}", recording),
-        (f"ddp convert {recording} --only :{demos} --obs {obs} --actions {actions} --out {store}", store),
+        (f"ddp convert {recording} --obs {obs} --actions {actions} --out {every}", every),
+        (f"ddp convert {every} --only :{demos} --out {store}", store),
     )
     make_data(commands, folder)
     run = train(f"--data {store} --obs {obs} --steps {steps} --seed 1 --keep 1", task, name, folder)

@@ -75,16 +75,16 @@ def collected(task: str, demos: int, options: str = "") -> Commands:
     return (f"ddp collect --task {task} -n {demos} -o {task}.hdf5", f"{task}.hdf5"), (convert, store)
 
 
-def corrected(task: str, episodes: int) -> Commands:
+def corrected(task: str, episodes: int, options: str) -> Commands:
     """Episodes of the first policy in which the scripted one takes over before a failure, in data/all.zarr with those
-    of `collected`, which have absolute actions.
+    of `collected` with the same options.
     """
     return (
         (
             f"ddp collect --policy runs/{task}/{FIRST} --takeover -n {episodes} -o corrections.hdf5",
             "corrections.hdf5",
         ),
-        ("ddp convert corrections.hdf5 --actions absolute --out data/corrections.zarr", "data/corrections.zarr"),
+        (f"ddp convert corrections.hdf5 {options} --out data/corrections.zarr", "data/corrections.zarr"),
         (f"ddp convert data/{task}.zarr data/corrections.zarr --out data/all.zarr", "data/all.zarr"),
     )
 
@@ -101,13 +101,19 @@ def pusht() -> Commands:
 
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
-    "can": Recipe("can", collected("can", 400), "--task can --steps 12000"),
+    "can": Recipe(
+        "can",
+        collected("can", 400, "--actions absolute --render coarse"),
+        f"--data data/all.zarr --init-from runs/can/{FIRST} --steps 20000",
+        "--task can --steps 10000",
+        corrected("can", 500, "--actions absolute --render coarse"),
+    ),
     "square": Recipe(
         "square",
         collected("square", 600, "--actions absolute"),
         f"--data data/all.zarr --init-from runs/square/{FIRST} --steps 28000",
         "--task square --steps 24000",
-        corrected("square", 500),
+        corrected("square", 500, "--actions absolute"),
     ),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
@@ -161,12 +167,12 @@ def make_data(commands: Commands, folder: Path) -> None:
 
 
 def train(options: str, task: str, name: str, folder: Path) -> Path:
-    """The run `name`, resumed if it was interrupted."""
+    """The run `name` with the laptop preset, on a GPU too, resumed if it was interrupted."""
     path = folder / "runs" / task / name
     trained = folder / f"{name}.trained"
     if not trained.exists() and (path / "config.json").exists():
         run(f"ddp train --task {task} --name {name} --resume", folder)
-    run_once(f"ddp train {options} --name {name}", folder, trained, path / "config.json")
+    run_once(f"ddp train {options} --preset laptop --name {name}", folder, trained, path / "config.json")
     return path
 
 
