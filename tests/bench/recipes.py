@@ -75,17 +75,22 @@ def collected(task: str, demos: int, options: str = "") -> Commands:
     return (f"ddp collect --task {task} -n {demos} -o {task}.hdf5", f"{task}.hdf5"), (convert, store)
 
 
-def corrected(task: str, episodes: int, options: str) -> Commands:
-    """Episodes of the first policy in which the scripted one takes over before a failure, in data/all.zarr with those
-    of `collected` with the same options.
+def two_stages(task: str, demos: int, options: str, first_steps: int, episodes: int, steps: int) -> Recipe:
+    """A first policy is trained on demonstrations. A second one goes on from it, on these and on episodes of the first
+    one in which the scripted policy takes over before a failure. `options` are those of `ddp convert`.
     """
-    return (
-        (
-            f"ddp collect --policy runs/{task}/{FIRST} --takeover -n {episodes} -o corrections.hdf5",
-            "corrections.hdf5",
-        ),
+    collect = f"ddp collect --policy runs/{task}/{FIRST} --takeover -n {episodes} -o corrections.hdf5"
+    corrections = (
+        (collect, "corrections.hdf5"),
         (f"ddp convert corrections.hdf5 {options} --out data/corrections.zarr", "data/corrections.zarr"),
         (f"ddp convert data/{task}.zarr data/corrections.zarr --out data/all.zarr", "data/all.zarr"),
+    )
+    return Recipe(
+        task,
+        collected(task, demos, options),
+        f"--data data/all.zarr --init-from runs/{task}/{FIRST} --steps {steps}",
+        f"--task {task} --steps {first_steps}",
+        corrections,
     )
 
 
@@ -101,20 +106,8 @@ def pusht() -> Commands:
 
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
-    "can": Recipe(
-        "can",
-        collected("can", 400, "--actions absolute --render coarse"),
-        f"--data data/all.zarr --init-from runs/can/{FIRST} --steps 20000",
-        "--task can --steps 10000",
-        corrected("can", 500, "--actions absolute --render coarse"),
-    ),
-    "square": Recipe(
-        "square",
-        collected("square", 600, "--actions absolute"),
-        f"--data data/all.zarr --init-from runs/square/{FIRST} --steps 28000",
-        "--task square --steps 24000",
-        corrected("square", 500, "--actions absolute"),
-    ),
+    "can": two_stages("can", 400, "--actions absolute --render coarse", first_steps=10000, episodes=500, steps=20000),
+    "square": two_stages("square", 600, "--actions absolute", first_steps=24000, episodes=500, steps=28000),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),
     "square-state": Recipe(
