@@ -125,7 +125,7 @@ def trained(lift_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def reach_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_reach_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on a recording without a simulator: images and positions, and goals as actions."""
     folder = tmp_path_factory.mktemp("reach")
     rng, ends = np.random.default_rng(0), np.array([20, 50, 70])
@@ -142,6 +142,13 @@ def reach_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ("train", "--task", "reach", "--data", folder / "store.zarr", "--steps", 2, "--preset", "laptop")
     ok(ddp(*command, *settings, "--runs", folder / "runs", "--name", "r"))
     return folder / "runs" / "reach" / "r"
+
+
+@pytest.fixture
+def reach_run(trained_reach_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `trained_reach_run` without the evaluations of other tests."""
+    copy = tmp_path_factory.mktemp("runs") / "reach" / "r"
+    return shutil.copytree(trained_reach_run, copy, symlinks=True)
 
 
 class Recorded(NamedTuple):

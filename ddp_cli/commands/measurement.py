@@ -67,7 +67,7 @@ def measure(
     source: PolicySource, eval_options: EvalOptions, processes: Processes, quiet: bool = False
 ) -> dict[str, Any]:
     """Runs the episodes of one policy, prints a table unless `quiet`, writes the report into its run and returns it."""
-    from ddp_cli.evaluation.report import report_name, write_report
+    from ddp_cli.evaluation.report import report_folder, report_name, write_report
 
     folder, seed = source.folder, eval_options.seed
     console.note(f"policy {folder}, {source.sampler} with {source.inference_steps} steps, engine {source.engine}")
@@ -90,8 +90,8 @@ def measure(
     if processes.is_main:
         if not quiet:
             print_table(report, result)
-        if folder.parent.name == "checkpoints":
-            path = folder.parents[1] / "eval" / report_name(report)
+        if reports := report_folder(folder):
+            path = reports / report_name(report)
             write_or_warn(path, lambda: write_report(path, report))
     return report
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddp_cli import console
 from ddp_cli.commands.measurement import write_or_warn
 from ddp_cli.errors import DataError
+from ddp_cli.evaluation.report import report_folder
 
 if TYPE_CHECKING:
     from ddp_cli.data.store import Store
@@ -51,16 +52,12 @@ def evaluate_open_loop(
     }  # fmt: skip
     _print(report)
     picture = image or _default_picture(source, store, max_episodes)
-    if image is None and _is_in_run(source):
+    if image is None and report_folder(source.folder):
         path = picture.with_suffix(".json")
         write_or_warn(path, lambda: write_report(path, report))
     if write_or_warn(picture, lambda: plot_predictions(parts, chunks[0], report, picture)):
         console.note(f"picture: {picture}")
     return report
-
-
-def _is_in_run(source: PolicySource) -> bool:
-    return source.folder.parent.name == "checkpoints"
 
 
 def _default_picture(source: PolicySource, store: Store, max_episodes: int | None) -> Path:
@@ -69,7 +66,7 @@ def _default_picture(source: PolicySource, store: Store, max_episodes: int | Non
     what = f"{store.path.stem}-{store.content_hash()[:8]}{count}"
     sampling = f"{source.sampler}{source.inference_steps}-{source.engine}"
     name = f"{source.folder.name}-{sampling}-open-loop-{what}.png"
-    return source.folder.parents[1] / "eval" / name if _is_in_run(source) else Path(name)
+    return (report_folder(source.folder) or Path()) / name
 
 
 def _training_store(source: PolicySource) -> Path:

@@ -10,6 +10,7 @@ from ddp_cli import console
 from ddp_cli.commands.measurement import EvalOptions, measure, write_or_warn
 from ddp_cli.deploy.policy_source import is_exported
 from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
+from ddp_cli.evaluation.report import report_folder
 from ddp_cli.seeds import unused_seed
 
 if TYPE_CHECKING:
@@ -108,5 +109,5 @@ def _default_image(checkpoint: Path, eval_options: EvalOptions, reports: list[di
     values = "-".join(
         "+".join(dict.fromkeys(str(report[key]) for report in reports)) for key in ("sampler", "inference_steps")
     )
-    image = Path(f"sweep-{checkpoint.name}-{values}-{eval_options.seed}x{eval_options.episodes}.png")
-    return checkpoint.parents[1] / "eval" / image if checkpoint.parent.name == "checkpoints" else image
+    image = f"sweep-{checkpoint.name}-{values}-{eval_options.seed}x{eval_options.episodes}.png"
+    return (report_folder(checkpoint) or Path()) / image

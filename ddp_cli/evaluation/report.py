@@ -55,6 +55,11 @@ class EvalReport:
             )
 
 
+def report_folder(checkpoint: Path) -> Path | None:
+    """The folder for reports on `checkpoint`, eval/ of its run; None for a checkpoint outside of a run."""
+    return checkpoint.parents[1] / "eval" if checkpoint.parent.name == "checkpoints" else None
+
+
 def evaluated_checkpoint(report: Path, recorded: str) -> Path:
     """The checkpoint that the file `report` evaluates and names `recorded`; if that path is gone, the one of that name
     in the run of the report.

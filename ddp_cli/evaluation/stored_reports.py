@@ -9,7 +9,7 @@ from typing import Any
 
 from ddp_cli.errors import DataError
 from ddp_cli.evaluation.open_loop import BASELINES, POLICY
-from ddp_cli.evaluation.report import EvalReport, evaluated_checkpoint, parse_report
+from ddp_cli.evaluation.report import EvalReport, evaluated_checkpoint, parse_report, report_folder
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ def read_stored_reports(checkpoint: Path) -> StoredReports:
     """
     reports = StoredReports()
     folder = checkpoint.resolve()
-    if folder.parent.name != "checkpoints":
-        return reports
-    for path in sorted((folder.parents[1] / "eval").glob("*.json")):
+    written = report_folder(folder)
+    for path in sorted(written.glob("*.json")) if written else ():
         try:
             content = json.loads(path.read_text())
             if evaluated_checkpoint(path, content["checkpoint"]).resolve() != folder:

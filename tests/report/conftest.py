@@ -18,7 +18,7 @@ LENGTHS = (20, 30, 25, 22)
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>{{script}}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, an event loop of Playwright runs, and others cannot
 def browser() -> Iterator[Any]:
     with ExitStack() as stack:
         yield launch_browser(stack)
