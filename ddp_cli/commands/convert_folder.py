@@ -115,6 +115,11 @@ def _export_dataset(store: Store, to: DatasetFormat, copy: CopyOptions) -> Path:
     out = copy.out
     if out is None:
         raise DdpError(f"--to {to} needs an output.", f"Add --out NAME{'.hdf5' if to == 'robomimic' else ''}.")
+    if store.task.simulator is None:
+        raise DdpError(
+            f"--to {to} needs a task of robosuite, whose observations it names; '{store.path}' is of another robot.",
+            "Its arrays can be read with zarr: --zarr-format 2 writes a replay buffer.",
+        )
     if to == "robomimic":
         steps = copy.run(out, (), lambda progress: write_robomimic(store, out, progress))
     else:

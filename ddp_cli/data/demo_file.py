@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.demo import Demo
 from ddp_cli.data.demo_selection import find_demo_names, list_filter_keys, select_by_filter
 from ddp_cli.data.env_metadata import RecordingInfo, read_recording_info, undescribed_recording
-from ddp_cli.data.hdf5 import check_complete, check_links, open_hdf5, report_read_errors
+from ddp_cli.data.hdf5 import check_complete, check_links, open_hdf5, reject_single_episode, report_read_errors
 from ddp_cli.data.invariants import check_intended, check_time
 from ddp_cli.data.recorded_model import read_model_xml
 from ddp_cli.data.recorded_task import check_recorded_with, recorded_task, same_environment
@@ -66,6 +66,7 @@ class DemoFile:
             if data is None:
                 check_links(self.path, self._file, "")
             if not isinstance(data, h5py.Group):
+                reject_single_episode(self.path, self._file)
                 raise DataError(
                     f"'{self.path}' has no group 'data'.",
                     "Expected robomimic's raw layout: data/demo_0/{states,actions}.",

@@ -87,6 +87,15 @@ def reject_folder_of_files(path: Path) -> None:
         )
 
 
+def reject_single_episode(path: Path, file: h5py.File) -> None:
+    """DataError if `file` is one of the files of ALOHA, which hold an episode each."""
+    if "action" in file and "observations" in file:
+        raise DataError(
+            f"'{path}' is a single episode, as ALOHA records them in files episode_0.hdf5, episode_1.hdf5, ...",
+            f"Convert their folder: `ddp convert {path.parent}`.",
+        )
+
+
 @contextmanager
 def report_read_errors(path: Path, location: str) -> Iterator[None]:
     """Re-raise exceptions of reading `location` in `path` as a DataError with the cause."""
@@ -142,6 +151,13 @@ def check_complete(path: Path, dataset: h5py.Dataset, location: str) -> None:
                 "Copy that file as well.",
             )
         return
+    for name, *_ in dataset.external or ():
+        # What another file holds, of any format, would be copied into stores that are shared.
+        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+            raise DataError(
+                f"'{path}': {location} is stored in '{name}', outside of the folder of the file.",
+                "Move both into one folder.",
+            )
     if dataset.external or 0 in dataset.shape:
         return
     if dataset.chunks:

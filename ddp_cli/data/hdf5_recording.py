@@ -19,16 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.demo_selection import sort_names
-from ddp_cli.data.hdf5 import check_complete, open_hdf5, report_read_errors
+from ddp_cli.data.hdf5 import check_complete, open_hdf5, reject_single_episode, report_read_errors
 from ddp_cli.data.recording import StepArray
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
 from ddp_cli.video.images import decode_image, image_size
 
-ALOHA_FILE = re.compile(r"episode_(\d+)\.hdf5")
+ALOHA_FILE = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
+BASE_ACTION = "base_action"  # of Mobile ALOHA
 ALOHA_RATE = 50.0  # [Hz], of ACT; the files do not state it
 COPY_HINT = "Record or copy it again."
+ROBOMIMIC_HINT = "Expected robomimic's layout: data/demo_0/{actions,obs}."
 
 
 def is_aloha_folder(path: Path) -> bool:
@@ -47,19 +49,25 @@ def open_aloha(path: Path) -> Hdf5Recording:
     recording.notes.append(
         f"the files do not state the control rate: {ALOHA_RATE:g} Hz, as ACT records, without --rate"
     )
+    if BASE_ACTION in recording.arrays:
+        recording.notes.append(
+            f"{BASE_ACTION} is not converted: the actions are those of one array, {recording.action}"
+        )
     return recording
 
 
 def open_robomimic(path: Path) -> Hdf5Recording:
     """The demonstrations in a file of any environment, as they were recorded."""
     with open_hdf5(path) as file, report_read_errors(path, "data"):
+        reject_single_episode(path, file)
         data = file.get("data")
-        names = sort_names(data) if isinstance(data, h5py.Group) else []
-        rate = None
+        if not isinstance(data, h5py.Group):
+            raise DataError(f"'{path}' has no group 'data'.", ROBOMIMIC_HINT)
+        names, rate = sort_names(data), None
         with suppress(ValueError, KeyError, TypeError):
             rate = float(json.loads(data.attrs["env_args"])["env_kwargs"]["control_freq"])
     if not names:
-        raise DataError(f"'{path}' holds no demonstrations.", "Expected robomimic's layout: data/demo_0/{actions,obs}.")
+        raise DataError(f"'{path}' holds no demonstrations.", ROBOMIMIC_HINT)
     return Hdf5Recording(path, [(path, f"data/{name}") for name in names], names, "actions", re.compile("obs/.*"), rate)
 
 
@@ -82,26 +90,34 @@ class Hdf5Recording:
         self.notes, self.in_videos, self.unreadable = list[str](), list[str](), dict[str, str]()
         self._episodes = episodes
         self._encoded: dict[str, tuple[int, int]] = {}  # arrays of encoded images -> height, width
+        self.arrays: dict[str, StepArray] = {}
         self.lengths: list[int] = []
         for i in range(len(episodes)):
-            arrays, length = self._describe(i)
+            arrays, unreadable, length = self._describe(i)
             if i == 0:
-                self.arrays = arrays
-            different = next((name for name in self.arrays if arrays.get(name) != self.arrays[name]), None)
-            if different:
-                shape = "is missing" if different not in arrays else f"has shape {arrays[different].shape}"
-                raise DataError(
-                    f"{self._where(i)}: {different} {shape}, that of {names[0]} has {self.arrays[different].shape}.",
-                    "Keep recordings of one kind in a folder of their own.",
-                )
+                self.arrays, self.unreadable = arrays, unreadable
+            for name, first in list(self.arrays.items()):
+                if fault := _difference(first, arrays.get(name), unreadable.get(name, "it is missing")):
+                    self._exclude(i, name, fault, is_needed=name == action or bool(observed.fullmatch(name)))
             self.lengths.append(length)
         self.observations = [name for name in self.arrays if observed.fullmatch(name)]
+        self.notes += [f"{n}: {why}; it is not observed" for n, why in self.unreadable.items() if observed.fullmatch(n)]
+
+    def _exclude(self, episode: int, name: str, fault: str, is_needed: bool) -> None:
+        """Leave out an array that `episode` does not have as the first one does; DataError if it is needed."""
+        if is_needed and self.arrays[name].is_numeric:
+            raise DataError(
+                f"{self._where(episode)}: {name} differs from that of {self.episode_names[0]}: {fault}.",
+                "Keep recordings of one kind in a folder of their own.",
+            )
+        del self.arrays[name]
+        self.unreadable[name] = f"in {self.episode_names[episode]} {fault}"
 
     def _where(self, episode: int) -> str:
         return f"'{self.path}' {self.episode_names[episode]}"
 
-    def _describe(self, episode: int) -> tuple[dict[str, StepArray], int]:
-        """Its arrays of as many rows as actions, and their number."""
+    def _describe(self, episode: int) -> tuple[dict[str, StepArray], dict[str, str], int]:
+        """Its arrays of as many rows as steps, the others with the reason, and the number of steps."""
         file_path, group_name = self._episodes[episode]
         with open_hdf5(file_path) as file, report_read_errors(file_path, group_name):
             group = file[group_name]
@@ -114,11 +130,12 @@ class Hdf5Recording:
             length = int(declared) if 0 < declared <= length else length
             if not length:
                 raise DataError(f"{self._where(episode)} has no steps.", COPY_HINT)
-            return {
-                name: self._describe_array(name, dataset, episode)
-                for name, dataset in datasets.items()
-                if dataset.shape and dataset.shape[0] >= length
-            }, length
+            # A padded array is as long as the actions, and some recorders add an observation after the last action.
+            valid = {length, length + 1, datasets[self.action].shape[0]}
+            rows = {name: dataset.shape[0] for name, dataset in datasets.items() if dataset.shape}
+            arrays = {name: self._describe_array(name, datasets[name], episode) for name in rows if rows[name] in valid}
+            reasons = {name: f"it has {n} rows for {length} steps" for name, n in rows.items() if n not in valid}
+            return arrays, reasons, length
 
     def _describe_array(self, name: str, dataset: h5py.Dataset, episode: int) -> StepArray:
         is_encoded = "images/" in name and (h5py.check_vlen_dtype(dataset.dtype) or dataset.ndim == 2)
@@ -165,6 +182,16 @@ class Hdf5Recording:
     def sha256(self) -> str:
         """Hash of the names and hashes of all files."""
         return file_hash(self.path) if self.path.is_file() else files_hash(self.path, [p for p, _ in self._episodes])
+
+
+def _difference(first: StepArray, other: StepArray | None, reason: str) -> str:
+    """How `other` differs from `first` so that they cannot be one array, empty if they can; `reason` if it is None."""
+    if other is None:
+        return reason
+    if other.shape != first.shape:
+        return f"it has shape {other.shape} instead of {first.shape}"
+    is_vector = first.is_numeric and other.is_numeric and first.image_shape is None
+    return "" if is_vector or other.dtype == first.dtype else f"it has type {other.dtype} instead of {first.dtype}"
 
 
 def _content(value: Any) -> bytes:

@@ -64,6 +64,11 @@ class LeRobotRecording:
             for name, feature in visual.items()
             if name not in self._cameras
         }
+        self.unreadable |= {
+            name: f"its values have shape {list(feature.shape)}, expected one dimension"
+            for name, feature in self._features.items()
+            if name not in visual and len(feature.shape) > 1
+        }
         self.notes += [f"{name}: {why}; it is not observed" for name, why in self.unreadable.items()]
         self.arrays = {
             name: StepArray(self._cameras[name].shape, np.dtype(np.uint8))

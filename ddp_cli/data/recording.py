@@ -17,6 +17,8 @@ from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
 
 Episode = dict[str, NDArray[Any]]
+MIN_SIDE = 8  # [pixels] of an image that is not uint8: smaller ones are keypoints or other matrices
+MIN_WHITE = 16  # largest value of an image of 0 to 255 with decimals: what stays below is in another unit
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class StepArray:
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(height, width, channels) of an image, channels last or first; None for anything else."""
-        if len(self.shape) != 3 or not self.is_numeric:
+        if len(self.shape) != 3 or not self.is_numeric or not {self.shape[0], self.shape[2]} & {1, 3}:
             return None
-        if self.shape[2] in (1, 3):
-            return self.shape[0], self.shape[1], self.shape[2]
-        return (self.shape[1], self.shape[2], self.shape[0]) if self.shape[0] in (1, 3) else None
+        height, width, channels = self.shape if self.shape[2] in (1, 3) else (*self.shape[1:], self.shape[0])
+        is_matrix = self.dtype != np.uint8 and min(height, width) < MIN_SIDE
+        return None if is_matrix else (height, width, channels)
 
 
 class Recording(Protocol):
@@ -102,6 +104,17 @@ def to_images(values: NDArray[Any], is_fraction: bool, where: str) -> NDArray[np
         factor = 255 if is_fraction else 1
         raise DataError(f"{where}: the images are {low / factor:g} to {high / factor:g}, expected {limit}.")
     return np.ascontiguousarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def check_are_images(values: NDArray[Any], where: str) -> None:
+    """DataError if floating-point `values` are neither of 0 to 1 nor of 0 to 255, but for example depths [m]."""
+    high = float(values.max())
+    if values.dtype.kind == "f" and 1 < high < MIN_WHITE and (values % 1).any():
+        raise DataError(
+            f"{where}: the values are {float(values.min()):g} to {high:g} with decimals, not those of an image, which "
+            "are 0 to 1 or 0 to 255.",
+            "Choose other arrays with --keys.",
+        )
 
 
 def are_fractions(values: NDArray[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ddp_cli.data.check_summary import not_verified
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lint_source import recording_source
-from ddp_cli.data.recording import Episode, Recording, are_fractions, to_images
+from ddp_cli.data.recording import Episode, Recording, are_fractions, check_are_images, to_images
 from ddp_cli.data.resampling import Resampling
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.data.trimming import Steps, all_steps, describe_trims, steps_in_motion
@@ -25,6 +26,7 @@ from ddp_cli.selection import parse_selection
 from ddp_cli.tasks import RECORDED, Task
 
 LISTED_INSTRUCTIONS = 5
+MOTION_NAME = re.compile(r"vel|twist|delta|speed", re.IGNORECASE)
 NO_SIMULATOR = "the recording has no simulator in which its actions could be replayed"
 
 
@@ -55,6 +57,12 @@ def convert_recording(
     if recording.rate not in (None, schema.rate):
         recording.notes.append(resampling.describe(schema.action))
         schema = schema.model_copy(update={"action": resampling.parts(schema.action)})
+    names = [name for part in schema.action if part.representation == "plain" for name in part.names]
+    if motions := [name for name in names if MOTION_NAME.search(name)]:
+        recording.notes.append(
+            f"the action '{motions[0]}' seems to be a motion, which only a schema declares (delta): where a chunk is "
+            "late, the robot repeats the last action"
+        )
     steps = all_steps(recording.lengths)
     if trim_pauses:
         steps = steps_in_motion(recording_source(recording, schema, recording.rate or schema.rate))
@@ -196,11 +204,16 @@ class _EpisodeReader:
     ) -> None:
         self._recording, self._schema, self._resampling, self._steps = recording, schema, resampling, steps
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
-        self._is_fraction = {
-            key: recording.arrays[camera.source].dtype.kind == "f"
-            and are_fractions(recording.read(camera.source, first))
-            for key, camera in schema.cameras.items()
-        }
+        self._is_fraction = {key: self._holds_fractions(key, first) for key in schema.cameras}
+
+    def _holds_fractions(self, key: str, first: int) -> bool:
+        """Whether the images of a camera are of 0 to 1; DataError if they are no images."""
+        source = self._schema.cameras[key].source
+        if self._recording.arrays[source].dtype.kind != "f":
+            return False
+        values = self._recording.read(source, first)
+        check_are_images(values, f"{_place(self._recording, first)}, {key}")
+        return are_fractions(values)
 
     def read(self, i: int) -> Episode:
         """The arrays of episode `i`."""

@@ -34,6 +34,11 @@ def infer_schema(
     else:
         observed = [name for name in recording.observations if name != parse_selection(action_source).array]
         entries = [(None, name) for name in observed if _is_observable(recording.arrays[name])]
+        wide = [name for name in observed if recording.arrays[name].is_numeric and (None, name) not in entries]
+        notes = [
+            f"{name}: more than {MAX_VECTOR} values per step; it is observed only if --keys names it" for name in wide
+        ]
+        recording.notes += [note for note in notes if note not in recording.notes]
     cameras: dict[str, Camera] = {}
     vectors: dict[str, Vector] = {}
     for key, source in _with_keys(recording, entries).items():

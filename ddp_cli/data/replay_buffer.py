@@ -100,10 +100,15 @@ class ReplayBuffer:
                 raise DataError(
                     f"'{path}': {name} has {array.shape[0]} rows, but the episodes end at {ends[-1]}.", COPY_HINT
                 )
-        rows = max((array.shape[0] for array in self._arrays.values()), default=0)
-        if rows > ends[-1]:
-            self.notes.append(f"{rows - ends[-1]} rows behind the last episode are left out")
-        self.arrays = {name: StepArray(array.shape[1:], array.dtype) for name, array in self._arrays.items()}
+        rows = {name: array.shape[0] for name, array in self._arrays.items()}
+        total = rows.get(self.action, min(rows.values(), default=0))
+        if total > ends[-1]:
+            self.notes.append(f"{total - ends[-1]} rows behind the last episode are left out")
+        # One of another length, such as a camera of twice the rate, is not aligned with the others.
+        other = {name: n for name, n in rows.items() if n not in (total, ends[-1])}
+        self.unreadable = {name: f"it has {n} rows, and the episodes {ends[-1]} steps" for name, n in other.items()}
+        self.notes += [f"{name}: {why}; it is not observed" for name, why in self.unreadable.items()]
+        self.arrays = {n: StepArray(a.shape[1:], a.dtype) for n, a in self._arrays.items() if n not in other}
         self.observations = [name for name in self.arrays if name != self.action]
         self.episode_names = [str(i) for i in range(len(self.lengths))]
         self.instructions = [""] * len(self.lengths)
@@ -121,6 +126,8 @@ class ReplayBuffer:
             raise
         except Exception as e:  # damaged chunks and unknown codecs raise many kinds
             reason = (str(e) or type(e).__name__).splitlines()[0]
+            if "pickle" in reason.lower():  # the library says how to allow it
+                reason = "it holds Python objects (pickle), which are never loaded"
             hint = CODECS_HINT if _lacks_codec(reason) else COPY_HINT
             raise DataError(f"'{self.path}': {where} cannot be decoded: {reason}.", hint) from e
 

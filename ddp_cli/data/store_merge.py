@@ -78,6 +78,7 @@ def instructions(stores: Sequence[Store]) -> list[str]:
 
 def _check_fit(stores: Sequence[Store]) -> None:
     first = stores[0]
+    vectors = [*first.task.vectors("state"), "action"]
     seen: dict[bytes, str] = {}
     for store in stores:
         store.check_task(first.task)
@@ -88,13 +89,15 @@ def _check_fit(stores: Sequence[Store]) -> None:
                     f"not {first.attrs.get(key)!r}.",
                     "Convert both in the same way.",
                 )
-        actions = store.read("action")
+        values = [store.read(key) for key in vectors]
         for (begin, end), name in zip(store.episode_bounds, store.episode_names, strict=True):
             episode = f"episode {name} of '{store.path}'"
-            other = seen.setdefault(hashlib.sha256(actions[begin:end].tobytes()).digest(), episode)
+            digest = hashlib.sha256(b"".join(array[begin:end].tobytes() for array in values)).digest()
+            other = seen.setdefault(digest, episode)
             if other != episode:  # one of them could be trained on, and the other held out
                 raise DataError(
-                    f"{episode} has the same actions as {other}.", "Choose the episodes with --only before."
+                    f"{episode} has the same observations and actions as {other}.",
+                    "Choose the episodes with --only before.",
                 )
         if store.check["result"] == "failed":
             raise DataError(

@@ -55,6 +55,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
+        if value.dtype.name not in DTYPES:
+            raise TypeError(f"arrays of {value.dtype.name} cannot be sent, valid dtypes: {', '.join(DTYPES)}")
         little_endian = value.astype(value.dtype.newbyteorder("<"))
         return {"dtype": little_endian.dtype.name, "shape": list(value.shape), "data": little_endian.tobytes()}
     if isinstance(value, np.generic):
@@ -131,7 +133,9 @@ class Client:
         while True:
             frame = self._connection.recv(timeout=self._timeout)
             reply = unpack(frame if isinstance(frame, bytes) else frame.encode())
-            if reply.get("id") == self._last_id:  # others are late replies to requests that timed out
+            # Others are late replies to requests that timed out. An error without an id is the reply to a message that
+            # could not be decoded.
+            if reply.get("id") in (self._last_id, None):
                 break
         if "error" in reply:
             raise ServerError(reply["error"])

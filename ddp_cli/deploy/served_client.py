@@ -85,30 +85,44 @@ class StreamingClient(SynchronousClient):
     def __init__(self, policy: Policy, pool: Executor, blend_steps: int = 0) -> None:
         super().__init__(policy, pool)
         self._blend_steps = blend_steps
-        self._stream = self._make_stream(None)
+        self._start(None)
 
-    def _make_stream(self, seed: int | None) -> ActionStream:
-        return ActionStream.from_policy(
+    def _start(self, seed: int | None) -> None:
+        self._stream = ActionStream.from_policy(
             self._runner.policy, seed, waits=True, pool=self._pool, blend_steps=self._blend_steps
         )
+        self._waited_at: float | None = None  # the stamp of the request that waited for the first chunk [s]
+        self._waited = self._offset = 0.0  # [s]
 
     def reset(self, seed: int | None) -> None:
         super().reset(seed)
         self._stream.close()
-        self._stream = self._make_stream(seed)
+        self._start(seed)
 
     async def _action(self, obs: Content, stamp: object, workers: Executor | None) -> Any:
         if stamp is not None and type(stamp) not in {int, float}:
             raise ValueError(f"invalid stamp {stamp!r}, expected seconds")
-        now = time.monotonic() if stamp is None else float(stamp)  # type: ignore[arg-type]
+        now = time.monotonic() if stamp is None else float(stamp) + self._clock_offset(float(stamp))  # type: ignore[arg-type]
         stream = self._stream
         await run_in(workers, stream.observe, obs, now)
         if not stream.has_chunk and (chunk := stream.request(now)):
             start = time.monotonic()
             # An error of the policy is raised by `action`.
             await asyncio.gather(asyncio.wrap_future(chunk), return_exceptions=True)
-            now += time.monotonic() - start
+            self._waited = time.monotonic() - start
+            self._waited_at = stamp
+            now += self._waited
         return stream.action(now).astype(np.float32)
+
+    def _clock_offset(self, stamp: float) -> float:
+        """What to add to the client's stamps [s]: the clock of a simulator stands still while it waits for the first
+        chunk, whose actions begin at the end of the wait.
+        """
+        if self._waited_at is not None:
+            stood_still = stamp - self._waited_at < self._waited / 2  # a stamp may be a little older than its request
+            self._offset = self._waited if stood_still else 0.0
+            self._waited_at = None
+        return self._offset
 
     def close(self) -> None:
         self._stream.close()

@@ -106,7 +106,7 @@ def pusht() -> Commands:
 
 RECIPES = {
     "lift": Recipe("lift", collected("lift", 200), "--task lift --steps 5000"),
-    "can": two_stages("can", 400, "--actions absolute --render coarse", first_steps=10000, episodes=500, steps=20000),
+    "can": two_stages("can", 400, "--actions absolute --render coarse", first_steps=4000, episodes=300, steps=12000),
     "square": two_stages("square", 600, "--actions absolute", first_steps=24000, episodes=500, steps=28000),
     "lift-state": Recipe("lift", collected("lift", 200, "--obs state"), "--task lift --obs state --steps 3000"),
     "can-state": Recipe("can", collected("can", 300, "--obs state"), "--task can --obs state --steps 9000"),

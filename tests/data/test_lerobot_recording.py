@@ -189,6 +189,21 @@ def test_states_of_the_same_name_are_all_observed(tmp_path: Path, version: str) 
     assert vectors == {"state": 14, "joint_position": 14, "effector_position": 2, "head_position": 2}
 
 
+def test_actions_that_seem_to_be_velocities_are_named(tmp_path: Path) -> None:
+    path = write_v2(tmp_path / "peg")
+    info = json.loads((path / "meta/info.json").read_text())
+    width = info["features"]["action"]["shape"][0]
+    info["features"]["action"]["names"] = ["x.vel", *(f"joint_{i}.pos" for i in range(1, width))]
+    info["features"]["observation.tactile"] = {"dtype": "float32", "shape": [4, 4]}
+    (path / "meta/info.json").write_text(json.dumps(info))
+    notes = ok_json("convert", path, "--out", tmp_path / "s.zarr")["notes"]
+    assert any(note.startswith("the action 'x.vel' seems to be a motion") for note in notes)
+    reason = "its values have shape [4, 4], expected one dimension"
+    assert f"observation.tactile: {reason}; it is not observed" in notes
+    error = refused(ddp("convert", path, "--out", tmp_path / "t.zarr", "--keys", "observation.tactile"))
+    assert f"has 'observation.tactile', but {reason}" in " ".join(error.split())
+
+
 def test_oddities_are_named(tmp_path: Path) -> None:
     path = write_v2(tmp_path / "peg")
     write_video(path / "videos/chunk-000/observation.images.top/episode_000000.mp4", np.zeros((6, 32, 48, 3), np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def test_actions_of_another_name(tmp_path: Path) -> None:
 
 
 def test_a_damaged_chunk_and_rows_behind_the_last_episode(tmp_path: Path) -> None:
-    write_replay_buffer(tmp_path / "p.zarr", extra=np.zeros((20, 2), "f4"))
+    shapes = {"img": (16, 20, 3), "state": (5,), "keypoint": (9, 2), "action": (2,)}
+    write_replay_buffer(tmp_path / "p.zarr", **{k: np.zeros((20, *shape), "f4") for k, shape in shapes.items()})
     assert ReplayBuffer(tmp_path / "p.zarr").notes == ["3 rows behind the last episode are left out"]
     (tmp_path / "p.zarr/data/img/2.0.0.0").write_bytes(b"no chunk")
     error = refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s"))
@@ -251,6 +253,46 @@ def test_a_conversion_that_failed_keeps_its_complete_episodes(tmp_path: Path, mo
     np.testing.assert_array_equal(Store(out).read("img"), values["img"])
 
 
+def test_arrays_of_another_rate_are_not_observed(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr", fast=np.zeros((2 * 17, 16, 20, 3), "u1"))
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
+    assert "data/fast: it has 34 rows, and the episodes 17 steps; it is not observed" in ok_json(*command)["notes"]
+    assert "has 'data/fast', but it has 34 rows" in refused(ddp(*command, "--overwrite", "--keys", "fast"))
+
+
+def test_depths_are_no_images(tmp_path: Path) -> None:
+    depth = np.tile(np.linspace(0.3, 1.8, 16 * 20, dtype="f4").reshape(16, 20, 1), (17, 1, 1, 1))
+    write_replay_buffer(tmp_path / "p.zarr", depth=depth, hand=np.full((17, 2, 21, 3), 0.5, "f4"))
+    command = ("convert", tmp_path / "p.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")
+    message = "depth: the values are 0.3 to 1.8 with decimals, not those of an image"
+    assert message in " ".join(refused(ddp(*command)).split())
+    assert not (tmp_path / "s.zarr").exists()
+    ok(ddp(*command, "--keys", "img,hand"))
+    assert Store(tmp_path / "s.zarr").task.schema.vectors["hand"].width == 126
+
+
+def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
+    write_replay_buffer(tmp_path / "p.zarr")
+    metadata = json.loads((tmp_path / "p.zarr/meta/episode_ends/.zarray").read_text())
+    filters = [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}]
+    metadata |= {"dtype": "|O", "fill_value": "", "filters": filters, "compressor": None}
+    (tmp_path / "p.zarr/meta/episode_ends/.zarray").write_text(json.dumps(metadata))
+    (tmp_path / "p.zarr/meta/episode_ends/0").write_bytes(pickle.dumps(Touch(tmp_path / "touched")))
+    (tmp_path / "p.zarr/.zmetadata").unlink(missing_ok=True)
+    assert "which are never loaded" in refused(ddp("convert", tmp_path / "p.zarr", "--rate", 10))
+    assert not (tmp_path / "touched").exists()
+
+
+class Touch:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
 # -- ALOHA ------------------------------------------------------------------------------------------
 
 
@@ -312,8 +354,30 @@ def test_aloha_episodes_of_another_kind_are_named(tmp_path: Path) -> None:
     write_aloha(tmp_path / "a", encoded=False)
     with h5py.File(tmp_path / "a/episode_10.hdf5", "r+") as f:
         del f["observations/images/top"]
-    with pytest.raises(DdpError, match=r"episode_10: observations/images/top is missing, that of episode_2 has"):
+    message = r"episode_10: observations/images/top differs from that of episode_2: it is missing"
+    with pytest.raises(DdpError, match=message):
         open_aloha(tmp_path / "a")
+
+
+def test_an_aloha_camera_of_another_rate_is_not_observed(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", encoded=False)
+    for file in (tmp_path / "a").iterdir():
+        with h5py.File(file, "r+") as f:
+            f["base_action"] = np.zeros((len(f["action"]), 2))
+            f["observations/images/fast"] = np.zeros((2 * len(f["action"]), 16, 24, 3), np.uint8)
+        file.rename(file.with_suffix(".h5"))
+    notes = ok_json("convert", tmp_path / "a", "--out", tmp_path / "s.zarr")["notes"]
+    assert "observations/images/fast: it has 10 rows for 5 steps; it is not observed" in notes
+    assert "base_action is not converted: the actions are those of one array, action" in notes
+    assert Store(tmp_path / "s.zarr").image_keys == ["top"]
+
+
+def test_a_single_aloha_episode_names_its_folder(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", encoded=False)
+    for options in ((), ("--action-key", "action")):
+        message = refused(ddp("convert", tmp_path / "a/episode_2.hdf5", *options))
+        assert "is a single episode, as ALOHA records them" in " ".join(message.split())
+        assert f"ddp convert {tmp_path / 'a'}`" in message
 
 
 # -- robomimic --------------------------------------------------------------------------------------
@@ -348,6 +412,35 @@ def test_demonstrations_of_another_simulator(stacking: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(store.read("front", rows=slice(5, 14)), images)
     contents = inspect_source(stacking)
     assert (contents["rate"], list(contents["schema"]["cameras"])) == (25, ["front"])
+
+
+def test_arrays_that_nothing_uses_may_differ(stacking: Path, tmp_path: Path) -> None:
+    with h5py.File(stacking, "r+") as f:
+        eef_pos = f["data/demo_1/obs/eef_pos"][:].astype("f4")
+        del f["data/demo_1/obs/eef_pos"]
+        f["data/demo_1/obs/eef_pos"] = eef_pos
+        f["data/demo_0/obs/subgoal"], f["data/demo_1/obs/subgoal"] = [[b"abc"] * 7, [b"abcdefg"] * 11]
+        f["data/demo_0/annotation"] = np.zeros(7)
+    assert ok_json("convert", stacking, "--out", tmp_path / "s.zarr")["episodes"] == 3
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("eef_pos")[5:14], eef_pos[:9])
+    with h5py.File(stacking, "r+") as f:
+        del f["data/demo_2/obs/eef_pos"]
+        f["data/demo_2/obs/eef_pos"] = np.zeros((5, 4))
+    message = "demo_2: obs/eef_pos differs from that of demo_0: it has shape (4,) instead of (3,)"
+    assert message in refused(ddp("convert", stacking, "--out", tmp_path / "t.zarr"))
+
+
+def test_raw_data_outside_of_the_folder_is_not_copied(stacking: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(1000))
+    (tmp_path / "shared").mkdir()
+    stacking = stacking.rename(tmp_path / "shared" / stacking.name)
+    with h5py.File(stacking, "r+") as f:
+        for i, n in enumerate(LENGTHS):
+            external = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+            f.create_dataset(f"data/demo_{i}/obs/leak", (n + 2, 4), "u1", external=external)
+    command = ("convert", stacking, "--out", tmp_path / "s.zarr")
+    assert f"is stored in '{tmp_path / 'secret'}', outside of the folder" in refused(ddp(*command))
+    ok(ddp(*command, "--keys", "eef_pos,front"))
 
 
 def test_demonstrations_are_in_the_order_of_their_numbers(stacking: Path) -> None:

@@ -36,6 +36,22 @@ def test_all_episodes_are_in_the_merged_store(parts: list[Path], tmp_path: Path)
     assert merged.check["result"] == "not verified"
 
 
+def test_episodes_with_the_same_actions_in_other_states_are_merged(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        state = np.random.default_rng(seed).normal(size=(17, 5)).astype("f4")
+        write_replay_buffer(tmp_path / f"{name}.zarr.in", state=state, action=np.ones((17, 2), "f4"))
+        command = ("convert", tmp_path / f"{name}.zarr.in", "--rate", 10, "--task", "pusht")
+        ok(ddp(*command, "--out", tmp_path / f"{name}.zarr"))
+    ok(ddp("convert", tmp_path / "a.zarr", tmp_path / "b.zarr", "--out", tmp_path / "c.zarr"))
+
+
+def test_stores_of_other_robots_become_no_datasets(parts: list[Path], tmp_path: Path) -> None:
+    for to in ("lerobot", "robomimic"):
+        error = refused(ddp("convert", parts[0], "--to", to, "--out", tmp_path / "out"))
+        assert f"--to {to} needs a task of robosuite" in error
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_check_holds_if_all_stores_passed(lift_zarr: Path, tmp_path: Path) -> None:
     for name, only in (("a", ":1"), ("b", "1:")):
         ok(ddp("convert", lift_zarr, "--only", only, "--out", tmp_path / f"{name}.zarr"))
@@ -75,7 +91,7 @@ def test_stores_that_do_not_fit_are_refused(parts: list[Path], lift_zarr: Path, 
     assert "--only does not apply" in refused(ddp("convert", *parts, "--only", ":1", "--out", out))
     shutil.copytree(parts[0], tmp_path / "copy.zarr")
     same = refused(ddp("convert", parts[0], tmp_path / "copy.zarr", "--out", out))
-    assert f"episode 0 of '{tmp_path / 'copy.zarr'}' has the same actions as episode 0 of '{parts[0]}'" in same
+    assert f"episode 0 of '{tmp_path / 'copy.zarr'}' has the same observations and actions as episode 0" in same
     itself = refused(ddp("convert", *parts, "--out", parts[1], "--overwrite"))
     assert "is the source itself" in itself
     assert ok_json("inspect", parts[1])["episodes"] == 2
