@@ -102,7 +102,8 @@ class StreamingClient(SynchronousClient):
     async def _action(self, obs: Content, stamp: object, workers: Executor | None) -> Any:
         if stamp is not None and type(stamp) not in {int, float}:
             raise ValueError(f"invalid stamp {stamp!r}, expected seconds")
-        now = time.monotonic() if stamp is None else float(stamp) + self._clock_offset(float(stamp))  # type: ignore[arg-type]
+        seconds = None if stamp is None else float(stamp)  # type: ignore[arg-type]
+        now = time.monotonic() if seconds is None else seconds + self._clock_offset(seconds)
         stream = self._stream
         await run_in(workers, stream.observe, obs, now)
         if not stream.has_chunk and (chunk := stream.request(now)):
@@ -110,7 +111,7 @@ class StreamingClient(SynchronousClient):
             # An error of the policy is raised by `action`.
             await asyncio.gather(asyncio.wrap_future(chunk), return_exceptions=True)
             self._waited = time.monotonic() - start
-            self._waited_at = stamp
+            self._waited_at = seconds
             now += self._waited
         return stream.action(now).astype(np.float32)
 
