@@ -41,7 +41,7 @@ class PolicyInProcesses(Policy):
 
     def _start(self) -> Connection:
         connection, other = Pipe()
-        start_process(_run_policy, other, *self._settings)
+        start_process(_run_policy, other, self.spec, *self._settings)
         other.close()
         return connection
 
@@ -69,14 +69,17 @@ class PolicyInProcesses(Policy):
         return action
 
 
-def _run_policy(connection: Connection, *settings: Any) -> None:
+def _run_policy(connection: Connection, spec: Mapping[str, Any], *settings: Any) -> None:
     """Answer every set of inputs with actions, or with the message of an error, until the other end is closed. A policy
-    that cannot be loaded, because its folder was removed for example, is the answer to the first, and the end.
+    that cannot be loaded, because its folder was removed for example, or that is not the one of `spec` any more, is the
+    answer to the first, and the end.
     """
     leave_realtime()  # inherited from the thread that replaced a process
     os.nice(NICENESS)
     try:
         policy = Policy(*settings)
+        if policy.spec != spec:  # robots keep the limits of the one that they were started with
+            raise PolicyError(f"'{policy.folder}' holds another policy than at the start: start again to use it.")
     except PolicyError as e:
         with suppress(EOFError, OSError):  # the other end is closed
             connection.recv()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,14 +93,31 @@ def test_a_policy_whose_folder_was_removed_is_named(in_processes: PolicyInProces
     obs = observations(in_processes, 0)
     in_processes.act(obs)
     settings, in_processes._settings = in_processes._settings, (in_processes.folder / "removed", 1, "cpu")
-    for child in active_children():
-        child.kill()
-        child.join(10)
+    _kill_children()
     for _ in range(3):
         with pytest.raises(PolicyError, match="removed' holds no exported policy"):
             in_processes.act(obs)
     in_processes._settings = settings
     in_processes.act(obs)
+
+
+def test_a_policy_that_was_exchanged_is_not_mixed_with_the_one_before(
+    in_processes: PolicyInProcesses, policy_folder: Path, tmp_path: Path
+) -> None:
+    obs = observations(in_processes, 0)
+    other = Path(shutil.copytree(policy_folder, tmp_path / "other"))
+    spec = json.loads((other / "policy.json").read_text())
+    (other / "policy.json").write_text(json.dumps({**spec, "step": -1}))
+    in_processes._settings = (other, 1, "cpu")
+    _kill_children()
+    with pytest.raises(PolicyError, match="other' holds another policy than at the start"):
+        in_processes.act(obs)
+
+
+def _kill_children() -> None:
+    for child in active_children():
+        child.kill()
+        child.join(10)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs schedulers")
@@ -110,7 +129,7 @@ def test_a_process_has_normal_priority_also_if_it_is_replaced_in_realtime(
     monkeypatch.setattr(os, "nice", lambda _: 0)
     connection, other = Pipe()
     connection.close()
-    inference_processes._run_policy(other, policy_folder, 1, "cpu")
+    inference_processes._run_policy(other, Policy.load(policy_folder).spec, policy_folder, 1, "cpu")
     assert calls == [os.SCHED_OTHER]
 
 
