@@ -90,6 +90,8 @@ def measure(
     if processes.is_main:
         if not quiet:
             print_table(report, result)
+        if eval_options.max_margin and result.margin > eval_options.max_margin:
+            console.warn(f"{count} episodes are not enough for --until-ci {eval_options.max_margin:g}: raise -n.")
         if reports := report_folder(folder):
             path = reports / report_name(report)
             write_or_warn(path, lambda: write_report(path, report))

@@ -33,6 +33,11 @@ def evaluate_open_loop(
     from ddp_cli.training.plots import plot_predictions
 
     store = Store(data or _training_store(source)).for_task(source.task)
+    if (convention := store.attrs["action"]["convention"]) != source.actions:
+        raise DataError(
+            f"'{store.path}' holds {convention} actions, '{source.folder}' predicts {source.actions} ones.",
+            f"Convert the recording again with --actions {source.actions}.",
+        )
     split = split_episodes(store, source.meta)
     episodes = split.held_out[:max_episodes]
     console.note(f"policy {source.folder}, {len(episodes)} episodes of {store.path}")

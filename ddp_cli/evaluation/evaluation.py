@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -48,6 +49,12 @@ class Evaluation:
         return wilson_interval(self.successes, len(self.episodes))
 
     @property
+    def margin(self) -> float:
+        """The longer side of the interval."""
+        low, high = self.interval
+        return max(self.success_rate - low, high - self.success_rate)
+
+    @property
     def held_rate(self) -> float:
         """Fraction of episodes in which success held for 10 steps."""
         return sum(e.held for e in self.episodes) / len(self.episodes)
@@ -61,8 +68,7 @@ class Evaluation:
     @property
     def chunk_ms(self) -> float:
         """Median over episodes of the mean time per action chunk [ms]."""
-        times = sorted(e.chunk_ms for e in self.episodes)
-        return times[len(times) // 2]
+        return statistics.median(e.chunk_ms for e in self.episodes)
 
     @property
     def scores(self) -> list[float]:
@@ -125,11 +131,9 @@ def evaluate(
                 continue
             evaluation.episodes.append(result)
             on_episode(result)
-            if len(evaluation.episodes) >= MIN_EPISODES_TO_STOP and max_margin > 0.0:
-                low, high = evaluation.interval
-                rate = evaluation.success_rate
-                if max(rate - low, high - rate) <= max_margin:
-                    break
+            is_long_enough = len(evaluation.episodes) >= MIN_EPISODES_TO_STOP
+            if is_long_enough and 0.0 < max_margin >= evaluation.margin:
+                break
     return evaluation
 
 

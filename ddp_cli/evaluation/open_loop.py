@@ -91,7 +91,7 @@ def open_loop_report(parts: Sequence[ActionPart], episodes: Sequence[EpisodeChun
         }
         better = {
             baseline: sum(
-                ours is not None and ours < theirs
+                ours is not None and theirs is not None and ours < theirs
                 for ours, theirs in zip(methods[POLICY]["episodes"], methods[baseline]["episodes"], strict=True)
             )
             for baseline in BASELINES

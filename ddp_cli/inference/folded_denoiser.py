@@ -65,7 +65,7 @@ def fold(denoiser: Denoiser, memory: Tensor) -> FoldedMemory:
 
 
 class FoldedDenoiser:
-    """The denoiser of `policy`, folded: `policy.predict_action(..., make_denoiser=folded.condition_on)`.
+    """The denoiser of `policy`, folded: `policy.predict_from_features(..., make_denoiser=folded.condition_on)`.
 
     `denoise_fn` computes one denoising step; the default runs in torch.
     """

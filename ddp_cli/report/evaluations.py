@@ -51,7 +51,7 @@ def read_evaluations(path: Path) -> EvaluationFile:
             return EvaluationFile(path, [], open_loop=content)
         named = _named_reports(path, content)
         evaluations = [_evaluation(Report(name, path, report)) for name, report in named]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as e:
         raise DataError(f"'{path}' is not a report of an evaluation.", HINT) from e
     if not all(evaluation["episodes"] for evaluation in evaluations):
         raise DataError(f"'{path}' holds an evaluation without episodes.", HINT)
@@ -79,15 +79,21 @@ def evaluations_section(reports: Sequence[Report], is_sweep: bool, films: Sequen
     evaluations = [_evaluation(report) | {"films": filmed} for report, filmed in zip(reports, films, strict=True)]
     _make_unique(evaluations)
     outcomes = [{e["seed"]: e["success"] for e in evaluation["episodes"]} for evaluation in evaluations]
+    # The same seed is the same start in the same environment only.
+    are_comparable = all(_environment(report) == _environment(reports[0]) for report in reports)
     return {
         "kind": "evaluations",
         "title": " and ".join(dict.fromkeys(report.path.stem for report in reports)),
         "evaluations": evaluations,
         "is_sweep": is_sweep,
-        "paired": _paired(outcomes) if len(evaluations) == 2 else None,
-        "differing": _differing(outcomes),
+        "paired": _paired(outcomes) if len(evaluations) == 2 and are_comparable else None,
+        "differing": _differing(outcomes) if are_comparable else [],
         "place": _place(evaluations),
     }
+
+
+def _environment(report: Report) -> tuple[Any, Any]:
+    return report.content.get("task"), report.content.get("env")
 
 
 def _make_unique(evaluations: Sequence[dict[str, Any]]) -> None:

@@ -125,8 +125,8 @@ def _evaluations(run: Path) -> dict[str, Any]:
                 errors.append({"step": step, "source": path.name, "parts": _part_errors(report["parts"])})
             else:
                 success.append(_success(report, step, path.name))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a file of something else
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+            continue  # a file of something else, or without episodes
     return {
         "success": sorted(success, key=lambda point: (point["step"], point["source"])),
         "errors": sorted(errors, key=lambda point: point["step"]),

@@ -96,6 +96,7 @@ def test_an_interval_that_stops_the_evaluation_is_called_approximate(trained: Pa
     text = ok(ddp(*command, "--until-ci", 0.28)).stdout
     assert "0 of 10 episodes" in text
     assert "approximate: when --until-ci stops depends on the results" in " ".join(text.split())
+    assert "12 episodes are not enough for --until-ci 0.01: raise -n." in ok(ddp(*command, "--until-ci", 0.01)).stderr
     report = ok_json(*command, "--until-ci", 0.28)
     assert (report["until_ci"], report["interval_is_approximate"], len(report["episodes"])) == (0.28, True, 10)
     sampling = f"{report['sampler']}{report['inference_steps']}-{report['engine']}"

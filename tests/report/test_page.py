@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -224,8 +225,11 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+INFINITE_SEED = {"checkpoint": "x", "episodes": [{"seed": math.inf, "success": True, "steps": 1}]}
+
+
 @pytest.mark.parametrize(
-    "content", [[], {}, {"episodes": 1}, {"episodes": [], "checkpoint": "x"}, {"sweep": 3}, "text"]
+    "content", [[], {}, {"episodes": 1}, {"episodes": [], "checkpoint": "x"}, {"sweep": 3}, "text", INFINITE_SEED]
 )
 def test_files_that_are_no_evaluations_are_refused(content: object, tmp_path: Path) -> None:
     path = write_json(tmp_path / "e.json", content)
@@ -247,6 +251,11 @@ def test_two_evaluations_are_compared_on_their_common_starts(tmp_path: Path) -> 
     ok(ddp("report", write_json(tmp_path / "ab.json", content), "--out", tmp_path / "page.html", "--overwrite"))
     (other,) = sections(tmp_path / "page.html")
     assert (other["paired"], other["differing"]) == (pair, section["differing"])
+    # The same seeds of another task are other starts.
+    write_json(tmp_path / "b.json", evaluation([True, False, True, False, True]) | {"task": "another"})
+    ok(ddp("report", first, second, "--out", tmp_path / "page.html", "--overwrite"))
+    (section,) = sections(tmp_path / "page.html")
+    assert (section["paired"], section["differing"]) == (None, [])
 
 
 def write_run(folder: Path) -> Path:

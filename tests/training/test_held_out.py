@@ -75,6 +75,10 @@ def test_errors_of_what_is_no_rotation_are_unknown(rotation: str) -> None:
     assert report["policy"]["error"] == pytest.approx(0, abs=1e-3)  # of the episode whose rotations are known
     assert report["policy"]["interval_95"] is None
     assert report["policy"]["episodes"][1] is None
+    unknown = np.zeros_like(recorded)  # only what the baselines repeat is no rotation
+    methods = {"policy": predicted, "hold": unknown, "nearest": unknown}
+    held = open_loop_report([part], [EpisodeChunks("a", np.arange(2), recorded, methods)])["turn"]
+    assert held["better_than"] == {"hold": 0, "nearest": 0}
     json.dumps(report, allow_nan=False)
 
 
