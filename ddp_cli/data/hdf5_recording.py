@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.demo_selection import sort_names
 from ddp_cli.data.hdf5 import check_complete, open_hdf5, reject_single_episode, report_read_errors
-from ddp_cli.data.recording import StepArray
+from ddp_cli.data.recording import StepArray, describe_unobserved
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
@@ -101,7 +101,7 @@ class Hdf5Recording:
                     self._exclude(i, name, fault, is_needed=name == action or bool(observed.fullmatch(name)))
             self.lengths.append(length)
         self.observations = [name for name in self.arrays if observed.fullmatch(name)]
-        self.notes += [f"{n}: {why}; it is not observed" for n, why in self.unreadable.items() if observed.fullmatch(n)]
+        self.notes += describe_unobserved({n: why for n, why in self.unreadable.items() if observed.fullmatch(n)})
 
     def _exclude(self, episode: int, name: str, fault: str, is_needed: bool) -> None:
         """Leave out an array that `episode` does not have as the first one does; DataError if it is needed."""

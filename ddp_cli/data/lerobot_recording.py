@@ -28,7 +28,7 @@ from ddp_cli.data.lerobot_files import (
 from ddp_cli.data.lerobot_images import TableImages, VideoReader
 from ddp_cli.data.lerobot_layout import ACTION_FEATURE, VERSION, Feature, open_folder
 from ddp_cli.data.parquet import COPY_AGAIN, count_rows, read_columns
-from ddp_cli.data.recording import StepArray
+from ddp_cli.data.recording import StepArray, describe_unobserved
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
 
@@ -69,7 +69,7 @@ class LeRobotRecording:
             for name, feature in self._features.items()
             if name not in visual and len(feature.shape) > 1
         }
-        self.notes += [f"{name}: {why}; it is not observed" for name, why in self.unreadable.items()]
+        self.notes += describe_unobserved(self.unreadable)
         self.arrays = {
             name: StepArray(self._cameras[name].shape, np.dtype(np.uint8))
             if name in self._cameras

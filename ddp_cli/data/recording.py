@@ -5,7 +5,7 @@ Every format has a class with this interface; what an array means is said by a s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +86,11 @@ class Recording(Protocol):
 
     def sha256(self) -> str:
         """Hash of the content."""
+
+
+def describe_unobserved(unreadable: Mapping[str, str]) -> list[str]:
+    """Notes on the arrays that cannot be read -> why."""
+    return [f"{name}: {why}; it is not observed" for name, why in unreadable.items()]
 
 
 def to_images(values: NDArray[Any], is_fraction: bool, where: str) -> NDArray[np.uint8]:

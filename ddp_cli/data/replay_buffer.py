@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ddp_cli.data.recording import StepArray
+from ddp_cli.data.recording import StepArray, describe_unobserved
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
@@ -107,7 +107,7 @@ class ReplayBuffer:
         # One of another length, such as a camera of twice the rate, is not aligned with the others.
         other = {name: n for name, n in rows.items() if n not in (total, ends[-1])}
         self.unreadable = {name: f"it has {n} rows, and the episodes {ends[-1]} steps" for name, n in other.items()}
-        self.notes += [f"{name}: {why}; it is not observed" for name, why in self.unreadable.items()]
+        self.notes += describe_unobserved(self.unreadable)
         self.arrays = {n: StepArray(a.shape[1:], a.dtype) for n, a in self._arrays.items() if n not in other}
         self.observations = [name for name in self.arrays if name != self.action]
         self.episode_names = [str(i) for i in range(len(self.lengths))]

@@ -91,7 +91,8 @@ def test_stores_that_do_not_fit_are_refused(parts: list[Path], lift_zarr: Path, 
     assert "--only does not apply" in refused(ddp("convert", *parts, "--only", ":1", "--out", out))
     shutil.copytree(parts[0], tmp_path / "copy.zarr")
     same = refused(ddp("convert", parts[0], tmp_path / "copy.zarr", "--out", out))
-    assert f"episode 0 of '{tmp_path / 'copy.zarr'}' has the same observations and actions as episode 0" in same
+    repeated = f"episode 0 of '{tmp_path / 'copy.zarr'}' has the same observations and actions"
+    assert f"{repeated} as episode 0 of '{parts[0]}'" in same
     itself = refused(ddp("convert", *parts, "--out", parts[1], "--overwrite"))
     assert "is the source itself" in itself
     assert ok_json("inspect", parts[1])["episodes"] == 2
