@@ -196,10 +196,10 @@ class PolicyConfig(BaseConfig):
         return self
 
     def with_sampler(self, sampler: str | None, num_inference_steps: int | None) -> PolicyConfig:
-        """A copy with another sampler or number of inference steps; None keeps the current value, except that a new
-        sampler without a number of steps uses num_train_timesteps.
+        """A copy with another sampler or number of inference steps. None keeps the current value, except that DDPM,
+        which needs all steps, uses num_train_timesteps instead of the number of another sampler.
         """
-        if sampler not in (None, self.sampler) and num_inference_steps is None:
+        if sampler == "ddpm" != self.sampler and num_inference_steps is None:
             num_inference_steps = self.num_train_timesteps
         changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})

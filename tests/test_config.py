@@ -144,6 +144,18 @@ def test_a_described_task_is_saved_in_full() -> None:
         PolicyConfig(task=DOOR | {"horizon": -1})
 
 
+@pytest.mark.parametrize(
+    ("stored", "sampler", "steps"),
+    [(("ddim", 10), "dpm", 10), (("ddim", 10), "ddpm", 100), (("ddim", 10), None, 10), (("ddpm", 50), "ddpm", 50),
+     (("ddpm", 100), "ddim", 100)],
+)  # fmt: skip
+def test_another_sampler_keeps_the_number_of_steps_unless_it_is_ddpm(
+    stored: tuple[str, int], sampler: str | None, steps: int
+) -> None:
+    config = PolicyConfig(sampler=stored[0], num_inference_steps=stored[1]).with_sampler(sampler, None)
+    assert (config.sampler, config.num_inference_steps) == (sampler or stored[0], steps)
+
+
 def test_state_policies_and_object_loss_need_a_task_with_an_object() -> None:
     task = task_from_json({"name": "door", "env_name": "Door"})
     with pytest.raises(ConfigError, match="'door' defines no object.*--obs image"):

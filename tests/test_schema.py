@@ -308,21 +308,23 @@ def test_other_schemas_are_refused_as_initial_weights(store: Store, checkpoint: 
     meta = json.loads((checkpoint / "config.json").read_text())
     meta["policy"]["task"]["schema"]["rate"] = 25
     meta["policy"]["task"]["schema"]["action"][0]["unit"] = "degrees"
+    meta["policy"]["task"]["schema"]["action"][1]["rotation"] = "quaternion-wxyz"
+    meta["policy"]["task"]["schema"]["vectors"]["joints"]["names"] = ["wrist", "elbow", "shoulder"]
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(meta))
     (other / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
-    with pytest.raises(ConfigError, match=r"action is joints \(3, absolute, degrees\).*rate is Hz \(25.0\), expected"):
+    with pytest.raises(ConfigError, match=r"action is joints \(3, absolute, degrees\).*rate is Hz \(25.0\)") as error:
         create(tmp_path / "run", config, store, init_from=other)
+    assert "tool (4, absolute, quaternion-wxyz)" in str(error.value)
+    assert "the values of joints are wrist, elbow, shoulder, expected shoulder, elbow, wrist" in str(error.value)
 
 
 def test_what_needs_a_simulator_says_so(checkpoint: Path, lift_demos: Path, tmp_path: Path) -> None:
     (tmp_path / "arm.json").write_text(json.dumps(ARM))
-    for arguments in (
-        ("rollout", checkpoint, "--video", tmp_path / "v.mp4"),
-        ("convert", lift_demos, "--task", tmp_path / "arm.json", "--out", tmp_path / "s.zarr"),
-    ):
-        assert "the task 'arm' has no simulator" in refused(ddp(*arguments)), arguments
+    assert "the task 'arm' has no simulator" in refused(ddp("rollout", checkpoint, "--video", tmp_path / "v.mp4"))
+    command = ("convert", lift_demos, "--task", tmp_path / "arm.json", "--out", tmp_path / "s.zarr")
+    assert "was recorded at 20 Hz, 50 Hz is more" in refused(ddp(*command))  # its schema is compared
 
 
 def test_inspect_describes_the_store_and_the_checkpoint(store: Store, checkpoint: Path) -> None:

@@ -180,11 +180,12 @@ def convert(
         schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
     )
     copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json, keep)
+    recording_options, copy = as_recorded.read_task_file(recording_options, copy)
     with reserve_page(page, overwrite):
         if len(sources) > 1:
             _reject_options(ctx, sources[0], "one of several stores", NOT_FOR_MERGING)
             written = merge(sources, copy)
-        elif recording := _find_recording(sources[0], recording_options, task):
+        elif recording := _find_recording(sources[0], recording_options, copy.task):
             _reject_options(ctx, sources[0], "converted as it was recorded", SIMULATOR_OPTIONS)
             written = as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
         else:

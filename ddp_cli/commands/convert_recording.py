@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -133,6 +133,16 @@ class RecordingOptions:
         height, width = parse_image_size(self.image_size, "--image-size")
         cameras = {key: camera.resized(height, width, self.fit or "stretch") for key, camera in schema.cameras.items()}
         return schema.model_copy(update={"cameras": cameras})
+
+
+def read_task_file(chosen: RecordingOptions, copy: CopyOptions) -> tuple[RecordingOptions, CopyOptions]:
+    """The options with --schema and the name of the task, if --task is a file of a task without a simulator."""
+    from ddp_cli.task_file import read_task, task_file_path
+
+    path = task_file_path(copy.task) if copy.task else None
+    if path is None or chosen.schema or (task := read_task(str(path))).simulator:
+        return chosen, copy
+    return replace(chosen, schema=path), replace(copy, task=task.name)
 
 
 def convert_recording(

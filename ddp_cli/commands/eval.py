@@ -20,8 +20,10 @@ from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.parallel import default_workers, preload_workers
 from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds
+from ddp_cli.task_difference import describe_difference
 
 if TYPE_CHECKING:
+    from ddp_cli.tasks import Task
     from ddp_cli.training.distributed import Processes
 
 EXAMPLES = options.examples(
@@ -258,13 +260,19 @@ def _image_beside(out: Path, overwrite: bool) -> Path:
     return image
 
 
+def _episode_settings(task: Task) -> tuple[object, ...]:
+    """What the episodes of a task depend on; policies may observe them differently, in images of another size say."""
+    simulator = task.simulator and task.simulator.model_copy(update={"cameras": {}, "object": {}})
+    return task.name, task.horizon, task.schema.rate, simulator
+
+
 def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Processes) -> dict[str, Any]:
     sources = [eval_options.open(folder, processes) for folder in folders]  # all are checked before the first runs
     for source in sources[1:]:
-        if source.task != sources[0].task:
+        if _episode_settings(source.task) != _episode_settings(sources[0].task):
             raise ConfigError(
-                f"'{sources[0].folder}' is a policy of '{sources[0].task.name}', '{source.folder}' of "
-                f"'{source.task.name}': their success rates cannot be compared.",
+                f"'{sources[0].folder}' and '{source.folder}' are policies of different tasks: "
+                f"{describe_difference(sources[0].task, source.task)}. Their success rates cannot be compared.",
                 "Evaluate them one by one.",
             )
     reports = [measure(source, eval_options, processes) for source in sources]

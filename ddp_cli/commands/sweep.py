@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ddp_cli.training.distributed import Processes
 
 SWEEPABLE = ("sampler", "inference-steps")
+MAX_NAME = 100
 EXAMPLE = "For example: --sweep inference-steps=1,4,16,100 --sweep sampler=ddim,dpm."
 
 
@@ -109,5 +111,7 @@ def _default_image(checkpoint: Path, eval_options: EvalOptions, reports: list[di
     values = "-".join(
         "+".join(dict.fromkeys(str(report[key]) for report in reports)) for key in ("sampler", "inference_steps")
     )
+    if len(values) > MAX_NAME:  # file systems limit the length of names
+        values = hashlib.sha256(values.encode()).hexdigest()[:8]
     image = f"sweep-{checkpoint.name}-{values}-{eval_options.seed}x{eval_options.episodes}.png"
     return (report_folder(checkpoint) or Path()) / image

@@ -223,11 +223,12 @@ def train(
             else:
                 report_new_run(run, size)
             report_data(run)
-            checkpoint = _run_training(run, task, str(torch_device), wandb)
-    _report(run, checkpoint, time.perf_counter() - started, json)
+            checkpoint, complete = _run_training(run, task, str(torch_device), wandb)
+    _report(run, checkpoint, complete, time.perf_counter() - started, json)
 
 
-def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
+def _run_training(run: Run, task: str, device: str, wandb: bool) -> tuple[Path | None, bool]:
+    """The last checkpoint, None if there is none, and whether nothing is left for --resume."""
     from ddp_cli.training.loop import Callbacks
     from ddp_cli.training.rollouts import make_evaluator
     from ddp_cli.training.run import run_training
@@ -247,10 +248,13 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> Path | None:
             return success_rate
 
         callbacks = Callbacks(on_progress=show_progress, should_stop=should_stop, evaluate=evaluate_and_report)
-        return run_training(run, callbacks, wandb)
+        checkpoint = run_training(run, callbacks, wandb)
+        step, config = run.trainer.step_number, run.trainer.config
+        unevaluated = bool(config.eval_every) and should_stop() and step not in callbacks.success_rates
+        return checkpoint, step >= run.trainer.total and not unevaluated
 
 
-def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> None:
+def _report(run: Run, checkpoint: Path | None, complete: bool, seconds: float, json: bool) -> None:
     """Prints the result; KeyboardInterrupt if the run was stopped before its end."""
     from ddp_cli.core.checkpoint_files import follow_link
     from ddp_cli.training.resume_command import resume_command
@@ -259,7 +263,7 @@ def _report(run: Run, checkpoint: Path | None, seconds: float, json: bool) -> No
     if checkpoint is None:
         console.note(f"stopped before the first step; start it with {command}")
         raise KeyboardInterrupt
-    if run.trainer.step_number < run.trainer.total:
+    if not complete:
         console.note(f"saved {follow_link(checkpoint).resolve()}; resume with {command}")
         raise KeyboardInterrupt
     skipped = int(run.trainer.safe_step.skipped)

@@ -66,8 +66,8 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
     from ddp_cli.training.run_folder import default_run_name
 
     name = train_options.name
-    if name is not None and (Path(name).name != name or name in ("", "..")):
-        raise ConfigError(f"--name '{name}' is not a folder name.", "Leave out '/' and '..'.")
+    if name is not None and (Path(name).name != name or name in ("", "..") or not name.isprintable()):
+        raise ConfigError(f"--name {name!a} is not a folder name.", "Leave out '/', '..' and control characters.")
     obs, data, runs = train_options.obs, train_options.data, train_options.runs
     values = parse_settings(train_options.settings) | train_options.overrides
     size = train_options.size
@@ -121,7 +121,11 @@ def report_new_run(run: Run, size: Size | None) -> None:
 
 
 def report_data(run: Run) -> None:
-    """Print how many demonstrations and windows are trained on; a warning if some demonstrations are not used."""
+    """Print how many demonstrations and windows are trained on; warnings if some demonstrations are not used, or hold
+    actions that the policy cannot predict.
+    """
+    from ddp_cli.training.initial_weights import describe_unreachable_actions
+
     data = run.trainer.data
     console.note(f"data: {data.describe()}")
     unused = data.n_episodes - data.n_used
@@ -131,6 +135,8 @@ def report_data(run: Run) -> None:
             f"which a window of horizon {run.trainer.config.policy.horizon} needs. Train with a shorter horizon, or "
             "with --set pad_short=true."
         )
+    if "init_from" in run.meta and (unreachable := describe_unreachable_actions(run.trainer)):
+        console.warn(f"{unreachable}. Without --init-from, the range is that of the demonstrations.")
 
 
 def _check_verified(store: Store, allow_unverified: bool) -> None:

@@ -74,7 +74,7 @@ class Normalizer(nn.Module):
 
     def bounds(self, key: str) -> tuple[list[float], list[float]]:
         """The raw values (d,) that become -1 and 1."""
-        ones = torch.ones(len(self.columns[key]))
+        ones = torch.ones_like(self.get_buffer(f"{key}_scale"))
         return self.unnormalize(key, -ones).tolist(), self.unnormalize(key, ones).tolist()
 
     @staticmethod

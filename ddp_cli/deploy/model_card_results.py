@@ -10,7 +10,7 @@ from ddp_cli.deploy.model_card_tables import markdown_table
 from ddp_cli.evaluation.open_loop import BASELINES
 from ddp_cli.evaluation.report import EvalReport
 from ddp_cli.evaluation.statistics import wilson_interval
-from ddp_cli.evaluation.stored_reports import OpenLoopReport, StoredReports
+from ddp_cli.evaluation.stored_reports import OpenLoopError, OpenLoopReport, StoredReports
 from ddp_cli.seeds import purposes_of_seeds
 
 SIMULATOR = "simulator of the task"
@@ -69,13 +69,22 @@ def _open_loop_table(report: OpenLoopReport) -> str:
     )
     rows = [
         (
-            f"{error.part} [{error.unit or 'as recorded'}]", f"{error.policy:.3g}",
-            f"{max(error.interval[0], 0.0):.3g} to {error.interval[1]:.3g}" if error.interval else "one episode",
-            *(f"{error.baselines[key]:.3g}" for key in BASELINES),
+            f"{error.part} [{error.unit or 'as recorded'}]", _format_error(error.policy), _format_interval(error),
+            *(_format_error(error.baselines[key]) for key in BASELINES),
         )
         for error in report.errors
     ]  # fmt: skip
     return text + markdown_table(("part", "error", "95% interval", *BASELINES.values()), rows)
+
+
+def _format_error(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3g}"
+
+
+def _format_interval(error: OpenLoopError) -> str:
+    if error.interval is None:
+        return "-" if error.policy is None else "one episode"
+    return f"{max(error.interval[0], 0.0):.3g} to {error.interval[1]:.3g}"
 
 
 def _notes(

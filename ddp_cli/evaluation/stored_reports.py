@@ -14,14 +14,14 @@ from ddp_cli.evaluation.report import EvalReport, evaluated_checkpoint, parse_re
 
 @dataclass(frozen=True)
 class OpenLoopError:
-    """Errors of a part of the action, in `unit`: means over episodes."""
+    """Errors of a part of the action, in `unit`: means over episodes, None where nothing could be compared."""
 
     part: str
     unit: str
-    policy: float
+    policy: float | None
     interval: tuple[float, float] | None
     """95% interval of `policy`; None for a single episode."""
-    baselines: dict[str, float]
+    baselines: dict[str, float | None]
     """By the keys of `open_loop.BASELINES`."""
 
 
@@ -73,12 +73,16 @@ def _parse_open_loop(content: dict[str, Any]) -> OpenLoopReport:
         interval = part[POLICY]["interval_95"]
         errors.append(
             OpenLoopError(
-                str(name), str(part["unit"]), float(part[POLICY]["error"]),
+                str(name), str(part["unit"]), _parse_error(part[POLICY]),
                 None if interval is None else (float(interval[0]), float(interval[1])),
-                {key: float(part[key]["error"]) for key in BASELINES},
+                {key: _parse_error(part[key]) for key in BASELINES},
             )
         )  # fmt: skip
     return OpenLoopReport(
         str(content["checkpoint"]), len(content["episodes"]), bool(content["held_out"]), str(content["sampler"]),
         int(content["inference_steps"]), errors,
     )  # fmt: skip
+
+
+def _parse_error(method: dict[str, Any]) -> float | None:
+    return None if method["error"] is None else float(method["error"])

@@ -43,8 +43,11 @@ def split_episodes(store: Store, meta: Mapping[str, Any]) -> Split:
     """
     trained_on, train = meta.get("store") or {}, meta.get("train") or {}
     n, identity = len(store.episode_ends), store_identity(store)
-    hashes = ("actions_sha256", "observations_sha256")
-    if not all(trained_on.get(key) == identity[key] for key in hashes) or "val_ratio" not in train:
+    is_same = trained_on.get("actions_sha256") == identity["actions_sha256"] and (
+        # Checkpoints of version 0.1 do not say.
+        trained_on.get("observations_sha256", identity["observations_sha256"]) == identity["observations_sha256"]
+    )
+    if not is_same or "val_ratio" not in train:
         return Split(list(range(n)), list(range(n)), f"'{store.path}' is not the store of the training")
     mask = validation_episodes(n, float(train["val_ratio"]), int(train["seed"]))
     if not mask.any():
@@ -137,11 +140,13 @@ class _NearestWindows:
         return (values / np.sqrt(values.shape[1])).astype(np.float32)
 
     def chunks(self, episode: int, steps: NDArray[np.int64]) -> Array:
-        """(K, Ta, Da): the actions from the step on whose last To observations are most like those before `steps`."""
+        """(K, Ta, Da): the actions from the step on whose last To observations are most like those before `steps`; nan
+        where there is no other episode.
+        """
         begin, end = self._bounds[episode]
         candidates = self._candidates[(self._candidates < begin) | (self._candidates >= end)]
         if not len(candidates):
-            raise DataError("there is no other episode to compare with.", "Convert more episodes.")
+            return np.full((len(steps), self._config.n_action_steps, self._actions.shape[1]), np.nan)
         distances = np.zeros((len(steps), len(candidates)), np.float32)
         for back in range(self._config.n_obs_steps):
             query = np.maximum(steps - back, self._starts[steps])

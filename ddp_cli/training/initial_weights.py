@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ddp_cli.core.checkpoint import load_meta, load_weights
+from ddp_cli.data.lint_source import dimension_names
 from ddp_cli.errors import ConfigError
 from ddp_cli.policy_config import PolicyConfig
-from ddp_cli.schema import OBJECT
+from ddp_cli.schema import OBJECT, ActionPart
 from ddp_cli.tasks import Task
 from ddp_cli.training.trainer import Trainer
 
@@ -21,6 +22,7 @@ SETTINGS_WITHOUT_WEIGHTS = {
 """Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations,
 the actions and the rate are compared, and `n_action_steps` only where it is the length of the trajectory."""
 
+RANGE_TOLERANCE = 0.05  # of half the range: what new demonstrations exceed it by without a warning
 PREFIX_EMBEDDING = "denoiser.prefix_emb"
 
 
@@ -43,6 +45,29 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
     trainer.policy.load_state_dict(weights)
     for shadow, parameter in zip(trainer.ema.shadow, trainer.policy.parameters(), strict=True):
         shadow.copy_(parameter.detach())
+
+
+def describe_unreachable_actions(trainer: Trainer) -> str:
+    """The recorded actions that the policy cannot predict, since its normalizer, that of another store, has a smaller
+    range and the samples are clipped to it; empty if there are none.
+    """
+    config, normalizer = trainer.config.policy, trainer.policy.normalizer
+    if not config.clip_sample:
+        return ""
+    actions = trainer.data.train.arrays["action"].to(trainer.device)
+    beyond = normalizer.normalize("action", actions).abs() > 1.0 + RANGE_TOLERANCE
+    columns = beyond.any(0).nonzero().flatten().tolist()
+    if not columns:
+        return ""
+    names = dimension_names(config.task.schema, config.action_parts)["action"]
+    lows, highs = normalizer.bounds("action")
+    column = int(beyond.sum(0).argmax())
+    low, high = float(actions[:, column].min()), float(actions[:, column].max())
+    return (
+        f"{float(beyond.any(1).float().mean()):.1%} of the recorded actions lie outside the range that the initial "
+        f"policy can predict ({', '.join(names[i] for i in columns)}; {names[column]} is recorded from {low:g} to "
+        f"{high:g}, predicted from {lows[column]:g} to {highs[column]:g})"
+    )
 
 
 def _compare_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -70,19 +95,43 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
         # In the order of the features.
         listed: dict[str, Mapping[str, object]] = {
             "cameras": {key: _describe_camera(policy.task, key) for key in policy.image_keys},
-            "low_dim": policy.task.low_dim,
+            "low_dim": {key: _describe_vector(policy.task, key) for key in policy.task.low_dim},
             "object": _object_parts(policy.task) if policy.obs == "state" else {},
-            "action": {part.name: f"{part.width}, {part.representation}, {part.unit}" for part in policy.action_parts},
+            "action": {part.name: _describe_action(part) for part in policy.action_parts},
             "rate": {"Hz": policy.task.schema.rate},
         }
         return values | {name: _list_items(items) for name, items in listed.items()}
 
     actual_values, expected_values = settings(config), settings(expected)
+    actual_names, expected_names = _value_names(config), _value_names(expected)
     return [
         f"{name} is {actual_values.get(name, 'absent')}, expected {expected_values.get(name, 'absent')}"
         for name in {**actual_values, **expected_values}
         if actual_values.get(name) != expected_values.get(name)
+    ] + [
+        f"the values of {key} are {', '.join(names)}, expected {', '.join(expected_names[key])}"
+        for key, names in actual_names.items()
+        if names != expected_names.get(key, names)
     ]
+
+
+def _value_names(config: PolicyConfig) -> dict[str, tuple[str, ...]]:
+    """Names of the values of the vectors and parts of an action that have any."""
+    vectors = config.task.schema.vectors
+    named = {key: vectors[key].names for key in config.low_dim}
+    named |= {f"action {part.name}": part.names for part in config.action_parts}
+    return {key: names for key, names in named.items() if names}
+
+
+def _describe_vector(task: Task, key: str) -> str:
+    vector = task.schema.vectors[key]
+    return f"{vector.width}{'' if vector.normalization == 'range' else f', {vector.normalization}'}"
+
+
+def _describe_action(part: ActionPart) -> str:
+    rotation = "" if part.rotation == "none" else part.rotation
+    normalization = "" if part.normalization == "range" else part.normalization
+    return ", ".join(filter(None, [str(part.width), part.representation, rotation, part.unit, normalization]))
 
 
 def _describe_camera(task: Task, key: str) -> str:

@@ -145,8 +145,8 @@ def train(trainer: Trainer, run: Path, meta: Meta, callbacks: Callbacks) -> Path
             prune_checkpoints(run, interval, config.keep, {step, best})
             saved_at = time.monotonic()
             metrics.exclude_since(started)
-            if trainer.processes.world_size == 1:  # an evaluation that was interrupted is repeated on resume
-                stop = stop or callbacks.should_stop()
+        if save:  # an evaluation that was interrupted is repeated on resume, so no further step is made
+            stop = trainer.processes.any(stop or callbacks.should_stop())
         if stop:
             return last if step else None
         metrics.add(trainer.step())

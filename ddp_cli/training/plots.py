@@ -39,7 +39,7 @@ def plot_metrics(runs: list[Path], out: Path) -> None:
         for run, rows in metrics.items():
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
-                label = f"{run.resolve().parent.name}/{run.resolve().name}"
+                label = _plain(f"{run.resolve().parent.name}/{run.resolve().name}")
                 axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3, label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
@@ -71,7 +71,7 @@ def plot_sweep(reports: list[dict[str, Any]], out: Path) -> None:
     axes.set_ylim(-0.02, 1.05)
     axes.set_xlabel("time per action chunk [ms]")
     axes.set_ylabel("success rate")
-    axes.set_title(f"{reports[0]['task']}: labels are numbers of denoising steps", fontsize=10)
+    axes.set_title(f"{_plain(reports[0]['task'])}: labels are numbers of denoising steps", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, out)
@@ -103,7 +103,7 @@ def plot_predictions(parts: Sequence[ActionPart], episode: EpisodeChunks, report
             times = (start + np.arange(n)) / rate
             axes.plot(times, recorded[:n, i], color="0.45", linewidth=1.6)
             axes.plot(times, predicted[:n, i], color="tab:orange", linewidth=1.1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(_plain(name), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     for j, part in enumerate(parts):
@@ -111,17 +111,21 @@ def plot_predictions(parts: Sequence[ActionPart], episode: EpisodeChunks, report
         entry = report["parts"][part.name]
         for key, label in {"policy": "policy", **BASELINES}.items():
             axes.plot(range(1, length + 1), entry[key]["by_step"], marker="o", markersize=3, label=label)
-        axes.set_title(f"error of {part.name} by step into the chunk [{entry['unit'] or 'as recorded'}]", fontsize=9)
+        unit = _plain(entry["unit"] or "as recorded")
+        axes.set_title(f"error of {part.name} by step into the chunk [{unit}]", fontsize=9)
         axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
     more = f", first {shown} of {len(names)} values" if shown < len(names) else ""
-    figure.suptitle(
-        f"{report['task']}, held-out episode {episode.name}{more}: recorded gray, predicted orange; time in s",
-        fontsize=10,
-    )
+    title = _plain(f"{report['task']}, held-out episode {episode.name}")
+    figure.suptitle(f"{title}{more}: recorded gray, predicted orange; time in s", fontsize=10)
     _save(figure, out)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as formulas."""
+    return text.replace("$", r"\$")
 
 
 def _make_figure(width: float, height: float) -> Any:

@@ -46,6 +46,7 @@ def make_evaluator(run: Run, device: str, should_stop: Callable[[], bool]) -> Ca
         try:
             result = evaluate(make_agent, functools.partial(make_simulator, task, render), seeds, workers, on_episode)
         except _StoppedError:
+            console.note(f"{checkpoint.name} was not evaluated: stopped; --resume evaluates it")
             return None
         except Exception as e:  # noqa: BLE001 - a worker's error can be of any kind
             console.warn(f"{checkpoint.name} was not evaluated: {_describe(e)}")

@@ -39,10 +39,13 @@ def check_is_run(folder: Path) -> None:
 def parse_run_config(folder: Path) -> RunConfig:
     """Read a run's `config.json`; CheckpointError if it is missing or damaged. Its store may be gone."""
     check_is_run(folder)
-    content = read_json(folder / CONFIG)
     try:
+        content = read_json(folder / CONFIG)
         if content["format"] not in READABLE_FORMATS:
-            raise ConfigError(f"format {content['format']}, this version of ddp reads format {FORMAT}")
+            raise CheckpointError(
+                f"'{folder / CONFIG}' has format {content['format']}, this version of ddp reads format {FORMAT}.",
+                "Resume it with the version that started it.",
+            )
         policy, train_values = content["train"].pop("policy"), content["train"]
         config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
         total = int(content["total_steps"])
@@ -50,6 +53,8 @@ def parse_run_config(folder: Path) -> RunConfig:
             raise ConfigError(f"total_steps {total}")
         command = str(content.get("command") or "")
         return RunConfig(config, Path(content["data"]), total, dict(content["store"]), command)
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
         raise CheckpointError(f"'{folder / CONFIG}' is damaged: {cause}.", "Start a new run.") from e

@@ -12,7 +12,9 @@ from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.commands.eval import _check_one_process
 from ddp_cli.commands.paired_comparison import compare
+from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.errors import DdpError
+from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.tasks import TASKS
 from ddp_cli.training.distributed import Processes
 
@@ -197,5 +199,16 @@ def test_a_sweep_evaluates_every_combination_and_plots_it(trained: Path, policy_
 def test_policies_of_different_tasks_are_not_compared(trained: Path) -> None:
     square = Path(__file__).parents[2] / "sample_data/square-policy"
     message = refused(ddp("eval", trained / "lift/tiny", square, "-n", 1))
-    assert "is a policy of 'lift'" in message
-    assert "of 'square': their success rates cannot be compared" in message
+    assert 'are policies of different tasks: name "lift" instead of "square"' in message
+    assert "Their success rates cannot be compared" in message
+
+
+def test_policies_that_observe_images_of_other_sizes_are_compared(trained: Path, tmp_path: Path) -> None:
+    policy, meta = load_policy(trained / "lift/tiny/checkpoints/last")
+    config = policy.config
+    cameras = {key: camera.resized(48, 48) for key, camera in config.task.schema.cameras.items()}
+    task = dataclasses.replace(config.task, schema=config.task.schema.model_copy(update={"cameras": cameras}))
+    values = config.model_dump() | {"task": task, "crop_shape": (16, 16)}
+    save_checkpoint(tmp_path / "small", PolicyConfig(**values), policy.state_dict(), meta, None)
+    report = ok_json("eval", trained / "lift/tiny", tmp_path / "small", "-n", 1, "--seed", 300_000)
+    assert [e["seed"] for name in ("first", "second") for e in report[name]["episodes"]] == [300_000] * 2

@@ -75,6 +75,10 @@ def test_plot_draws_runs_together(trained: Path) -> None:
     assert ok(ddp("plot", run, run, "--out", "both.png")).stdout.strip() == "both.png"
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
     assert "--overwrite" in refused(ddp("plot", run, "--out", "both.png"))
+    formula = Path("$x^$_{")  # nothing that matplotlib could typeset
+    formula.mkdir()
+    (formula / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    assert ok(ddp("plot", formula, "--out", "formula.png")).stdout.strip() == "formula.png"
     assert ok(ddp("plot", run)).stdout.strip() == str(run / "curves.png")
     assert "'nowhere'" in refused(ddp("plot", "nowhere"))
     assert "p.jpg" in refused(ddp("plot", run, "--out", "p.jpg"))

@@ -6,13 +6,16 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, ddp, ok, ok_json, read_video, refused
 
+from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.errors import SimulatorError
 from ddp_cli.tasks import TASKS
 
@@ -96,6 +99,35 @@ def test_a_broken_simulator_does_not_stop_training(lift_zarr: Path, monkeypatch:
     assert Path("runs/lift/x/checkpoints/best").resolve().name == "step-00000002"
 
 
+def test_ctrl_c_in_the_last_evaluation_is_not_the_end(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        arguments[-1](None)  # as after an episode
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddp_cli.evaluation.evaluation.evaluate", interrupted)
+        result = ddp(*command(lift_zarr, "--steps", 1, "--eval-every", 1, "--set", "eval_episodes=1"))
+    assert result.exit_code == 130
+    assert "step-00000001 was not evaluated: stopped" in result.stderr
+    assert "resume with `ddp train" in result.stderr
+
+
+def test_initial_weights_warn_of_actions_they_cannot_predict(lift_zarr: Path) -> None:
+    """Samples are clipped to the range of the store that the normalizer is of."""
+    ok(ddp(*command(lift_zarr, "--steps", 1)))
+    options = ("--steps", 1, "--name", "y", "--init-from", "runs/lift/x")
+    assert "lie outside" not in ok(ddp(*command(lift_zarr, *options))).stderr  # the same store
+    policy, meta = load_policy(Path("runs/lift/x/checkpoints/last"))
+    policy.normalizer.get_buffer("action_scale")[0] *= 2  # as of a store with half the range
+    policy.normalizer.get_buffer("action_offset")[0] *= 2
+    save_checkpoint(Path("narrow"), policy.config, policy.state_dict(), meta, None)
+    options = ("--steps", 1, "--name", "z", "--init-from", "narrow")
+    message = ok(ddp(*command(lift_zarr, *options))).stderr
+    assert "% of the recorded actions lie outside the range that the initial policy can predict" in message
+    result = ddp(*command(lift_zarr, *options[:2], "--name", "u", *options[4:], "--set", "clip_sample=false"))
+    assert "lie outside" not in ok(result).stderr
+
+
 def test_weights_and_biases_receives_all_metrics(lift_zarr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[dict] = []
     logged: list[tuple[int, dict]] = []
@@ -146,6 +178,7 @@ def test_seed_is_recorded_and_changes_the_weights(lift_zarr: Path) -> None:
     [
         (["--name", "../x"], ["--name '../x'", "not a folder name"]),
         (["--name", ""], ["not a folder name"]),
+        (["--name", "a\udcff"], [r"--name 'a\udcff' is not a folder name"]),  # bytes that are no UTF-8
         (["--resume", "--keep", "3"], ["--keep", "--resume"]),
         (["--resume", "--seed", "0"], ["--seed", "--resume"]),
         (["--seed", "1", "--set", "seed=20000000000", "--seed", "20000000000"], ["seed", "20000000000"]),

@@ -522,6 +522,11 @@ def test_a_schema_that_inspect_prints_can_be_edited_and_given_back(stacking: Pat
     stored = Store(tmp_path / "s.zarr").task.schema
     assert (stored.rate, stored.vectors["tool"].unit) == (20, "m")
     assert [part.name for part in stored.action] == ["left", "right"]
+    task_file = tmp_path / "task.json"
+    task_file.write_text(json.dumps({"name": "stacking", "schema": schema}))
+    ok(ddp("convert", stacking, "--task", task_file, "--out", tmp_path / "u.zarr"))
+    task = Store(tmp_path / "u.zarr").task
+    assert (task.name, task.schema) == ("stacking", stored)
     for change, message in (
         ({"action": [{"name": "a", "width": 3}]}, "the action has width 3, but actions has 16"),
         (

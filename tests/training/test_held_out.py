@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from scipy.spatial.transform import Rotation
 
 from ddp_cli.action_limits import ActionLimits
 from ddp_cli.data.store import Store
+from ddp_cli.errors import DataError
 from ddp_cli.evaluation.open_loop import EpisodeChunks, open_loop_report, part_errors
 from ddp_cli.evaluation.rollout import Observation
+from ddp_cli.evaluation.stored_reports import read_stored_reports
 from ddp_cli.policy_config import PolicyConfig
 from ddp_cli.robots import delta_parts
 from ddp_cli.schema import ActionPart
 from ddp_cli.training.held_out import Split, predict_episodes, split_episodes
+from ddp_cli.training.run_folder import store_identity
 from ddp_cli.training.validation_split import validation_episodes
 
 LENGTHS = [6, 9, 6, 5]
@@ -226,6 +230,20 @@ def test_episodes_of_another_store_are_all_compared(reach_run: Path, tmp_path: P
     assert [e["name"] for e in limited["episodes"]] == ["1"]
 
 
+def test_a_single_episode_is_compared_without_a_nearest_window(reach_run: Path, tmp_path: Path) -> None:
+    store = Path(json.loads((reach_run / "config.json").read_text())["data"])
+    ok(ddp("convert", store, "--only", "1:2", "--out", tmp_path / "one.zarr"))
+    report = ok_json("eval", reach_run, "--data", tmp_path / "one.zarr")
+    for part in report["parts"].values():
+        assert part["policy"]["error"] > 0
+        assert (part["nearest"]["error"], part["better_than"]["nearest"]) == (None, 0)
+    (error, *_) = read_stored_reports((reach_run / "checkpoints/last").resolve()).open_loop[0].errors
+    assert (error.baselines["nearest"], error.baselines["hold"] is None) == (None, False)
+    ok(ddp("export", reach_run, "--out", tmp_path / "policy", "--data", store))
+    card = (tmp_path / "policy/README.md").read_text()
+    assert re.search(r"\| one episode \| [\d.]+ \| - \|", card)
+
+
 def test_what_needs_episodes_is_refused(reach_run: Path) -> None:
     assert "--last does not go with --data" in refused(ddp("eval", reach_run, "--last", 2, "--data", "x.zarr"))
     for arguments in (
@@ -260,10 +278,17 @@ def test_initial_weights_may_have_been_trained_on_the_held_out_episodes(reach_ru
 
 
 def test_a_policy_of_all_episodes_has_none_to_compare_with(store: Store) -> None:
-    from ddp_cli.errors import DataError
-    from ddp_cli.training.run_folder import store_identity
-
     meta = {"store": store_identity(store), "train": {"val_ratio": 0.0, "seed": 1}}
     with pytest.raises(DataError, match="trained on all 4 episodes"):
         split_episodes(store, meta)
     assert split_episodes(store, {"store": None}).held_out == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_that_does_not_know_the_observations_knows_its_episodes(store: Store) -> None:
+    identity = store_identity(store)
+    meta = {"store": identity, "train": {"val_ratio": 0.5, "seed": 1}}
+    split = split_episodes(store, meta)
+    assert split.held_out != [0, 1, 2, 3]
+    older = {key: value for key, value in identity.items() if key != "observations_sha256"}
+    assert split_episodes(store, meta | {"store": older}) == split
+    assert split_episodes(store, meta | {"store": identity | {"observations_sha256": "0" * 64}}).doubt

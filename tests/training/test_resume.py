@@ -27,6 +27,7 @@ from ddp_cli.errors import CheckpointError, DataError, DdpError
 from ddp_cli.training.dataloader import load_training_data
 from ddp_cli.training.loop import Callbacks
 from ddp_cli.training.run import run_training
+from ddp_cli.training.run_config import parse_run_config
 
 
 def test_resume_is_bit_exact(lift_store: Store, tmp_path: Path) -> None:
@@ -85,15 +86,26 @@ def test_resume_leaves_a_run_unchanged_if_all_checkpoints_are_damaged(lift_store
     assert files() == before
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("total_steps", "abc"), ("total_steps", -3), ("train", "x"), ("format", 9), ("store", {})]
-)
+@pytest.mark.parametrize(("key", "value"), [("total_steps", "abc"), ("total_steps", -3), ("train", "x"), ("store", {})])
 def test_resume_rejects_a_damaged_run_configuration(lift_store: Store, tmp_path: Path, key: str, value: object) -> None:
     train_new_run(lift_store, tmp_path / "run", tiny_config(steps=1))
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(DdpError, match="not the store" if key == "store" else "is damaged"):
         resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format": 2, "tr', "is damaged: .* is not JSON"),
+        ('{"format": 99}', "has format 99, this version of ddp reads"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        parse_run_config(tmp_path)
 
 
 def test_resume_ignores_damaged_metrics(lift_store: Store, tmp_path: Path) -> None:
