@@ -21,6 +21,7 @@ from torch import Tensor
 
 Batch = dict[str, Any]
 CPU = torch.device("cpu")
+SEED_STRIDE = 1_000_003  # so that consecutive seeds of a run share no generator of an epoch, or of a training step
 
 
 def window_bounds(
@@ -149,4 +150,4 @@ def batch_indices(n_windows: int, batch_size: int, step: int, seed: int) -> Tens
 @functools.lru_cache(maxsize=2)
 def _permutation(n_windows: int, seed: int, epoch: int) -> Tensor:
     """The order of the windows in one epoch."""
-    return torch.randperm(n_windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(n_windows, generator=torch.Generator().manual_seed(seed * SEED_STRIDE + epoch))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_cli.core.training_noise import TrainingNoise
-from ddp_cli.core.windows import Batch, slice_batch, to_device
+from ddp_cli.core.windows import SEED_STRIDE, Batch, slice_batch, to_device
 from ddp_cli.errors import CheckpointError, ConfigError
 from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.dataloader import BatchLoader, TrainingData
@@ -32,8 +32,6 @@ from ddp_cli.training.optimizer import (
     set_learning_rate,
 )
 from ddp_cli.training.step_graph import StepGraph
-
-SEED_STRIDE = 1_000_003  # so that consecutive seeds share no step's generator
 
 
 class Trainer:
