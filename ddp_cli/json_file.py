@@ -15,7 +15,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"no file '{path}'.", "Give the path of a JSON file.") from None
-    except (ValueError, UnicodeDecodeError, OSError) as e:
+    except OSError as e:
+        raise ConfigError(f"'{path}' cannot be read: {e.strerror}.", "Give the path of a JSON file.") from None
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"'{path}' is not JSON: {e}.", "See `ddp train --help`.") from None
     if not isinstance(value, dict):
         raise ConfigError(f"'{path}' contains no JSON object.", 'Write {"key": value, ...}.')

@@ -6,6 +6,7 @@ The processes are those of this machine; cluster/ has those of several ones.
 from __future__ import annotations
 
 import itertools
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -20,6 +21,7 @@ from contextlib import closing, contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 from ddp_cli.errors import WorkerError
@@ -28,6 +30,7 @@ from ddp_cli.interruption import signals_handled
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+EXIT_SECONDS = 3.0  # after which a worker that was told to end is killed
 MAX_ADDRESS = 107  # bytes, of a Unix socket on Linux
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 """What a terminal sends to all processes of a command: on Ctrl-C, and when it is closed."""
@@ -213,9 +216,18 @@ class _Pool:
 
     def stop(self) -> None:
         """Terminate the processes without waiting for the items in progress."""
-        for process in list((self._executor._processes or {}).values()):
+        processes = list((self._executor._processes or {}).values())
+        for process in processes:
             process.terminate()
+        timer = threading.Timer(EXIT_SECONDS, _kill, (processes,))
+        timer.start()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        timer.cancel()
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 @contextmanager
@@ -234,7 +246,14 @@ def _init_worker(make_function: Callable[[], Callable[[Any], Any]]) -> None:
     global _make_function  # noqa: PLW0603 - set once per process
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the calling thread
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _exit_worker)
     _make_function = make_function
+
+
+def _exit_worker(_signal: int, _frame: FrameType | None) -> None:
+    """End this process, after its finalizers, which close what would outlive it."""
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+    os._exit(1)
 
 
 def _exit_with_parent() -> None:

@@ -5,8 +5,8 @@ Nothing is imported here, so `ddp --help` can read it at once.
 
 from __future__ import annotations
 
-MAX_SEED = 2**62
-"""Largest first seed: generators take 64 bits, and the following seeds count up."""
+MAX_SEED = 2**53 - 2**31
+"""Largest first seed: the following ones count up, and on pages of reports, numbers are exact up to 2^53."""
 
 FIRST_SEED: dict[str, int] = {"collect": 1_000, "eval": 100_000, "training": 200_000, "report": 300_000}
 """First seed of each purpose. They never overlap by default: a policy is trained, compared and reported on different

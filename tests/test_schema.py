@@ -324,7 +324,8 @@ def test_what_needs_a_simulator_says_so(checkpoint: Path, lift_demos: Path, tmp_
     (tmp_path / "arm.json").write_text(json.dumps(ARM))
     assert "the task 'arm' has no simulator" in refused(ddp("rollout", checkpoint, "--video", tmp_path / "v.mp4"))
     command = ("convert", lift_demos, "--task", tmp_path / "arm.json", "--out", tmp_path / "s.zarr")
-    assert "was recorded at 20 Hz, 50 Hz is more" in refused(ddp(*command))  # its schema is compared
+    assert "the task 'arm' has no simulator" in refused(ddp(*command))  # and is not converted without a replay
+    assert "no file 'nowhere.hdf5'" in refused(ddp("convert", "nowhere.hdf5", *command[2:]))
 
 
 def test_inspect_describes_the_store_and_the_checkpoint(store: Store, checkpoint: Path) -> None:

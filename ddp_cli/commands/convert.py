@@ -180,12 +180,11 @@ def convert(
         schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
     )
     copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json, keep)
-    recording_options, copy = as_recorded.read_task_file(recording_options, copy)
     with reserve_page(page, overwrite):
         if len(sources) > 1:
             _reject_options(ctx, sources[0], "one of several stores", NOT_FOR_MERGING)
             written = merge(sources, copy)
-        elif recording := _find_recording(sources[0], recording_options, copy.task):
+        elif recording := _find_recording(sources[0], recording_options, task):
             _reject_options(ctx, sources[0], "converted as it was recorded", SIMULATOR_OPTIONS)
             written = as_recorded.convert_recording(recording, recording_options, copy, skip_bad)
         else:
@@ -229,11 +228,15 @@ def _find_recording(
 ) -> Recording | None:
     """The recording of any robot at `source`, None for everything else. A task with a simulator asks for it."""
     from ddp_cli.data.recordings import open_recording
-    from ddp_cli.task_file import task_file_path
+    from ddp_cli.task_file import read_task, task_file_path
     from ddp_cli.tasks import TASKS
 
-    has_simulator = task is not None and (task in TASKS or task_file_path(task) is not None)
-    if not source.exists() or (has_simulator and not recording_options.are_given):
+    if not source.exists():
+        return None
+    has_simulator = task is not None and (
+        task in TASKS or (task_file_path(task) is not None and read_task(task).simulator is not None)
+    )
+    if has_simulator and not recording_options.are_given:
         return None
     return open_recording(source, recording_options.are_given)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,38 +135,33 @@ class RecordingOptions:
         return schema.model_copy(update={"cameras": cameras})
 
 
-def read_task_file(chosen: RecordingOptions, copy: CopyOptions) -> tuple[RecordingOptions, CopyOptions]:
-    """The options with --schema and the name of the task, if --task is a file of a task without a simulator."""
-    from ddp_cli.task_file import read_task, task_file_path
-
-    path = task_file_path(copy.task) if copy.task else None
-    if path is None or chosen.schema or (task := read_task(str(path))).simulator:
-        return chosen, copy
-    return replace(chosen, schema=path), replace(copy, task=task.name)
-
-
 def convert_recording(
     recording: Recording,
     chosen: RecordingOptions,
     copy: CopyOptions,
     skip_bad: bool,
 ) -> Path:
-    """Converts `recording` to a store of a task without a simulator, called `copy.task`, by default like its
-    file, and returns the store.
+    """Converts `recording` to a store of a task without a simulator and returns the store. The task is called
+    `copy.task`, by default like the file of the recording, or `copy.task` is a file that describes it.
     """
     from ddp_cli.data.recording_conversion import convert_recording as write_store
     from ddp_cli.data.recording_schema import infer_schema, read_schema
     from ddp_cli.data.store import STORE_MARKERS, Store
+    from ddp_cli.task_file import task_file_path
 
-    if chosen.schema:
+    task_file = task_file_path(copy.task) if copy.task else None
+    if task_file and chosen.schema:
+        raise ConfigError(f"--schema and --task {task_file} both hold a schema.", "Give one of them.")
+    if file := chosen.schema or task_file:
         if chosen.keys or chosen.action_key or chosen.rate:
-            raise ConfigError("--schema says what --keys, --action-key and --rate say.", "Leave these out.")
-        schema = read_schema(chosen.schema, recording)
+            option = "--schema" if chosen.schema else f"--task {file}"
+            raise ConfigError(f"{option} says what --keys, --action-key and --rate say.", "Leave these out.")
+        schema = read_schema(file, recording)
     else:
         schema = infer_schema(recording, chosen.keys, chosen.action_key, chosen.rate)
     schema = chosen.resized(schema)
     dropped = [name.strip() for name in chosen.drop_episodes.split(",") if name.strip()] if chosen.drop_episodes else []
-    name = _check_name(copy.task) if copy.task else _default_name(copy.source)
+    name, horizon = _name_and_horizon(copy, task_file)
     out = copy.out or options.default_store(name, "image")
     left_out = copy.run(
         out,
@@ -175,6 +170,7 @@ def convert_recording(
             recording,
             schema,
             name,
+            horizon,
             out,
             copy.only,
             copy.zarr_format,
@@ -211,6 +207,17 @@ def _describe_camera(key: str, camera: Camera) -> str:
     return f"{key} {size}" + (
         f" (from {camera.recorded[0]}x{camera.recorded[1]}, {camera.fit})" if camera.recorded else ""
     )
+
+
+def _name_and_horizon(copy: CopyOptions, task_file: Path | None) -> tuple[str, int | None]:
+    """The name of the task, and its horizon if `task_file` states one."""
+    from ddp_cli.json_file import read_json
+    from ddp_cli.task_file import task_from_file
+
+    if task_file is None:
+        return _check_name(copy.task) if copy.task else _default_name(copy.source), None
+    task = task_from_file(task_file)
+    return task.name, task.horizon if "horizon" in read_json(task_file) else None
 
 
 def _default_name(source: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -260,19 +261,21 @@ def _image_beside(out: Path, overwrite: bool) -> Path:
     return image
 
 
-def _episode_settings(task: Task) -> tuple[object, ...]:
-    """What the episodes of a task depend on; policies may observe them differently, in images of another size say."""
+def _without_observations(task: Task) -> Task:
+    """The task with what its episodes depend on: policies may observe it differently, in images of another size say."""
+    schema = task.schema.model_copy(update={"cameras": {}, "vectors": {}, "action": ()})
     simulator = task.simulator and task.simulator.model_copy(update={"cameras": {}, "object": {}})
-    return task.name, task.horizon, task.schema.rate, simulator
+    return replace(task, schema=schema, simulator=simulator)
 
 
 def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Processes) -> dict[str, Any]:
     sources = [eval_options.open(folder, processes) for folder in folders]  # all are checked before the first runs
     for source in sources[1:]:
-        if _episode_settings(source.task) != _episode_settings(sources[0].task):
+        difference = describe_difference(_without_observations(sources[0].task), _without_observations(source.task))
+        if difference and not eval_options.environment:
             raise ConfigError(
-                f"'{sources[0].folder}' and '{source.folder}' are policies of different tasks: "
-                f"{describe_difference(sources[0].task, source.task)}. Their success rates cannot be compared.",
+                f"'{sources[0].folder}' and '{source.folder}' are policies of different tasks: {difference}. Their "
+                "success rates cannot be compared.",
                 "Evaluate them one by one.",
             )
     reports = [measure(source, eval_options, processes) for source in sources]

@@ -250,7 +250,8 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> tuple[Path |
         callbacks = Callbacks(on_progress=show_progress, should_stop=should_stop, evaluate=evaluate_and_report)
         checkpoint = run_training(run, callbacks, wandb)
         step, config = run.trainer.step_number, run.trainer.config
-        unevaluated = bool(config.eval_every) and should_stop() and step not in callbacks.success_rates
+        is_main = run.trainer.processes.is_main  # only this one evaluates
+        unevaluated = is_main and bool(config.eval_every) and should_stop() and step not in callbacks.success_rates
         return checkpoint, step >= run.trainer.total and not unevaluated
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
     from ddp_cli.training.run_folder import default_run_name
 
     name = train_options.name
-    if name is not None and (Path(name).name != name or name in ("", "..") or not name.isprintable()):
+    if name is not None and (Path(name).name != name or name in ("", "..") or not _is_text(name)):
         raise ConfigError(f"--name {name!a} is not a folder name.", "Leave out '/', '..' and control characters.")
     obs, data, runs = train_options.obs, train_options.data, train_options.runs
     values = parse_settings(train_options.settings) | train_options.overrides
@@ -94,6 +95,11 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
     return PlannedRun(config, start)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name holds no control characters, and no bytes that are not UTF-8, which Python reads as surrogates."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
 def plan_resumed_run(
     folder: Path, data: Path | None, task: str, device: torch.device, processes: Processes
 ) -> PlannedRun:
@@ -108,7 +114,9 @@ def plan_resumed_run(
 
 
 def report_new_run(run: Run, size: Size | None) -> None:
-    """Print what is trained."""
+    """Print what is trained; a warning if some recorded actions are beyond what initial weights can predict."""
+    from ddp_cli.training.initial_weights import describe_unreachable_actions
+
     trainer = run.trainer
     rate = f" (measured: {run.rate:.1f} steps/s)" if run.rate else ""
     count = trainer.processes.world_size
@@ -118,14 +126,12 @@ def report_new_run(run: Run, size: Size | None) -> None:
         f"observations, {trainer.total} steps of batch size {trainer.config.batch_size}{rate}, on {trainer.device}"
         f"{shared}"
     )
+    if "init_from" in run.meta and (unreachable := describe_unreachable_actions(trainer)):
+        console.warn(f"{unreachable}. Without --init-from, the range is that of the demonstrations.")
 
 
 def report_data(run: Run) -> None:
-    """Print how many demonstrations and windows are trained on; warnings if some demonstrations are not used, or hold
-    actions that the policy cannot predict.
-    """
-    from ddp_cli.training.initial_weights import describe_unreachable_actions
-
+    """Print how many demonstrations and windows are trained on; a warning if some demonstrations are not used."""
     data = run.trainer.data
     console.note(f"data: {data.describe()}")
     unused = data.n_episodes - data.n_used
@@ -135,8 +141,6 @@ def report_data(run: Run) -> None:
             f"which a window of horizon {run.trainer.config.policy.horizon} needs. Train with a shorter horizon, or "
             "with --set pad_short=true."
         )
-    if "init_from" in run.meta and (unreachable := describe_unreachable_actions(run.trainer)):
-        console.warn(f"{unreachable}. Without --init-from, the range is that of the demonstrations.")
 
 
 def _check_verified(store: Store, allow_unverified: bool) -> None:

@@ -34,6 +34,7 @@ def convert_recording(
     recording: Recording,
     schema: Schema,
     name: str,
+    horizon: int | None,
     out: Path,
     only: str | None,
     zarr_format: int,
@@ -43,8 +44,9 @@ def convert_recording(
     only_task: str | None = None,
     trim_pauses: bool = False,
 ) -> dict[str, str]:
-    """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`.
-    A conversion that was interrupted or failed is resumed.
+    """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`
+    whose episodes have at most `horizon` steps; None: as many as the longest recorded one. A conversion that was
+    interrupted or failed is resumed.
 
     Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
@@ -68,7 +70,7 @@ def convert_recording(
         steps = steps_in_motion(recording_source(recording, schema, recording.rate or schema.rate))
         recording.notes.append(describe_trims([recording.lengths[i] for i in indices], [steps[i] for i in indices]))
     lengths = [len(resampling.kept(len(steps[i]))) for i in indices]
-    task = Task(name, schema, None, len(resampling.kept(max(recording.lengths))))
+    task = Task(name, schema, None, horizon or len(resampling.kept(max(recording.lengths))))
     attributes: dict[str, Any] = {
         "render": "full",
         "obs": "image" if schema.cameras else "state",

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_cli.errors import SimulatorError
 from ddp_cli.evaluation.path_prediction import predict_path
 from ddp_cli.evaluation.rollout import Agent, Environment, EpisodeResult, StepInfo, run_episode
 from ddp_cli.robots import position_slices
@@ -116,6 +117,8 @@ def make_film(env: Environment, seed: int, size: int, all_cameras: bool = True) 
     """The film of an episode in `env`: frames of `size` pixels square per camera. The episode is not affected."""
     if isinstance(env, GymnasiumEnv):
         return RenderedFilm(env, seed, size)
+    if not env.task.schema.cameras:
+        raise SimulatorError(f"the task '{env.task.name}' has no camera to film with.", "Add one to its file.")
     return EpisodeFilm(cast("Simulator", env), seed, size, None if all_cameras else list(env.task.schema.cameras)[:1])
 
 

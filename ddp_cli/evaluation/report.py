@@ -90,7 +90,7 @@ def parse_report(path: Path, report: Any) -> EvalReport:
             _optional(report.get("sampler"), str),
             _optional(report.get("inference_steps"), int),
             _optional(report.get("engine"), str),
-            dict(report["env"]) if "env" in report else None,
+            None if report.get("env") is None else {"id": _typed(report["env"]["id"], str)} | report["env"],
             [seed for seed, _ in episodes],
             bool(report.get("interval_is_approximate")),
             _score(report),
@@ -123,7 +123,7 @@ def report_name(report: dict[str, Any]) -> str:
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"
     env = ""
-    if "env" in report:
+    if report.get("env"):
         settings = hashlib.sha256(json.dumps(report["env"], sort_keys=True, default=str).encode()).hexdigest()
         env = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', report['env']['id'])}-{settings[:8]}"
     return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}{env}.json"

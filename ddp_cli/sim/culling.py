@@ -21,10 +21,11 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def potentially_visible(model: Any, data: Any, camera: int, rendered: Mask, reflections: bool) -> Mask:
-    """Which geoms may be visible in the square image of `camera` (its id); bool (ngeom,).
+def potentially_visible(model: Any, data: Any, camera: int, aspect: float, rendered: Mask, reflections: bool) -> Mask:
+    """Which geoms may be visible in an image of `camera` (its id); bool (ngeom,).
 
-    `rendered` (ngeom,): geoms in a rendered group. With `reflections`, geoms with a visible mirror image are kept.
+    `aspect`: width of the image / its height. `rendered` (ngeom,): geoms in a rendered group. With `reflections`, geoms
+    with a visible mirror image are kept.
     """
     if model.cam_sensorsize[camera].any():  # a camera with lens parameters; robosuite has none
         return np.ones(model.ngeom, np.bool_)
@@ -33,7 +34,7 @@ def potentially_visible(model: Any, data: Any, camera: int, rendered: Mask, refl
     corners = corners @ axes.transpose(0, 2, 1) + positions[:, None]
     planes = model.geom_rbound == 0  # unbounded; a horizontal plane is below a table if its height is
     corners[planes, :, 2] = np.where(axes[planes, 2, 2] == 1.0, positions[planes, 2], 1e3)[:, None]
-    cull_camera = _CullingCamera(model, data, camera, rendered)
+    cull_camera = _CullingCamera(model, data, camera, aspect, rendered)
     visible = (cull_camera.in_frustum(corners) | planes) & ~cull_camera.is_occluded(corners)
     if not reflections:
         return visible
@@ -54,9 +55,10 @@ def potentially_visible(model: Any, data: Any, camera: int, rendered: Mask, refl
 class _CullingCamera:
     """A camera, and the opaque horizontal boxes below it ("tables"), which may occlude what is below their top."""
 
-    def __init__(self, model: Any, data: Any, camera: int, rendered: Mask) -> None:
+    def __init__(self, model: Any, data: Any, camera: int, aspect: float, rendered: Mask) -> None:
         self.position, self.axes = data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3)
-        self.half_extent = np.tan(np.radians(model.cam_fovy[camera]) / 2)  # of the image plane at distance 1
+        half_height = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+        self.half_extent = half_height * np.array([aspect, 1.0])  # x, y, of the image plane at distance 1
         self.near = model.vis.map.znear * model.stat.extent  # near clipping plane [m]
         axes, tops = data.geom_xmat.reshape(-1, 3, 3), data.geom_xpos[:, 2] + model.geom_size[:, 2]
         is_opaque = np.append(model.mat_rgba[:, 3], 1.0)[model.geom_matid] * model.geom_rgba[:, 3] == 1
@@ -71,13 +73,13 @@ class _CullingCamera:
     def in_frustum(self, corners: Array) -> Mask:
         """Boxes that are not entirely beyond one of the four side planes of the view frustum."""
         local = (corners - self.position) @ self.axes
-        limit, x, y = -local[..., 2] * self.half_extent, local[..., 0], local[..., 1]
-        return ~((x > limit).all(1) | (-x > limit).all(1) | (y > limit).all(1) | (-y > limit).all(1))
+        limit, position = -local[..., 2:] * self.half_extent, local[..., :2]
+        return ~((position > limit).all(1) | (-position > limit).all(1)).any(-1)
 
     def is_occluded(self, corners: Array) -> Mask:
         """Boxes below a table that either fills the image or intersects the lines of sight to all their corners."""
         occluded = np.zeros(len(corners), np.bool_)
-        image_rays = (_IMAGE_CORNERS * (self.half_extent, self.half_extent, 1.0)) @ self.axes.T
+        image_rays = (_IMAGE_CORNERS * (*self.half_extent, 1.0)) @ self.axes.T
         rays = corners - self.position
         for top, *table in self.tables:
             drop = top - self.position[2]

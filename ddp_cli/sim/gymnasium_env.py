@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.errors import ConfigError, SimulatorError
-from ddp_cli.sim.gymnasium_observations import RENDER, ObservationMapping, Observations, flatten
+from ddp_cli.sim.gymnasium_observations import RENDER, ObservationMapping, Observations, flatten, to_array
 from ddp_cli.tasks import Task
 
 SUCCESS_KEYS = ("is_success", "success")
@@ -44,8 +45,8 @@ class GymnasiumSettings:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The settings that `to_json` wrote."""
         return cls(
-            content["id"], content["kwargs"], content["map"], content["success_key"], content["score_key"],
-            content["max_steps"],
+            content["id"], content.get("kwargs") or {}, content.get("map") or {}, content.get("success_key"),
+            content.get("score_key") or REWARD, content.get("max_steps"),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +67,8 @@ class GymnasiumEnv:
         self._settings = settings
         self._mapping = ObservationMapping(settings.id, task.images(obs), task.vectors(obs), settings.sources)
         self._env = _make(settings, film or self._mapping.needs_render)
+        # Environments may have started other processes, which would outlive a worker of an evaluation.
+        self._close = Finalize(self, _close, (self._env,), exitpriority=1)
         self.task = replace(task, horizon=self._max_steps())
         self.hold_steps = self.task.horizon
         """Success does not end an episode, unless the environment ends it."""
@@ -103,8 +106,11 @@ class GymnasiumEnv:
         space = self._env.action_space
         clipped = np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
         self._observation, reward, terminated, truncated, info = self._call("step", clipped)
-        self._info = info
+        self._info = info = info or {}
         self._step += 1
+        for name, value in ((REWARD, reward), (TERMINATED, terminated), ("truncated", truncated)):
+            if not _is_number(value):
+                raise SimulatorError(f"'{self._settings.id}': {name} is {value!r}, not a number.", "Correct it.")
         self.is_over = bool(_scalar(terminated)) or bool(_scalar(truncated))
         self.total_reward += _scalar(reward)
         values = {**info, TERMINATED: terminated, REWARD: reward}
@@ -112,7 +118,8 @@ class GymnasiumEnv:
         if not np.isfinite([self.total_reward, score or 0.0]).all():
             raise SimulatorError(f"'{self._settings.id}' reports a reward or score that is not finite.", "Correct it.")
         self.score = self.score if score is None else max(self.score, score)
-        success_key = self._settings.success_key or next((key for key in SUCCESS_KEYS if key in info), SUCCESS_KEYS[0])
+        reported = [key for key in SUCCESS_KEYS if key in info or key in self._known]
+        success_key = self._settings.success_key or next(iter(reported), SUCCESS_KEYS[0])
         return (self._result(values, success_key, "--success-key") or 0.0) > 0
 
     def _result(self, values: Mapping[str, Any], key: str, option: str) -> float | None:
@@ -164,8 +171,8 @@ class GymnasiumEnv:
 
     def render(self) -> NDArray[np.uint8]:
         """The image (H, W, 3) of `env.render()`."""
-        image = np.squeeze(np.asarray(self._call("render")))
-        if image.ndim != 3 or image.shape[2] != 3:
+        image = np.squeeze(to_array(self._call("render")))
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind not in "iu":
             raise SimulatorError(
                 f"'{self._settings.id}' renders {image.dtype} of shape {image.shape}, not an image.",
                 "Add --env-arg render_mode=rgb_array, or leave the video out.",
@@ -174,7 +181,12 @@ class GymnasiumEnv:
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        self._close()
+
+
+def _close(env: Any) -> None:
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(Exception):
+        env.close()
 
 
 def _make(settings: GymnasiumSettings, render: bool) -> Any:
@@ -207,24 +219,32 @@ def _import(id: str) -> Any:
     try:
         if module and id not in gymnasium.registry:
             importlib.import_module(module)
-    except ImportError as e:
-        if e.name != module:
-            raise SimulatorError(f"'{module}' cannot be imported: {e}.", f"Try `python -c 'import {module}'`.") from e
+    except Exception as e:
+        if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+            stem = Path(module.replace("\\", "/")).stem
+            raise SimulatorError(
+                f"'{module}' is not the name of a module.", f"Write {stem}:ID, in the folder of {stem}.py."
+            ) from None
+        if isinstance(e, ImportError) and e.name == module:
+            raise SimulatorError(
+                f"there is no module '{module}' that could register '{id}'.",
+                "Install its package, write MODULE:ID, or run `ddp` in the folder of the module.",
+            ) from None
         raise SimulatorError(
-            f"there is no module '{module}' that could register '{id}'.",
-            "Install its package, write MODULE:ID, or run `ddp` in the folder of the module.",
-        ) from None
+            f"'{module}' cannot be imported: {' '.join(f'{type(e).__name__}: {e}'.split())}.",
+            f"Try `python -c 'import {module}'`.",
+        ) from e
     return gymnasium
 
 
 def _is_number(value: Any) -> bool:
     try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
+        array = to_array(value)
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, objects of other libraries
         return False
     return array.size == 1 and array.dtype.kind in "biuf"
 
 
 def _scalar(value: Any) -> float:
     """A number or an array of one number, as vectorized simulators return it."""
-    return float(np.asarray(value).item())
+    return float(to_array(value).item())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.errors import ConfigError, DdpError, SimulatorError
 from ddp_cli.schema import Camera
 from ddp_cli.selection import parse_selection
 
@@ -85,7 +85,7 @@ class ObservationMapping:
         selection = parse_selection(self._sources[key])
         if selection.elements != slice(None):
             raise self._mismatch(key, "elements, not images", f"images {camera.shape}")
-        image = np.squeeze(arrays[selection.array])
+        image = np.squeeze(self._find(arrays, selection.array))
         image = image[..., None] if image.ndim == 2 else image
         is_other = image.ndim == 3 and image.shape not in (camera.shape, camera.recorded_shape)
         if is_other and image.shape[0] == camera.channels:
@@ -93,15 +93,23 @@ class ObservationMapping:
         image = camera.take(image) if image.dtype == np.uint8 else image
         if image.shape != camera.shape or image.dtype != np.uint8:
             raise self._mismatch(key, f"{image.dtype} {image.shape}", f"uint8 {camera.shape}")
-        return image
+        return np.array(image)  # a copy: environments may write the next image into the same array
 
     def _vector(self, key: str, arrays: Observations) -> NDArray[np.float32]:
         selection = parse_selection(self._sources[key])
-        array = arrays[selection.array]
+        array = self._find(arrays, selection.array)
         width = selection.width(array.shape)
         if width != self._vectors[key]:
             raise self._mismatch(key, f"{width} numbers", f"{self._vectors[key]}")
-        return array.reshape(-1)[selection.elements].astype(np.float32)
+        values = array.reshape(-1)[selection.elements].astype(np.float32)
+        if not np.isfinite(values).all():
+            raise SimulatorError(f"'{self._env_id}' observes values of {key} that are not finite.", "Correct it.")
+        return values
+
+    def _find(self, arrays: Observations, name: str) -> NDArray[Any]:
+        if name not in arrays:
+            raise SimulatorError(f"'{self._env_id}' no longer observes '{name}', as in its first step.", "Correct it.")
+        return arrays[name]
 
     def _mismatch(self, key: str, actual: str, expected: str) -> DdpError:
         return ConfigError(
@@ -110,14 +118,19 @@ class ObservationMapping:
         )
 
 
+def to_array(value: Any) -> NDArray[Any]:
+    """A value of an environment as an array; PyTorch's tensors may be on a GPU."""
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+
+
 def flatten(observation: Any, prefix: str = "") -> Observations:
     """Arrays of an observation by name; nested names are joined by `/`."""
     if isinstance(observation, tuple):
         observation = dict(enumerate(observation))
     if not isinstance(observation, Mapping):
         try:
-            value = np.asarray(observation)
-        except ValueError:  # lists of different lengths
+            value = to_array(observation)
+        except (TypeError, ValueError, RuntimeError):  # lists of different lengths, objects of other libraries
             return {}
         return {prefix or SINGLE: value} if value.dtype.kind in "fiub" else {}
     arrays: Observations = {}

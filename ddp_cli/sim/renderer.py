@@ -112,7 +112,7 @@ class Renderer:
         full = self._profile == "full"
         if cull and not (full and model.light_castshadow.any()):  # a geom outside the view can cast a shadow into it
             rendered = np.array(self._option.geomgroup)[np.clip(groups, 0, 5)] > 0
-            visible = potentially_visible(model, data, cam.fixedcamid, rendered, reflections=full)
+            visible = potentially_visible(model, data, cam.fixedcamid, width / height, rendered, reflections=full)
             model.geom_group[~visible] = HIDDEN_GROUP
         mujoco.mjv_updateScene(model, data, self._option, None, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         model.geom_group[:] = groups

@@ -44,7 +44,7 @@ def split_episodes(store: Store, meta: Mapping[str, Any]) -> Split:
     trained_on, train = meta.get("store") or {}, meta.get("train") or {}
     n, identity = len(store.episode_ends), store_identity(store)
     is_same = trained_on.get("actions_sha256") == identity["actions_sha256"] and (
-        # Checkpoints of version 0.1 do not say.
+        # Early checkpoints do not hold this hash.
         trained_on.get("observations_sha256", identity["observations_sha256"]) == identity["observations_sha256"]
     )
     if not is_same or "val_ratio" not in train:

@@ -49,7 +49,8 @@ def load_initial_weights(trainer: Trainer, checkpoint: Path) -> None:
 
 def describe_unreachable_actions(trainer: Trainer) -> str:
     """The recorded actions that the policy cannot predict, since its normalizer, that of another store, has a smaller
-    range and the samples are clipped to it; empty if there are none.
+    range and the samples are clipped to it; empty if there are none. Values with another normalization than their range
+    are not clipped to what was recorded.
     """
     config, normalizer = trainer.config.policy, trainer.policy.normalizer
     if not config.clip_sample:
@@ -111,7 +112,7 @@ def _compare_settings(config: PolicyConfig, expected: PolicyConfig) -> list[str]
     ] + [
         f"the values of {key} are {', '.join(names)}, expected {', '.join(expected_names[key])}"
         for key, names in actual_names.items()
-        if names != expected_names.get(key, names)
+        if names != expected_names.get(key) and sorted(names) == sorted(expected_names.get(key, ()))
     ]
 
 

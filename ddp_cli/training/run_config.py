@@ -41,11 +41,17 @@ def parse_run_config(folder: Path) -> RunConfig:
     check_is_run(folder)
     try:
         content = read_json(folder / CONFIG)
-        if content["format"] not in READABLE_FORMATS:
-            raise CheckpointError(
-                f"'{folder / CONFIG}' has format {content['format']}, this version of ddp reads format {FORMAT}.",
-                "Resume it with the version that started it.",
-            )
+    except ConfigError as e:
+        raise CheckpointError(e.message, "Restore the file, or start a new run.") from None
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"'{folder / CONFIG}' has format {version}, this version of ddp reads formats up to {FORMAT}.",
+            "Resume it with the version that started it.",
+        )
+    try:
+        if version not in READABLE_FORMATS:
+            raise ConfigError(f"format {version!r}")
         policy, train_values = content["train"].pop("policy"), content["train"]
         config = TrainConfig(policy=PolicyConfig(**policy), **train_values)
         total = int(content["total_steps"])
@@ -53,8 +59,6 @@ def parse_run_config(folder: Path) -> RunConfig:
             raise ConfigError(f"total_steps {total}")
         command = str(content.get("command") or "")
         return RunConfig(config, Path(content["data"]), total, dict(content["store"]), command)
-    except CheckpointError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
         raise CheckpointError(f"'{folder / CONFIG}' is damaged: {cause}.", "Start a new run.") from e

@@ -11,7 +11,9 @@ import pytest
 from conftest import ddp, ok, ok_json, refused
 
 from ddp_cli.commands.eval import _check_one_process
+from ddp_cli.commands.measurement import EvalOptions
 from ddp_cli.commands.paired_comparison import compare
+from ddp_cli.commands.sweep import _default_image
 from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.errors import DdpError
 from ddp_cli.policy_config import PolicyConfig
@@ -194,6 +196,17 @@ def test_a_sweep_evaluates_every_combination_and_plots_it(trained: Path, policy_
     assert "contradicts --sweep sampler=" in refused(ddp("eval", run, "--sweep", "sampler=dpm", "--sampler", "ddim"))
     assert "whose sampler is fixed" in refused(ddp("eval", policy_folder, "--sweep", "sampler=ddim"))
     assert "one with --sweep" in refused(ddp("eval", run, run, "--sweep", "inference-steps=1"))
+
+
+def test_names_of_plots_are_short_enough_for_file_systems() -> None:
+    options = EvalOptions(10, 300_000, 0.0, None, None, "auto", 1, "cpu", None)
+    names = []
+    for steps in (range(2), range(100), range(101)):
+        reports = [{"sampler": "ddim", "inference_steps": n} for n in steps]
+        names.append(_default_image(Path("policy"), options, reports).name)
+    assert names[0] == "sweep-policy-ddim-0+1-300000x10.png"
+    assert max(map(len, names)) < 150
+    assert names[1] != names[2]
 
 
 def test_policies_of_different_tasks_are_not_compared(trained: Path) -> None:

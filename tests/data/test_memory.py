@@ -81,7 +81,7 @@ from ddp_cli.data.recordings import open_recording
 
 recording = open_recording(Path(sys.argv[1]), as_recorded=True)
 schema = infer_schema(recording, rate=recording.rate or 10)
-convert_recording(recording, schema, "arm", Path(sys.argv[2]), None, 3, lambda *_: None)
+convert_recording(recording, schema, "arm", None, Path(sys.argv[2]), None, 3, lambda *_: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB
 """
 IMAGE = (112, 160, 3)  # multiples of 16, as the video encoder wants

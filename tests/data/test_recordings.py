@@ -219,9 +219,9 @@ def test_an_interrupted_conversion_is_resumed_with_the_same_scale(tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_recording(recording, schema, "p", tmp_path / "s.zarr", None, 3, interrupt)
+        convert_recording(recording, schema, "p", None, tmp_path / "s.zarr", None, 3, interrupt)
     done: list[int] = []
-    convert_recording(recording, schema, "p", tmp_path / "s.zarr", None, 3, lambda steps, _: done.append(steps))
+    convert_recording(recording, schema, "p", None, tmp_path / "s.zarr", None, 3, lambda steps, _: done.append(steps))
     assert done == ENDS.tolist()
     np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), dark.astype(np.uint8))
 
@@ -240,15 +240,15 @@ def test_a_conversion_that_failed_keeps_its_complete_episodes(tmp_path: Path, mo
     monkeypatch.setattr(recording, "iter_images", fail)
     failing = 0
     with pytest.raises(DataError):
-        convert_recording(recording, schema, "p", out, None, 3, lambda *_: None)
+        convert_recording(recording, schema, "p", None, out, None, 3, lambda *_: None)
     assert not out.with_name("s.zarr.partial").exists()
     failing = 2
     with pytest.raises(DataError) as raised:
-        convert_recording(recording, schema, "p", out, None, 3, lambda *_: None)
+        convert_recording(recording, schema, "p", None, out, None, 3, lambda *_: None)
     note = f"2 episodes are kept in '{out}.partial': the same command continues, unless its source changes."
     assert raised.value.__notes__ == [note]
     failing, done = -1, list[int]()
-    convert_recording(recording, schema, "p", out, None, 3, lambda steps, _: done.append(steps))
+    convert_recording(recording, schema, "p", None, out, None, 3, lambda steps, _: done.append(steps))
     assert done == ENDS[1:].tolist()
     np.testing.assert_array_equal(Store(out).read("img"), values["img"])
 
@@ -523,10 +523,14 @@ def test_a_schema_that_inspect_prints_can_be_edited_and_given_back(stacking: Pat
     assert (stored.rate, stored.vectors["tool"].unit) == (20, "m")
     assert [part.name for part in stored.action] == ["left", "right"]
     task_file = tmp_path / "task.json"
-    task_file.write_text(json.dumps({"name": "stacking", "schema": schema}))
-    ok(ddp("convert", stacking, "--task", task_file, "--out", tmp_path / "u.zarr"))
-    task = Store(tmp_path / "u.zarr").task
-    assert (task.name, task.schema) == ("stacking", stored)
+    for stated in ({}, {"horizon": 1000}):
+        task_file.write_text(json.dumps({"name": "stacking", "schema": schema} | stated))
+        ok(ddp("convert", stacking, "--task", task_file, "--out", tmp_path / "u.zarr", "--overwrite"))
+        task = Store(tmp_path / "u.zarr").task
+        horizon = stated.get("horizon", Store(tmp_path / "s.zarr").task.horizon)
+        assert (task.name, task.schema, task.horizon) == ("stacking", stored, horizon)
+    for option, value in (("--schema", file), ("--rate", 5)):
+        assert f"--task {task_file}" in refused(ddp("convert", stacking, "--task", task_file, option, value))
     for change, message in (
         ({"action": [{"name": "a", "width": 3}]}, "the action has width 3, but actions has 16"),
         (

@@ -7,13 +7,14 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from conftest import read_video
 
 from ddp_cli.action_limits import ActionLimits
+from ddp_cli.errors import SimulatorError
 from ddp_cli.evaluation.evaluation import evaluate, make_simulator
 from ddp_cli.evaluation.filming import EpisodeFilm, caption, record_episode
 from ddp_cli.evaluation.grid import Grid, record_episode_grid
@@ -40,6 +41,14 @@ class RandomAgent:
     def act(self, history: Sequence) -> np.ndarray:
         self.observed += [x for frame in history for x in frame.values()]
         return self.rng.uniform(-1, 1, (8, 7))
+
+
+def test_a_task_without_cameras_is_not_filmed(tmp_path: Path) -> None:
+    task = get_task("lift")
+    blind = dataclasses.replace(task, schema=task.schema.model_copy(update={"cameras": {}}))
+    with pytest.raises(SimulatorError, match="'lift' has no camera to film with"):
+        record_episode(cast("Simulator", SimpleNamespace(task=blind)), RandomAgent(), 0, tmp_path / "v.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_episode_is_the_same_in_an_evaluation_alone_recorded_and_in_a_grid(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ddp_cli.errors import DdpError
 from ddp_cli.evaluation.report import read_report, write_report
+from ddp_cli.sim.gymnasium_env import GymnasiumSettings
 
 
 def write_example(folder: Path, **changes: object) -> Path:
@@ -46,11 +47,20 @@ def test_failures_are_the_episodes_without_success(tmp_path: Path) -> None:
         {"engine": 4},
         {"inference_steps": "5"},
         {"inference_steps": -5},
+        {"env": {}},
+        {"env": {"id": 3}},
+        {"env": "reach"},
     ],
 )
 def test_invalid_report_is_rejected(tmp_path: Path, changes: dict) -> None:
     with pytest.raises(DdpError, match=r"r\.json' is not an evaluation report of one checkpoint.*ddp eval"):
         read_report(write_example(tmp_path, **changes))
+
+
+def test_the_environment_of_a_report_needs_an_id_only(tmp_path: Path) -> None:
+    assert read_report(write_example(tmp_path, env=None)).env is None
+    settings = GymnasiumSettings.from_json(read_report(write_example(tmp_path, env={"id": "x"})).env)
+    assert settings == GymnasiumSettings("x")
 
 
 def test_other_files_are_rejected(tmp_path: Path) -> None:

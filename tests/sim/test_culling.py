@@ -79,3 +79,26 @@ def test_reflections_on_the_table_are_kept(reflective: str, monkeypatch: pytest.
             images.append([sim.image(key) for key in CAMERAS])
     np.testing.assert_array_equal(*np.split(np.array(images), 2))
     sim.close()
+
+
+def test_geoms_at_the_sides_of_wide_images_are_rendered() -> None:
+    """The field of view of a camera is that of the height of its image."""
+    import mujoco
+
+    from ddp_cli.sim.renderer import Renderer
+
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><visual><global offwidth="640" offheight="640"/></visual><worldbody><light pos="0 0 3"/>
+        <camera name="top" pos="0 0 1" fovy="45"/><geom type="plane" size="0 0 1" rgba=".2 .2 .2 1" group="1"/>
+        <body name="box" mocap="true"><geom type="box" size=".05 .05 .05" rgba="1 0 0 1" group="1"/></body>
+        </worldbody></mujoco>"""
+    )
+    data = mujoco.MjData(model)
+    renderer = Renderer(model, "fast")
+    for height, width, position in ((96, 192, [0.55, 0, 0.1]), (96, 192, [-0.55, 0, 0.1]), (192, 96, [0, 0.3, 0.1])):
+        data.mocap_pos[0] = position
+        mujoco.mj_forward(model, data)
+        images = [renderer.render(model, data, "top", height, width, cull) for cull in (True, False)]
+        np.testing.assert_array_equal(*images)
+        assert (images[0][..., 0] > 100).any()
+    renderer.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import gc
 import json
 import re
 import subprocess
@@ -21,9 +24,11 @@ from reach_env import SUCCESS_REWARD
 
 from ddp_cli.action_limits import ActionLimits
 from ddp_cli.errors import ConfigError, SimulatorError
+from ddp_cli.evaluation.evaluation import evaluate, make_gymnasium_env
 from ddp_cli.evaluation.rollout import Observation, run_episode
 from ddp_cli.schema import ActionPart, Camera, Schema, Vector
 from ddp_cli.sim.gymnasium_env import GymnasiumEnv, GymnasiumSettings
+from ddp_cli.sim.gymnasium_observations import flatten
 from ddp_cli.tasks import Task
 
 PART = ActionPart(name="action", width=2)
@@ -147,10 +152,14 @@ def test_actions_are_clipped_to_the_action_space() -> None:
         GymnasiumEnv(wide, "image", GymnasiumSettings(REACH))
 
 
-def test_an_environment_that_cannot_be_made_is_one_line() -> None:
+def test_an_environment_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_env.py").write_text("missing")
+    monkeypatch.syspath_prepend(tmp_path)
     for id, message in (
         ("nowhere/X-v0", "no module 'nowhere'"),
         ("reach_env:Other-v0", "cannot create the environment 'reach_env:Other-v0'"),
+        ("broken_env:X-v0", "'broken_env' cannot be imported: NameError: name 'missing' is not defined"),
+        ("./broken_env.py:X-v0", "'./broken_env.py' is not the name of a module"),
     ):
         with pytest.raises(SimulatorError, match=message):
             make(id=id)
@@ -244,7 +253,68 @@ def test_success_may_be_reported_at_the_end_alone() -> None:
         run_episode(make(kwargs={"mode": "at the end"}), ConstantAgent([-1, -1]), 3)
 
 
+def test_success_may_be_reported_in_any_step() -> None:
+    for action, success, steps in (([1, 1], True, 4), ([-1, -1], False, 12)):
+        settings = {"mode": "success is of one step", "success": "success", "terminates": False}
+        result = run_episode(make(kwargs=settings), ConstantAgent(action), 3)
+        assert (result.success, result.steps) == (success, steps)
+
+
+def test_an_environment_may_write_all_images_into_one_array() -> None:
+    agents = [ConstantAgent([0.1, 0.1]) for _ in range(2)]
+    for agent, mode in zip(agents, ("one image", ""), strict=True):
+        run_episode(make(kwargs={"mode": mode}), agent, 5)
+    for mine, other in zip(*(agent.histories for agent in agents), strict=True):
+        for step, other_step in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(step["img"], other_step["img"])
+
+
+def test_tensors_of_a_gpu_are_read() -> None:
+    class Tensor:
+        def __array__(self, *_: object, **__: object) -> NDArray[Any]:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    class MovableTensor(Tensor):
+        def cpu(self) -> NDArray[Any]:
+            return np.arange(2.0)
+
+    arrays = flatten({"a": MovableTensor(), "b": Tensor()})
+    assert {name: value.tolist() for name, value in arrays.items()} == {"a": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stop_after", [1, 99])
+def test_processes_of_an_environment_end_with_the_evaluation(tmp_path: Path, workers: int, stop_after: int) -> None:
+    """Also where the evaluation is stopped, and its workers are terminated."""
+    settings = GymnasiumSettings(REACH, {"pid_file": str(tmp_path / "pid")})
+
+    def stop(_: object) -> None:
+        nonlocal stop_after
+        stop_after -= 1
+        if not stop_after:
+            raise RuntimeError("stopped")
+
+    make_agent = functools.partial(ConstantAgent, [0.1, 0.1])
+    make_env = functools.partial(make_gymnasium_env, TASK, settings)
+    with contextlib.suppress(RuntimeError):
+        evaluate(make_agent, make_env, range(3), workers, stop)
+    gc.collect()
+    pid = int((tmp_path / "pid").read_text())
+    assert "sleep" not in subprocess.run(["ps", "-p", str(pid), "-o", "comm="], capture_output=True, text=True).stdout  # noqa: PLW1510
+
+
 def test_failures_of_the_environment_are_one_line() -> None:
+    for mode, message in (
+        ("forgets", "no longer observes 'agent_pos'"), ("blind", "values of pos that are not finite"),
+        ("vectorized", r"reward is array\(\[0., 0.\]\), not a number"),
+    ):  # fmt: skip
+        with pytest.raises(SimulatorError, match=message):
+            run_episode(make(kwargs={"mode": mode}), ConstantAgent([0, 0]), 3)
+    env = make(kwargs={"mode": "fractions"})
+    env.reset(3)
+    with pytest.raises(SimulatorError, match=r"renders float64 of shape \(30, 50, 3\)"):
+        env.render()
+    assert run_episode(make(kwargs={"mode": "no info"}, success_key="terminated"), ConstantAgent([1, 1]), 3).success
     with pytest.raises(SimulatorError, match="'reach_env:Reach-v0' failed in step: AssertionError: the cable is loose"):
         run_episode(make(kwargs={"mode": "fails"}), ConstantAgent([0, 0]), 3)
     with pytest.raises(SimulatorError, match="reports a reward or score that is not finite"):

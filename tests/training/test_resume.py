@@ -86,7 +86,9 @@ def test_resume_leaves_a_run_unchanged_if_all_checkpoints_are_damaged(lift_store
     assert files() == before
 
 
-@pytest.mark.parametrize(("key", "value"), [("total_steps", "abc"), ("total_steps", -3), ("train", "x"), ("store", {})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("total_steps", "abc"), ("total_steps", -3), ("train", "x"), ("format", "x"), ("store", {})]
+)
 def test_resume_rejects_a_damaged_run_configuration(lift_store: Store, tmp_path: Path, key: str, value: object) -> None:
     train_new_run(lift_store, tmp_path / "run", tiny_config(steps=1))
     path = tmp_path / "run" / "config.json"
@@ -98,7 +100,7 @@ def test_resume_rejects_a_damaged_run_configuration(lift_store: Store, tmp_path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format": 2, "tr', "is damaged: .* is not JSON"),
+        ('{"format": 2, "tr', "config.json' is not JSON: Unterminated[^.]*\\)\\. Restore"),
         ('{"format": 99}', "has format 99, this version of ddp reads"),
     ],
 )
