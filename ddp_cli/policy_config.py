@@ -199,7 +199,7 @@ class PolicyConfig(BaseConfig):
         """A copy with another sampler or number of inference steps. None keeps the current value, except that DDPM,
         which needs all steps, uses num_train_timesteps instead of the number of another sampler.
         """
-        if sampler == "ddpm" != self.sampler and num_inference_steps is None:
+        if sampler == "ddpm" and self.sampler != "ddpm" and num_inference_steps is None:
             num_inference_steps = self.num_train_timesteps
         changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
         return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})

@@ -21,7 +21,6 @@ from ddp_cli.deploy.policy_source import resolve_policy
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.parallel import default_workers, preload_workers
 from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds
-from ddp_cli.task_difference import describe_difference
 
 if TYPE_CHECKING:
     from ddp_cli.tasks import Task
@@ -269,6 +268,8 @@ def _without_observations(task: Task) -> Task:
 
 
 def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Processes) -> dict[str, Any]:
+    from ddp_cli.task_difference import describe_difference
+
     sources = [eval_options.open(folder, processes) for folder in folders]  # all are checked before the first runs
     for source in sources[1:]:
         difference = describe_difference(_without_observations(sources[0].task), _without_observations(source.task))

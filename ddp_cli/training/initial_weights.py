@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ddp_cli.core.checkpoint import load_meta, load_weights
@@ -56,7 +57,8 @@ def describe_unreachable_actions(trainer: Trainer) -> str:
     if not config.clip_sample:
         return ""
     actions = trainer.data.train.arrays["action"].to(trainer.device)
-    beyond = normalizer.normalize("action", actions).abs() > 1.0 + RANGE_TOLERANCE
+    is_range = torch.tensor([kind == "range" for kind in normalizer.columns["action"]], device=trainer.device)
+    beyond = (normalizer.normalize("action", actions).abs() > 1.0 + RANGE_TOLERANCE) & is_range
     columns = beyond.any(0).nonzero().flatten().tolist()
     if not columns:
         return ""
@@ -65,7 +67,7 @@ def describe_unreachable_actions(trainer: Trainer) -> str:
     column = int(beyond.sum(0).argmax())
     low, high = float(actions[:, column].min()), float(actions[:, column].max())
     return (
-        f"{float(beyond.any(1).float().mean()):.1%} of the recorded actions lie outside the range that the initial "
+        f"{int(beyond.any(1).sum()):,} of {len(actions):,} recorded actions lie outside the range that the initial "
         f"policy can predict ({', '.join(names[i] for i in columns)}; {names[column]} is recorded from {low:g} to "
         f"{high:g}, predicted from {lows[column]:g} to {highs[column]:g})"
     )

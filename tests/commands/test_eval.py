@@ -219,9 +219,10 @@ def test_policies_of_different_tasks_are_not_compared(trained: Path) -> None:
 def test_policies_that_observe_images_of_other_sizes_are_compared(trained: Path, tmp_path: Path) -> None:
     policy, meta = load_policy(trained / "lift/tiny/checkpoints/last")
     config = policy.config
-    cameras = {key: camera.resized(48, 48) for key, camera in config.task.schema.cameras.items()}
+    cameras = {key: camera.resized(80, 80) for key, camera in config.task.schema.cameras.items()}
     task = dataclasses.replace(config.task, schema=config.task.schema.model_copy(update={"cameras": cameras}))
-    values = config.model_dump() | {"task": task, "crop_shape": (16, 16)}
-    save_checkpoint(tmp_path / "small", PolicyConfig(**values), policy.state_dict(), meta, None)
+    save_checkpoint(
+        tmp_path / "small", PolicyConfig(**config.model_dump() | {"task": task}), policy.state_dict(), meta, None
+    )
     report = ok_json("eval", trained / "lift/tiny", tmp_path / "small", "-n", 1, "--seed", 300_000)
     assert [e["seed"] for name in ("first", "second") for e in report[name]["episodes"]] == [300_000] * 2

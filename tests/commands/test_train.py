@@ -123,7 +123,7 @@ def test_initial_weights_warn_of_actions_they_cannot_predict(lift_zarr: Path) ->
     save_checkpoint(Path("narrow"), policy.config, policy.state_dict(), meta, None)
     options = ("--steps", 1, "--name", "z", "--init-from", "narrow")
     message = ok(ddp(*command(lift_zarr, *options))).stderr
-    assert "% of the recorded actions lie outside the range that the initial policy can predict" in message
+    assert "recorded actions lie outside the range that the initial policy can predict" in message
     result = ddp(*command(lift_zarr, *options[:2], "--name", "u", *options[4:], "--set", "clip_sample=false"))
     assert "lie outside" not in ok(result).stderr
 

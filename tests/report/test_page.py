@@ -285,7 +285,7 @@ def test_settings_that_files_leave_out_are_compared_with_the_preset() -> None:
     assert differences_from_preset(train_config("square", "image", "laptop")) == []
 
 
-@pytest.mark.parametrize("damage", [{"store": "lift"}, {"train": {}}, {"total_steps": None}, {"format": 3}])
+@pytest.mark.parametrize("damage", [{"store": "lift"}, {"train": {}}, {"total_steps": None}, {"format": "x"}])
 def test_a_damaged_run_is_refused(damage: dict[str, Any], tmp_path: Path) -> None:
     config = write_run(tmp_path / "lift" / "a") / "config.json"
     write_json(config, json.loads(config.read_text()) | damage)
