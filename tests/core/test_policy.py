@@ -123,7 +123,9 @@ def test_set_sampler_is_validated() -> None:
     policy.set_sampler("ddpm", 7)
     assert (policy.config.sampler, policy.config.num_inference_steps) == ("ddpm", 7)
     policy.set_sampler("ddim", None)
-    assert (policy.config.sampler, policy.config.num_inference_steps) == ("ddim", 100)
+    assert (policy.config.sampler, policy.config.num_inference_steps) == ("ddim", 7)
+    policy.set_sampler("ddpm", None)
+    assert (policy.config.sampler, policy.config.num_inference_steps) == ("ddpm", 100)
     with pytest.raises(ValueError, match="101"):
         policy.set_sampler(None, 101)
 
