@@ -63,6 +63,11 @@ def close_match(value: str, valid: Iterable[str]) -> str:
     return f", did you mean '{match[0]}'?" if match else "."
 
 
+def describe_exception(e: BaseException) -> str:
+    """The class and the message of an exception, on one line."""
+    return " ".join(f"{type(e).__name__}: {e}".split())
+
+
 def last_line(e: BaseException) -> str:
     """The last line of the message of a library's exception, which may hold a traceback, or else its class; without a
     full stop.

@@ -11,7 +11,9 @@ from ddp_cli.tasks import Task
 
 
 def describe_difference(task: Task, other: Task, ignore: Collection[str] = ()) -> str:
-    """What differs in `task` from `other`, as text; empty where they agree. `ignore`: fields that are not compared.
+    """What differs in `task` from `other`, as text; empty where they agree.
+
+    `ignore`: fields that are not compared, such as `horizon`, or `cameras` for those of every camera.
 
     The order of `object` and of the parts of an action matters, since each is one array; everything else is looked up
     by key. Where one of them has no such key, only the first field of the key is named.
@@ -44,7 +46,7 @@ def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
             "model_varies": simulator.model_varies,
         }
     single |= {"horizon": task.horizon, "rate": schema.rate}
-    fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items() if key not in ignore}
+    fields: dict[str, dict[str, Any]] = {key: {"": value} for key, value in single.items()}
     for key, camera in schema.cameras.items():
         name = {"": simulator.cameras.get(key)} if simulator else {}
         fields[f"cameras.{key}"] = name | {".shape": camera.shape, ".recorded": camera.recorded, ".fit": camera.fit}
@@ -55,4 +57,8 @@ def _fields(task: Task, ignore: Collection[str]) -> dict[str, dict[str, str]]:
     for i, part in enumerate(schema.action):
         rest = {f".{name}": value for name, value in part.model_dump(exclude={"name", "width"}).items()}
         fields[f"action.{part.name}"] = {"": part.width} | rest | {".index": i}
-    return {key: {name: json.dumps(value) for name, value in entry.items()} for key, entry in fields.items()}
+    return {
+        key: {name: json.dumps(value) for name, value in entry.items()}
+        for key, entry in fields.items()
+        if key.partition(".")[0] not in ignore
+    }

@@ -32,7 +32,7 @@ LAYERS = [
     {"robots", "built_in_tasks"},
     {"schema"},
     {"base_config", "json_file", "rotation", "disk", "console", "selection"},
-    {"locks", "error_messages"},
+    {"locks", "error_messages", "user_modules"},
     {"errors", "choices", "seeds", "memory", "action_limits", "resize", "interruption"},
 ]
 """From the top; an entry is a package or a file beside them. A file imports from its own package and lower layers."""

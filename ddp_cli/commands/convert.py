@@ -233,12 +233,10 @@ def _find_recording(
 
     if not source.exists():
         return None
-    has_simulator = task is not None and (
-        task in TASKS or (task_file_path(task) is not None and read_task(task).simulator is not None)
-    )
-    if has_simulator and not recording_options.are_given:
+    as_it_is = recording_options.are_given
+    if not as_it_is and task and (task in TASKS or task_file_path(task)) and read_task(task).simulator:
         return None
-    return open_recording(source, recording_options.are_given)
+    return open_recording(source, as_it_is)
 
 
 def _reject_options(ctx: typer.Context, source: Path, kind: str, names: Collection[str]) -> None:

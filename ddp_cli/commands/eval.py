@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,6 @@ from ddp_cli.parallel import default_workers, preload_workers
 from ddp_cli.seeds import FIRST_SEED, MAX_SEED, purposes_of_seeds
 
 if TYPE_CHECKING:
-    from ddp_cli.tasks import Task
     from ddp_cli.training.distributed import Processes
 
 EXAMPLES = options.examples(
@@ -33,6 +31,8 @@ EXAMPLES = options.examples(
 
 DEFAULT_EPISODES = 50
 MAX_EPISODES = 2000  # with --until-ci
+OBSERVED = ("object", "cameras", "vectors", "action")
+"""Fields of a task that its episodes do not depend on: policies may observe images of different sizes, for example."""
 
 
 def evaluate(
@@ -260,19 +260,12 @@ def _image_beside(out: Path, overwrite: bool) -> Path:
     return image
 
 
-def _without_observations(task: Task) -> Task:
-    """The task with what its episodes depend on: policies may observe it differently, in images of another size say."""
-    schema = task.schema.model_copy(update={"cameras": {}, "vectors": {}, "action": ()})
-    simulator = task.simulator and task.simulator.model_copy(update={"cameras": {}, "object": {}})
-    return replace(task, schema=schema, simulator=simulator)
-
-
 def _evaluate(folders: list[Path], eval_options: EvalOptions, processes: Processes) -> dict[str, Any]:
     from ddp_cli.task_difference import describe_difference
 
     sources = [eval_options.open(folder, processes) for folder in folders]  # all are checked before the first runs
     for source in sources[1:]:
-        difference = describe_difference(_without_observations(sources[0].task), _without_observations(source.task))
+        difference = describe_difference(sources[0].task, source.task, ignore=OBSERVED)
         if difference and not eval_options.environment:
             raise ConfigError(
                 f"'{sources[0].folder}' and '{source.folder}' are policies of different tasks: {difference}. Their "

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_cli.errors import CheckpointError
+from ddp_cli.errors import CheckpointError, describe_exception
 
 STORAGE_DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -88,7 +88,7 @@ def read_torch_file(path: Path) -> Any:
         kind = "a safetensors file: weights without a configuration" if start[8:9] == b"{" else "not a torch checkpoint"
         raise CheckpointError(f"'{path}' is {kind}.", FILE_HINT) from e
     except Exception as e:  # a damaged pickle may raise anything
-        cause = " ".join(f"{type(e).__name__}: {e}".split())
+        cause = describe_exception(e)
         raise CheckpointError(f"'{path}' is damaged: {cause}.", "Copy or download it again.") from e
 
 

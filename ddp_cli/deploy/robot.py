@@ -25,19 +25,17 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.action_limits import Array
-from ddp_cli.errors import ConfigError, DdpError, UnknownNameError
+from ddp_cli.errors import ConfigError, DdpError, UnknownNameError, describe_exception
 from ddp_cli.tasks import Task
+from ddp_cli.user_modules import import_user_module
 
 ENTRY_POINTS = "ddp.robots"
 STAMP = "stamp"
@@ -71,7 +69,7 @@ def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
         robot = factory(**arguments)
     except Exception as e:
         raise DdpError(
-            f"the robot '{name}' cannot be constructed: {' '.join(f'{type(e).__name__}: {e}'.split())}.",
+            f"the robot '{name}' cannot be constructed: {describe_exception(e)}.",
             "Check its connection, and the arguments given by --robot-arg.",
         ) from e
     missing = [method for method in METHODS if not callable(getattr(robot, method, None))]
@@ -89,19 +87,12 @@ def _find_entry_point(name: str) -> Callable[..., Any]:
 
 
 def _import(module: str, attribute: str) -> Callable[..., Any]:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for files in the current folder, as with `python -m`
     if not all(part.isidentifier() for part in module.split(".")):
         raise DdpError(f"'{module}' is not the name of a module.", "Write MODULE:CLASS, without a folder.")
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as e:  # whatever the module does
-        if isinstance(e, ModuleNotFoundError) and e.name == module:
-            raise DdpError(
-                f"there is no module '{module}'.", "Install its package, or run `ddp` in the folder of the file."
-            ) from None
-        cause = " ".join(f"{type(e).__name__}: {e}".split())
-        raise DdpError(f"'{module}' cannot be imported: {cause}.", f"Try `python -c 'import {module}'`.") from e
+    missing = DdpError(
+        f"there is no module '{module}'.", "Install its package, or run `ddp` in the folder of the file."
+    )
+    imported = import_user_module(module, missing)
     if not callable(factory := getattr(imported, attribute, None)):
         names = [name for name, value in vars(imported).items() if _is_robot(value)]
         valid = f"It has {', '.join(names)}." if names else "Write MODULE:CLASS."

@@ -123,7 +123,7 @@ def report_name(report: dict[str, Any]) -> str:
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"
     env = ""
-    if report.get("env"):
+    if "env" in report:
         settings = hashlib.sha256(json.dumps(report["env"], sort_keys=True, default=str).encode()).hexdigest()
         env = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', report['env']['id'])}-{settings[:8]}"
     return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}{env}.json"

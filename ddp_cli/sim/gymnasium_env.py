@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -17,9 +15,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_cli.errors import ConfigError, SimulatorError
+from ddp_cli.errors import ConfigError, SimulatorError, describe_exception
 from ddp_cli.sim.gymnasium_observations import RENDER, ObservationMapping, Observations, flatten, to_array
 from ddp_cli.tasks import Task
+from ddp_cli.user_modules import import_user_module
 
 SUCCESS_KEYS = ("is_success", "success")
 REWARD, TERMINATED = "reward", "terminated"
@@ -68,7 +67,7 @@ class GymnasiumEnv:
         self._mapping = ObservationMapping(settings.id, task.images(obs), task.vectors(obs), settings.sources)
         self._env = _make(settings, film or self._mapping.needs_render)
         # Environments may have started other processes, which would outlive a worker of an evaluation.
-        self._close = Finalize(self, _close, (self._env,), exitpriority=1)
+        self._finalizer = Finalize(self, _close, (self._env,), exitpriority=1)
         self.task = replace(task, horizon=self._max_steps())
         self.hold_steps = self.task.horizon
         """Success does not end an episode, unless the environment ends it."""
@@ -142,7 +141,7 @@ class GymnasiumEnv:
                 return getattr(self._env, method)(*args, **kwargs)
             except Exception as e:
                 raise SimulatorError(
-                    f"'{self._settings.id}' failed in {method}: {' '.join(f'{type(e).__name__}: {e}'.split())}",
+                    f"'{self._settings.id}' failed in {method}: {describe_exception(e)}",
                     "DDP_DEBUG=1 prints where.",
                 ) from e
 
@@ -181,7 +180,7 @@ class GymnasiumEnv:
 
     def close(self) -> None:
         """Close the environment."""
-        self._close()
+        self._finalizer()
 
 
 def _close(env: Any) -> None:
@@ -201,7 +200,7 @@ def _make(settings: GymnasiumSettings, render: bool) -> Any:
             return gymnasium.make(settings.id, max_episode_steps=settings.max_steps, disable_env_checker=True, **kwargs)
         except Exception as e:
             raise SimulatorError(
-                f"cannot create the environment '{settings.id}': {' '.join(f'{type(e).__name__}: {e}'.split())}",
+                f"cannot create the environment '{settings.id}': {describe_exception(e)}",
                 "Check the id, and the arguments given by --env-arg.",
             ) from e
 
@@ -214,34 +213,26 @@ def _import(id: str) -> Any:
         raise SimulatorError("--env needs gymnasium.", "pip install 'ddp-cli[gym]'") from None
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     module = id.partition(":")[0] if ":" in id else id.rpartition("/")[0]
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for modules in the current folder, as with `python -m`
+    missing = SimulatorError(
+        f"there is no module '{module}' that could register '{id}'.",
+        "Install its package, write MODULE:ID, or run `ddp` in the folder of the module.",
+    )
+    if not module or id in gymnasium.registry:
+        return gymnasium
     try:
-        if module and id not in gymnasium.registry:
-            importlib.import_module(module)
-    except Exception as e:
+        import_user_module(module, missing)
+    except SimulatorError:
         if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
             stem = Path(module.replace("\\", "/")).stem
             raise SimulatorError(
                 f"'{module}' is not the name of a module.", f"Write {stem}:ID, in the folder of {stem}.py."
             ) from None
-        if isinstance(e, ImportError) and e.name == module:
-            raise SimulatorError(
-                f"there is no module '{module}' that could register '{id}'.",
-                "Install its package, write MODULE:ID, or run `ddp` in the folder of the module.",
-            ) from None
-        raise SimulatorError(
-            f"'{module}' cannot be imported: {' '.join(f'{type(e).__name__}: {e}'.split())}.",
-            f"Try `python -c 'import {module}'`.",
-        ) from e
+        raise
     return gymnasium
 
 
 def _is_number(value: Any) -> bool:
-    try:
-        array = to_array(value)
-    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, objects of other libraries
-        return False
+    array = to_array(value)
     return array.size == 1 and array.dtype.kind in "biuf"
 
 

@@ -119,8 +119,13 @@ class ObservationMapping:
 
 
 def to_array(value: Any) -> NDArray[Any]:
-    """A value of an environment as an array; PyTorch's tensors may be on a GPU."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    """A value of an environment as an array; PyTorch's tensors may be on a GPU. What is no array of numbers, such as
+    lists of different lengths, is an array () of objects.
+    """
+    try:
+        return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    except (TypeError, ValueError, RuntimeError):
+        return np.array(None)
 
 
 def flatten(observation: Any, prefix: str = "") -> Observations:
@@ -128,10 +133,7 @@ def flatten(observation: Any, prefix: str = "") -> Observations:
     if isinstance(observation, tuple):
         observation = dict(enumerate(observation))
     if not isinstance(observation, Mapping):
-        try:
-            value = to_array(observation)
-        except (TypeError, ValueError, RuntimeError):  # lists of different lengths, objects of other libraries
-            return {}
+        value = to_array(observation)
         return {prefix or SINGLE: value} if value.dtype.kind in "fiub" else {}
     arrays: Observations = {}
     for name, value in observation.items():

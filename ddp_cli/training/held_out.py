@@ -41,13 +41,11 @@ def split_episodes(store: Store, meta: Mapping[str, Any]) -> Split:
     """The split of the training, if `store` is the one of `meta`, the metadata of a policy. Otherwise every episode is
     held out, and the nearest windows are those of the other episodes.
     """
-    trained_on, train = meta.get("store") or {}, meta.get("train") or {}
-    n, identity = len(store.episode_ends), store_identity(store)
-    is_same = trained_on.get("actions_sha256") == identity["actions_sha256"] and (
-        # Early checkpoints do not hold this hash.
-        trained_on.get("observations_sha256", identity["observations_sha256"]) == identity["observations_sha256"]
-    )
-    if not is_same or "val_ratio" not in train:
+    n, identity, train = len(store.episode_ends), store_identity(store), meta.get("train") or {}
+    # Early checkpoints do not hold the hash of the observations.
+    trained_on = {"observations_sha256": identity["observations_sha256"]} | (meta.get("store") or {})
+    hashes = ("actions_sha256", "observations_sha256")
+    if not all(trained_on.get(key) == identity[key] for key in hashes) or "val_ratio" not in train:
         return Split(list(range(n)), list(range(n)), f"'{store.path}' is not the store of the training")
     mask = validation_episodes(n, float(train["val_ratio"]), int(train["seed"]))
     if not mask.any():

@@ -23,7 +23,7 @@ SETTINGS_WITHOUT_WEIGHTS = {
 """Settings of a policy that may differ from those that its weights were trained with. Of the task, the observations,
 the actions and the rate are compared, and `n_action_steps` only where it is the length of the trajectory."""
 
-RANGE_TOLERANCE = 0.05  # of half the range: what new demonstrations exceed it by without a warning
+RANGE_TOLERANCE = 0.05  # share of half the range by which actions may exceed it without a warning
 PREFIX_EMBEDDING = "denoiser.prefix_emb"
 
 
