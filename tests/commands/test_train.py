@@ -112,19 +112,21 @@ def test_ctrl_c_in_the_last_evaluation_is_not_the_end(lift_zarr: Path, monkeypat
     assert "resume with `ddp train" in result.stderr
 
 
-def test_initial_weights_warn_of_actions_they_cannot_predict(lift_zarr: Path) -> None:
-    """Samples are clipped to the range of the store that the normalizer is of."""
-    ok(ddp(*command(lift_zarr, "--steps", 1)))
+def test_initial_weights_warn_of_actions_they_cannot_predict(lift_demos: Path) -> None:
+    """Samples are clipped to the range of the store that the normalizer is of, where it scales by that range."""
+    store = Path("absolute.zarr")
+    ok(ddp("convert", lift_demos, "--actions", "absolute", "--out", store, "--workers", 1))
+    ok(ddp(*command(store, "--steps", 1)))
     options = ("--steps", 1, "--name", "y", "--init-from", "runs/lift/x")
-    assert "lie outside" not in ok(ddp(*command(lift_zarr, *options))).stderr  # the same store
+    assert "lie outside" not in ok(ddp(*command(store, *options))).stderr  # the same store
     policy, meta = load_policy(Path("runs/lift/x/checkpoints/last"))
     policy.normalizer.get_buffer("action_scale")[0] *= 2  # as of a store with half the range
     policy.normalizer.get_buffer("action_offset")[0] *= 2
     save_checkpoint(Path("narrow"), policy.config, policy.state_dict(), meta, None)
     options = ("--steps", 1, "--name", "z", "--init-from", "narrow")
-    message = ok(ddp(*command(lift_zarr, *options))).stderr
+    message = ok(ddp(*command(store, *options))).stderr
     assert "recorded actions lie outside the range that the initial policy can predict" in message
-    result = ddp(*command(lift_zarr, *options[:2], "--name", "u", *options[4:], "--set", "clip_sample=false"))
+    result = ddp(*command(store, *options[:2], "--name", "u", *options[4:], "--set", "clip_sample=false"))
     assert "lie outside" not in ok(result).stderr
 
 
