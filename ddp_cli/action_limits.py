@@ -31,8 +31,10 @@ RANGE_MARGIN = 0.05  # share of the range, added to that of other values
 MIN_ROW_NORM = 0.01  # of the first row, of the component of the second orthogonal to it, and of quaternions
 MAX_FLOAT32 = np.finfo(np.float32).max
 NEXT_STEP = "Use another checkpoint."
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # as a rotation-6d
 MOTION, GOAL, GRIPPER = "motion", "goal", "gripper"
-"""Kinds of values: a motion is 0 where the robot is stopped, a goal and a gripper stay as they are."""
+"""Kinds of values: a motion is 0, as a rotation the identity, where the robot is stopped; a goal and a gripper stay as
+they are."""
 
 
 class ActionError(ValueError):
@@ -66,7 +68,7 @@ class Part(Protocol):
 @dataclass(frozen=True)
 class ActionLimits:
     """Limits `low` and `high` and the kind (MOTION, GOAL, GRIPPER) of every value of an action, (Da,) each, and the
-    first index of every rotation-6d and of every quaternion in it.
+    first index of every rotation-6d and of every quaternion in it, and the index of the real part of every quaternion.
 
     ActionError if they are not the limits of an action.
     """
@@ -76,6 +78,7 @@ class ActionLimits:
     kinds: tuple[str, ...]
     rotations: tuple[int, ...] = ()
     quaternions: tuple[int, ...] = ()
+    real_parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.low) == len(self.high) == len(self.kinds) > 0:
@@ -90,6 +93,11 @@ class ActionLimits:
             raise ActionError(f"unknown kinds of values {list(self.kinds)}.", f"Valid: {MOTION}, {GOAL}, {GRIPPER}.")
         if not all(start >= 0 and end <= self.dim for start, end in self._rotation_bounds()):
             raise ActionError("a rotation lies outside of the action.", "")
+        if not self.real_parts and any(self.kinds[i] == MOTION for i in self.quaternions):
+            raise ActionError("the order of the values of a quaternion that is a motion is not known.", "Export again.")
+        distances = [i - start for start, i in zip(self.quaternions, self.real_parts)]
+        if len(self.real_parts) not in {0, len(self.quaternions)} or not {0, 1, 2, 3}.issuperset(distances):
+            raise ActionError("real parts lie outside of the quaternions.", "")
 
     @classmethod
     def from_parts(
@@ -103,12 +111,15 @@ class ActionLimits:
             raise ActionError(f"a range of {len(low or ())} and {len(high or ())} values, expected {dim}.", "")
         lower, upper, kinds = np.full(dim, -np.inf), np.full(dim, np.inf), []
         starts: dict[str, list[int]] = {"rotation-6d": [], "quaternion": []}
+        real_parts = []
         start = 0
         for part in parts:
             values = slice(start, start + part.width)
             is_rotation_part = part.rotation == "rotation-6d" or part.rotation.startswith("quaternion")
             if is_rotation_part:
                 starts["rotation-6d" if part.rotation == "rotation-6d" else "quaternion"].append(start)
+                if part.rotation.startswith("quaternion"):
+                    real_parts.append(start + (0 if part.rotation == "quaternion-wxyz" else 3))
             elif low is not None and high is not None and part.representation != "delta":
                 begin, end = np.asarray(low, np.float64)[values], np.asarray(high, np.float64)[values]
                 in_metres = part.unit == "m" or part.unit.startswith("m,")
@@ -126,6 +137,7 @@ class ActionLimits:
             tuple(kinds),
             tuple(starts["rotation-6d"]),
             tuple(starts["quaternion"]),
+            tuple(real_parts),
         )
 
     @classmethod
@@ -139,8 +151,8 @@ class ActionLimits:
         upper = tuple(np.inf if np.isnan(x) else x for x in high)
         if "kinds" in limits:
             kinds = tuple(str(kind) for kind in limits["kinds"])
-            starts = (tuple(int(i) for i in limits[key]) for key in ("rotations", "quaternions"))
-            return cls(lower, upper, kinds, *starts)
+            indices = (limits["rotations"], limits["quaternions"], limits.get("real_parts", ()))  # earlier: without
+            return cls(lower, upper, kinds, *(tuple(int(i) for i in group) for group in indices))
         if len(low) == len(high) == 7:
             return cls(lower, upper, (MOTION,) * 6 + (GRIPPER,))
         if len(low) == len(high) == 10:
@@ -152,7 +164,7 @@ class ActionLimits:
         low, high = ([x if np.isfinite(x) else None for x in bounds] for bounds in (self.low, self.high))
         return {
             "low": low, "high": high, "kinds": list(self.kinds), "rotations": list(self.rotations),
-            "quaternions": list(self.quaternions),
+            "quaternions": list(self.quaternions), "real_parts": list(self.real_parts),
         }  # fmt: skip
 
     @property
@@ -227,17 +239,25 @@ class ActionLimits:
         """
         action = np.clip(np.zeros(self.dim), self.low, self.high)
         for start in self.rotations:
-            action[start : start + 6] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+            action[start : start + 6] = IDENTITY
         for start in self.quaternions:
             action[start : start + 4] = 0.5
         return action
 
     def hold_action(self, last_action: Array) -> Array:
         """The action (Da,) that stops after `last_action`: no motion, the same goals; grippers are unchanged."""
-        return np.where(np.array(self.kinds) == MOTION, 0.0, last_action)
+        return np.where(np.array(self.kinds) == MOTION, self._no_motion(), last_action)
+
+    def _no_motion(self) -> Array:
+        """0 (Da,), with the identity as rotation."""
+        action = np.zeros(self.dim)
+        for start in self.rotations:
+            action[start : start + 6] = IDENTITY
+        action[list(self.real_parts)] = 1.0
+        return action
 
     def initial_action(self, start: NDArray[np.floating[Any]] | None) -> Array:
-        """The action (Da,) to hold before the first chunk: `start`, by default zeros where all values are motions.
+        """The action (Da,) to hold before the first chunk: `start`, by default no motion where all values are motions.
 
         ActionError if `start` is missing for actions that are goals, or invalid.
         """
@@ -245,7 +265,7 @@ class ActionLimits:
             return self.validate_action(start, "start")
         if self.needs_start:
             raise ActionError("actions that are goals need a pose to hold before the first chunk.", self._start_hint())
-        return np.zeros(self.dim)
+        return self._no_motion()
 
     def validate_action(self, action: NDArray[np.floating[Any]], name: str) -> Array:
         """`action` (Da,) as float64; ActionError that begins with `name` if it is not an action of this kind."""

@@ -177,6 +177,35 @@ def test_limits_are_written_to_json_and_read_back() -> None:
         ActionLimits.from_json({"low": [0.0] * 6, "high": [0.0] * 7})
 
 
+@pytest.mark.parametrize(
+    ("rotation", "identity"),
+    [
+        ("quaternion-wxyz", [1, 0, 0, 0]),
+        ("quaternion-xyzw", [0, 0, 0, 1]),
+        ("rotation-6d", [1, 0, 0, 0, 1, 0]),
+        ("axis-angle", [0, 0, 0]),
+    ],
+)
+def test_a_rotation_that_is_a_motion_stops_with_the_identity(rotation: str, identity: list[float]) -> None:
+    parts = [
+        ActionPart(name="position", width=3, representation="delta"),
+        ActionPart(name="rotation", width=len(identity), representation="delta", rotation=rotation),
+        ActionPart(name="gripper", width=1, representation="plain", gripper=True),
+    ]
+    limits = ActionLimits.from_json(json.loads(json.dumps(ActionLimits.from_parts(parts).to_json())))
+    last = np.full(limits.dim, 0.3)
+    assert limits.hold_action(last).tolist() == [0, 0, 0, *identity, 0.3]
+    limits.validate_action(limits.initial_action(None), "start")
+
+
+def test_the_order_of_a_quaternion_that_is_a_motion_has_to_be_known() -> None:
+    with pytest.raises(ActionError, match="order of the values of a quaternion"):  # of an earlier version
+        ActionLimits((-1.0,) * 4, (1.0,) * 4, ("motion",) * 4, quaternions=(0,))
+    for real_parts in [(4,), (-1,), (0, 3)]:
+        with pytest.raises(ActionError, match="real parts lie outside"):
+            ActionLimits((-1.0,) * 5, (1.0,) * 5, ("motion",) * 5, quaternions=(0,), real_parts=real_parts)
+
+
 def test_hold_action_stops_and_keeps_the_gripper() -> None:
     last = np.array([0.5, -0.5, 1.0, 0.1, 0.2, 0.3, 1.0])
     assert DELTA.hold_action(last).tolist() == [0, 0, 0, 0, 0, 0, 1]

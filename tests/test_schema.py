@@ -246,6 +246,14 @@ def test_limits_follow_the_parts(store: Store, checkpoint: Path) -> None:
     assert limits.quaternions == (3,)
 
 
+def test_an_export_without_the_store_compares_random_observations(checkpoint: Path, tmp_path: Path) -> None:
+    """Such as that of a checkpoint that was copied from another machine."""
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copied"))
+    result = ddp("export", copy, "--out", tmp_path / "policy")
+    assert "random observations are compared; --data names a store" in ok(result).stderr
+    assert Policy.load(tmp_path / "policy").spec["task"]["name"] == "arm"
+
+
 def test_an_export_runs_without_the_training_code(store: Store, checkpoint: Path, tmp_path: Path) -> None:
     proof = export_checkpoint(checkpoint, store, tmp_path / "policy", seeds=(1,)).proof
     assert proof["episodes"] == {"not_run": "the task 'arm' has no simulator."}

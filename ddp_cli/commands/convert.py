@@ -36,7 +36,7 @@ SIMULATOR_OPTIONS = (
 )  # fmt: skip
 """Options that do not apply to recordings of any robot."""
 RECORDING_OPTIONS = (
-    "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses",
+    "schema", "keys", "action_key", "rate", "image_size", "fit", "drop_episodes", "only_task", "trim_pauses", "bgr",
 )  # fmt: skip
 NOT_FOR_MERGING = (*FILE_OPTIONS, *RECORDING_OPTIONS, "task", "check", "to", "only", "keep", "actions")
 STORE_OUTPUT_OPTIONS = ("only", "keep", "actions", "zarr_format")
@@ -161,6 +161,7 @@ def convert(
     rate: as_recorded.Rate = None,
     image_size: as_recorded.ImageSize = None,
     fit: as_recorded.Fit = None,
+    bgr: as_recorded.Bgr = False,
     drop_episodes: as_recorded.DropEpisodes = None,
     only_task: as_recorded.OnlyTask = None,
     trim_pauses: as_recorded.TrimPauses = False,
@@ -177,7 +178,7 @@ def convert(
     from ddp_cli.data.conversion_plan import ConvertOptions
 
     recording_options = as_recorded.RecordingOptions(
-        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses
+        schema, keys, action_key, rate, image_size, fit, drop_episodes, only_task, trim_pauses, bgr
     )
     copy = CopyOptions(sources[0], out, to, task, only, actions, zarr_format, check, overwrite, json, keep)
     with reserve_page(page, overwrite):

@@ -82,6 +82,14 @@ TrimPauses = Annotated[
         rich_help_panel=options.SOURCE,
     ),
 ]
+Bgr = Annotated[
+    bool,
+    typer.Option(
+        "--bgr",
+        help="Exchange red and blue: the images were recorded in the order of OpenCV.",
+        rich_help_panel=PANEL,
+    ),
+]
 OnlyTask = Annotated[
     str | None,
     typer.Option(
@@ -116,6 +124,7 @@ class RecordingOptions:
     drop_episodes: str | None = None
     only_task: str | None = None
     trim_pauses: bool = False
+    bgr: bool = False
 
     @property
     def are_given(self) -> bool:
@@ -179,6 +188,7 @@ def convert_recording(
             dropped,
             chosen.only_task,
             chosen.trim_pauses,
+            chosen.bgr,
         ),
     )
     store = Store(out)

@@ -133,12 +133,19 @@ def export(
 
 
 def _example_observations(policy: DiffusionPolicy, store: Path | None, render: str) -> dict[str, Tensor]:
-    """Observations of the store; without one, those of a few initial states."""
+    """Observations of the store; without one, those of a few initial states, or random ones without a simulator."""
     from ddp_cli.data.store import Store
-    from ddp_cli.deploy.example_observations import observations_from_simulator, observations_from_store
+    from ddp_cli.deploy.example_observations import (
+        observations_from_simulator,
+        observations_from_store,
+        random_observations,
+    )
     from ddp_cli.inference.onnx_policy import obs_keys
 
     config = policy.config
+    if store is None and config.task.simulator is None:
+        console.note("there is no store and no simulator: random observations are compared; --data names a store")
+        return random_observations(policy)
     if store is None:
         return observations_from_simulator(policy, render)
     return observations_from_store(obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps)

@@ -269,12 +269,15 @@ def _run_episodes(
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, and SIGHUP when the terminal is closed, stop the robot as Ctrl-C does."""
+    """The signals of a closed terminal, of Ctrl-Z and of Ctrl-backslash stop the robot as Ctrl-C does. By default the
+    process would end or pause while the robot executes its last command.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not is_ignored(number)]
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+    numbers = tuple(number for number in numbers if not is_ignored(number))
     with signals_handled(dict.fromkeys(numbers, interrupt)):
         yield
 

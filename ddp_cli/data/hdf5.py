@@ -133,8 +133,9 @@ def check_links(path: Path, group: h5py.Group, location: str) -> None:
         raise DataError(f"'{path}': {prefix}{name} is a link to {target}.", COPY_AGAIN)
 
 
-def check_complete(path: Path, dataset: h5py.Dataset, location: str) -> None:
-    """DataError if parts of `dataset` were never written, or are in files that are missing.
+def check_complete(path: Path, dataset: h5py.Dataset, location: str, rows: int | None = None) -> None:
+    """DataError if parts of `dataset`, or of its first `rows` rows, were never written, or are in files that are
+    missing.
 
     That finds absurd shapes in damaged headers as well, since most of their chunks are missing. Of an array in one
     piece, HDF5 itself compares shape and size.
@@ -161,8 +162,13 @@ def check_complete(path: Path, dataset: h5py.Dataset, location: str) -> None:
     if dataset.external or 0 in dataset.shape:
         return
     if dataset.chunks:
-        expected = math.prod(math.ceil(n / c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-        missing_chunks = expected - int(dataset.id.get_num_chunks())
+        shape = (min(dataset.shape[0], rows), *dataset.shape[1:]) if rows else dataset.shape
+        expected = math.prod(math.ceil(n / c) for n, c in zip(shape, dataset.chunks, strict=True))
+        written = int(dataset.id.get_num_chunks())
+        if shape != dataset.shape:
+            offsets = [dataset.id.get_chunk_info(i).chunk_offset[0] for i in range(written)]
+            written = sum(offset < shape[0] for offset in offsets)
+        missing_chunks = expected - written
         if missing_chunks:
             raise DataError(
                 f"'{path}': {missing_chunks} of {expected} chunks of {location} were never written.",

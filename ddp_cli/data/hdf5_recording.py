@@ -29,6 +29,7 @@ from ddp_cli.video.images import decode_image, image_size
 ALOHA_FILE = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
 BASE_ACTION = "base_action"  # of Mobile ALOHA
 ALOHA_RATE = 50.0  # [Hz], of ACT; the files do not state it
+KIND_HINT = "Keep recordings of one kind in a folder of their own."
 COPY_HINT = "Record or copy it again."
 ROBOMIMIC_HINT = "Expected robomimic's layout: data/demo_0/{actions,obs}."
 
@@ -49,6 +50,11 @@ def open_aloha(path: Path) -> Hdf5Recording:
     recording.notes.append(
         f"the files do not state the control rate: {ALOHA_RATE:g} Hz, as ACT records, without --rate"
     )
+    if recording.has_encoded_images:
+        recording.notes.append(
+            "the encoded images are decoded as RGB. Recorders that give RGB images to OpenCV, as ACT's, exchange red "
+            "and blue: look at the colors on the page of --report, and convert with --bgr if they are wrong"
+        )
     if BASE_ACTION in recording.arrays:
         recording.notes.append(
             f"{BASE_ACTION} is not converted: the actions are those of one array, {recording.action}"
@@ -63,7 +69,8 @@ def open_robomimic(path: Path) -> Hdf5Recording:
         data = file.get("data")
         if not isinstance(data, h5py.Group):
             raise DataError(f"'{path}' has no group 'data'.", ROBOMIMIC_HINT)
-        names, rate = sort_names(data), None
+        names = [name for name in sort_names(data) if not isinstance(data.get(name), h5py.Dataset)]
+        rate = None
         with suppress(ValueError, KeyError, TypeError):
             rate = float(json.loads(data.attrs["env_args"])["env_kwargs"]["control_freq"])
     if not names:
@@ -91,27 +98,45 @@ class Hdf5Recording:
         self._episodes = episodes
         self._encoded: dict[str, tuple[int, int]] = {}  # arrays of encoded images -> height, width
         self.arrays: dict[str, StepArray] = {}
-        self.lengths: list[int] = []
+        self.lengths = [0] * len(episodes)
+        self._faults: dict[int, DataError] = {}  # episodes that cannot be read
+        self._differences: dict[int, dict[str, str]] = {}  # what each array of an episode has unlike the first one
+        self._first: int | None = None  # the first episode that can be read
         for i in range(len(episodes)):
-            arrays, unreadable, length = self._describe(i)
-            if i == 0:
-                self.arrays, self.unreadable = arrays, unreadable
-            for name, first in list(self.arrays.items()):
-                if fault := _difference(first, arrays.get(name), unreadable.get(name, "it is missing")):
-                    self._exclude(i, name, fault, is_needed=name == action or bool(observed.fullmatch(name)))
-            self.lengths.append(length)
+            try:
+                arrays, unreadable, self.lengths[i] = self._describe(i)
+            except DataError as e:
+                self._faults[i] = e
+                continue
+            if self._first is None:
+                self._first, self.arrays, self.unreadable = i, arrays, unreadable
+            self._compare(i, arrays, unreadable, observed)
+        if self._first is None:
+            raise self._faults[0]
         self.observations = [name for name in self.arrays if observed.fullmatch(name)]
         self.notes += describe_unobserved({n: why for n, why in self.unreadable.items() if observed.fullmatch(n)})
 
-    def _exclude(self, episode: int, name: str, fault: str, is_needed: bool) -> None:
-        """Leave out an array that `episode` does not have as the first one does; DataError if it is needed."""
-        if is_needed and self.arrays[name].is_numeric:
-            raise DataError(
-                f"{self._where(episode)}: {name} differs from that of {self.episode_names[0]}: {fault}.",
-                "Keep recordings of one kind in a folder of their own.",
-            )
-        del self.arrays[name]
-        self.unreadable[name] = f"in {self.episode_names[episode]} {fault}"
+    def _compare(
+        self, i: int, arrays: dict[str, StepArray], unreadable: dict[str, str], observed: re.Pattern[str]
+    ) -> None:
+        """Note how the arrays of episode `i` differ from those of the first one. Arrays are left out that no policy
+        observes by itself, and those that the first one lacks.
+        """
+        assert self._first is not None
+        for name, first in list(self.arrays.items()):
+            fault = _difference(first, arrays.get(name), unreadable.get(name, "it is missing"))
+            if fault and first.is_numeric and (name == self.action or observed.fullmatch(name)):
+                self._differences.setdefault(i, {})[name] = fault
+            elif fault:
+                del self.arrays[name]
+                self.unreadable[name] = f"in {self.episode_names[i]} {fault}"
+        for name in arrays.keys() - self.arrays.keys() - self.unreadable.keys():
+            self.unreadable[name] = f"{self.episode_names[self._first]} does not have it"
+
+    @property
+    def has_encoded_images(self) -> bool:
+        """Whether images are stored as JPEG or in another format of image files."""
+        return bool(self._encoded)
 
     def _where(self, episode: int) -> str:
         return f"'{self.path}' {self.episode_names[episode]}"
@@ -152,12 +177,16 @@ class Hdf5Recording:
         )
 
     def _read(self, array: str, episode: int) -> NDArray[Any]:
-        """The values in the file."""
+        """The values in the file; DataError if they are not those of the first episode."""
+        if episode in self._faults:
+            raise self._faults[episode]
+        if fault := self._describe_difference(episode, array):
+            raise DataError(f"{self._where(episode)}: {fault}.", KIND_HINT)
         file_path, group_name = self._episodes[episode]
         location = f"{group_name}/{array}".replace("//", "/")
         with open_hdf5(file_path) as file, report_read_errors(file_path, location):
             dataset = file[group_name][array]
-            check_complete(file_path, dataset, location)
+            check_complete(file_path, dataset, location, self.lengths[episode])
             return np.asarray(dataset[: self.lengths[episode]])
 
     def iter_images(
@@ -175,9 +204,20 @@ class Hdf5Recording:
         size = self._encoded[array]
         return (decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values))
 
-    def faults(self, _arrays: Collection[str]) -> dict[int, str]:
-        """None: the episodes were checked when it was opened."""
-        return {}
+    def _describe_difference(self, episode: int, array: str) -> str:
+        """How `array` differs from that of the first episode, empty if it does not."""
+        fault = self._differences.get(episode, {}).get(array)
+        first = self.episode_names[self._first or 0]
+        return f"{array} differs from that of {first}: {fault}" if fault else ""
+
+    def faults(self, arrays: Collection[str]) -> dict[int, str]:
+        """Episodes that cannot be read, have no steps, or other arrays than the first one."""
+        faults = {i: e.message.removeprefix(f"{self._where(i)} ") for i, e in self._faults.items()}
+        for array in arrays:
+            for i in self._differences:
+                if fault := self._describe_difference(i, array):
+                    faults.setdefault(i, fault)
+        return faults
 
     def sha256(self) -> str:
         """Hash of the names and hashes of all files."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_reader import NOT_VERIFIED, LeRobotDataset
+from ddp_cli.data.store_copy import of_episodes
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.locks import lock_output
 
@@ -34,10 +35,27 @@ def convert_lerobot(
     attributes |= {
         "obs": dataset.obs,
         "action": dataset.task.describe_action(dataset.convention),
-        "source": {"file": dataset.path.name, "sha256": dataset.sha256(), "demos": indices, "left_out": {}},
+        "source": {
+            "file": dataset.path.name,
+            "sha256": dataset.sha256(),
+            "left_out": {},
+            **_describe(dataset, indices),
+        },
     }
     with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
         writer.extend(dataset.episodes(indices[writer.episodes :]), progress)
         check = dataset.original_check
         writer.finish({"check": check if check.get("result") == "failed" else NOT_VERIFIED})
     return sum(lengths)
+
+
+def _describe(dataset: LeRobotDataset, indices: list[int]) -> dict[str, Any]:
+    """The names of episodes, and in which ones a policy acted, as the store says that `dataset` was written from; the
+    numbers of episodes for other datasets.
+    """
+    source = dataset.attrs.get("source")
+    names = source.get("demos") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or not isinstance(names, list) or len(names) != len(dataset.lengths):
+        return {"demos": indices}
+    chosen = [str(names[i]) for i in indices]
+    return {"demos": chosen, **of_episodes(source, chosen)}

@@ -6,6 +6,7 @@ Observed are the features `observation.*`; their names and the control rate are 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
 
 INDEX_COLUMNS = ("episode_index", "frame_index", "index", "timestamp")
+MAX_TIME = 1e9  # [s] in a video
 NUMERIC_DTYPES = ("float", "int", "uint", "bool")
 
 
@@ -117,12 +119,36 @@ class LeRobotRecording:
         exists = {path: path.is_file() for path in paths.values()}
         return {i: path for i, path in paths.items() if not exists[path]}
 
+    def _foreign_frames(self, array: str) -> dict[int, str]:
+        """The episodes whose part of a video is of another length, or begins within that of another episode -> fault.
+
+        A frame more or less is the rounding of times.
+        """
+        if not self._is_v3 or array not in self.in_videos:
+            return {}
+        faults: dict[int, str] = {}
+        parts: dict[Path, list[tuple[int, int]]] = {}  # first frame, episode
+        for i, row in enumerate(self._episodes):
+            path, begin = self._video(array, row)
+            parts.setdefault(path, []).append((begin, i))
+            end = row.get(f"videos/{array}/to_timestamp")
+            frames = round(end * self._fps) - begin if isinstance(end, int | float) and 0 <= end < MAX_TIME else None
+            if frames is not None and abs(frames - self.lengths[i]) > 1:
+                faults[i] = f"its part of the video of {array} has {frames} frames for {self.lengths[i]} steps"
+        for spans in parts.values():
+            for (begin, i), (next_begin, following) in itertools.pairwise(sorted(spans)):
+                if next_begin < begin + self.lengths[i]:
+                    faults[following] = f"its part of the video of {array} begins within that of another episode"
+        return faults
+
     def faults(self, arrays: Collection[str]) -> dict[int, str]:
         """Episodes whose files are missing or whose rows are not those of an episode."""
         faults: dict[int, str] = {}
         for array in arrays:
             for i, path in self._missing_videos(array).items():
                 faults.setdefault(i, f"no file '{path.relative_to(self.path)}'")
+            for i, fault in self._foreign_frames(array).items():
+                faults.setdefault(i, fault)
         uneven = total = 0
         for i in range(len(self.lengths)):
             try:
@@ -193,7 +219,7 @@ class LeRobotRecording:
         if not self._is_v3:
             return self._folder.file("video_path", video_key=array, **fields_v2(self._folder, row["episode_index"])), 0
         begin = row.get(f"videos/{array}/from_timestamp")
-        if not isinstance(begin, int | float) or not 0 <= begin < 1e9:
+        if not isinstance(begin, int | float) or not 0 <= begin < MAX_TIME:
             raise DataError(f"{self._where(row)}: videos/{array}/from_timestamp is {begin!r}.", COPY_AGAIN)
         return video_of_episode(self._folder, row, array), round(begin * self._fps)
 

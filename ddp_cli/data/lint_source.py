@@ -178,7 +178,7 @@ def demo_source(demos: DemoFile, names: list[str]) -> LintSource:
 
     return LintSource(
         names, [demos.n_steps(name) for name in names], schema.rate, dimensions, {}, read, lambda *_: iter(()),
-        action=demos.task.action_parts(demos.info.actions),
+        demos.policy_episodes(), demos.task.action_parts(demos.info.actions),
     )  # fmt: skip
 
 

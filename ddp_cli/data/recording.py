@@ -123,5 +123,8 @@ def check_are_images(values: NDArray[Any], where: str) -> None:
 
 
 def are_fractions(values: NDArray[Any]) -> bool:
-    """Whether floating-point images are of 0 to 1, not of 0 to 255."""
-    return values.dtype.kind == "f" and float(values.max()) <= 1.0
+    """Whether images are of 0 to 1, not of 0 to 255: fractions, booleans, or the integers 0 and 1 of a mask."""
+    if values.dtype == np.uint8:
+        return False
+    high = float(values.max())
+    return high <= 1.0 if values.dtype.kind in "fb" else high == 1.0

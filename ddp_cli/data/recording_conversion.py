@@ -43,10 +43,11 @@ def convert_recording(
     dropped: Collection[str] = (),
     only_task: str | None = None,
     trim_pauses: bool = False,
+    bgr: bool = False,
 ) -> dict[str, str]:
     """Writes the episodes that `only` selects, without those named in `dropped`, to the store `out`, for a task `name`
     whose episodes have at most `horizon` steps; None: as many as the longest recorded one. A conversion that was
-    interrupted or failed is resumed.
+    interrupted or failed is resumed. With `bgr`, red and blue are exchanged in all images of three channels.
 
     Returns the names of the episodes that `skip_bad` left out -> fault; without it, the first one is a DataError.
     """
@@ -81,10 +82,11 @@ def convert_recording(
             "file": recording.path.name, "sha256": recording.sha256(),
             "demos": [recording.episode_names[i] for i in indices], "left_out": left_out,
             "instructions": sorted({recording.instructions[i] for i in indices} - {""}),
+            **({"bgr": True} if bgr else {}),
         },
     }  # fmt: skip
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
-        episodes = _EpisodeReader(recording, schema, resampling, steps, indices[0])
+        episodes = _EpisodeReader(recording, schema, resampling, steps, indices[0], bgr)
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
@@ -202,16 +204,18 @@ class _EpisodeReader:
     """Reads episodes in the arrays of a store."""
 
     def __init__(
-        self, recording: Recording, schema: Schema, resampling: Resampling, steps: Sequence[Steps], first: int
-    ) -> None:
+        self, recording: Recording, schema: Schema, resampling: Resampling, steps: Sequence[Steps], first: int,
+        bgr: bool,
+    ) -> None:  # fmt: skip
         self._recording, self._schema, self._resampling, self._steps = recording, schema, resampling, steps
+        self._bgr = bgr
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {key: self._holds_fractions(key, first) for key in schema.cameras}
 
     def _holds_fractions(self, key: str, first: int) -> bool:
         """Whether the images of a camera are of 0 to 1; DataError if they are no images."""
         source = self._schema.cameras[key].source
-        if self._recording.arrays[source].dtype.kind != "f":
+        if self._recording.arrays[source].dtype == np.uint8:
             return False
         values = self._recording.read(source, first)
         check_are_images(values, f"{_place(self._recording, first)}, {key}")
@@ -258,5 +262,6 @@ class _EpisodeReader:
         for step, image in enumerate(self._recording.iter_images(camera.source, i, camera=camera)):
             if step in rows:
                 values = to_images(image[None], self._is_fraction[keys[0]], f"{where}, {keys[0]}")
-                images[rows[step]] = camera.take(values[0])
+                taken = camera.take(values[0])
+                images[rows[step]] = taken[..., ::-1] if self._bgr else taken
         return dict.fromkeys(keys, images)

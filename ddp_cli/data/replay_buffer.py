@@ -8,6 +8,7 @@ A folder or a .zip, zarr format 2 or 3. The rate is not recorded.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ddp_cli.data.recording import StepArray, describe_unobserved
+from ddp_cli.data.store_check import chunk_files, chunk_rows, missing_chunks, name_episodes
 from ddp_cli.disk import file_hash, files_hash
 from ddp_cli.errors import DataError
 from ddp_cli.schema import Camera
@@ -93,7 +95,7 @@ class ReplayBuffer:
         if ends.ndim != 1 or not ends.size or ends.dtype.kind not in "iu" or np.diff(ends, prepend=0).min() <= 0:
             raise DataError(f"'{path}': {ENDS} are not increasing numbers: {ends.ravel()[:5].tolist()} ...", COPY_HINT)
         ends = ends.astype(np.int64)
-        self.lengths = np.diff(ends, prepend=0).tolist()
+        self._ends, self.lengths = ends, np.diff(ends, prepend=0).tolist()
         self._starts = (ends - self.lengths).tolist()
         for name, array in self._arrays.items():
             if array.shape[0] < ends[-1]:
@@ -141,9 +143,30 @@ class ReplayBuffer:
         """The images of an episode one by one."""
         return iter(self.read(array, episode))
 
-    def faults(self, _arrays: Collection[str]) -> dict[int, str]:
-        """None: the episodes were checked when it was opened."""
+    def faults(self, arrays: Collection[str]) -> dict[int, str]:
+        """None: the episodes were checked when it was opened. A chunk without a file becomes a note: zarr reads it as
+        zeros, and it need not write one of zeros.
+        """
+        for name in arrays:
+            missing = [row for row in self._rows_of_missing_chunks(name) if row < self._ends[-1]]
+            if missing:
+                array, count = self._arrays[name], len(missing)
+                episodes = name_episodes(self._ends, missing[0], missing[-1] + chunk_rows(array))
+                chunks = "1 chunk has" if count == 1 else f"{count} chunks have"
+                self.notes.append(
+                    f"{name}: {chunks} no file and {'is' if count == 1 else 'are'} read as {array.fill_value} "
+                    f"({episodes}): if something else was recorded, copy the recording again"
+                )
         return {}
+
+    def _rows_of_missing_chunks(self, name: str) -> list[int]:
+        """The first row of every chunk of an array that has no file."""
+        array = self._arrays[name]
+        if self.path.is_dir():
+            return [row for row, _ in missing_chunks(array, self.path / name)]
+        with zipfile.ZipFile(self.path) as file:
+            files = set(file.namelist())
+        return [row for row, chunk in chunk_files(array) if f"{name}/{chunk}" not in files]
 
     def sha256(self) -> str:
         """Hash of the names and contents of all files."""

@@ -122,13 +122,13 @@ def _check_base_is_known(store: Store) -> None:
         )
 
 
-def _of_episodes(source: dict[str, Any], names: list[Any]) -> dict[str, Any]:
+def of_episodes(source: dict[str, Any], names: list[Any]) -> dict[str, Any]:
     """What `source` says of single episodes, for those with these names."""
     kept = set(names)
     return {
         key: {name: value for name, value in source[key].items() if name in kept}
         for key in ("policy_episodes", "takeovers")
-        if key in source
+        if isinstance(source.get(key), dict)
     }
 
 
@@ -141,7 +141,7 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
         "action": store.task.describe_action(convention)
         if convention != store.attrs["action"]["convention"]
         else store.attrs["action"],
-        "source": inherited["source"] | {"demos": demos} | _of_episodes(inherited["source"], demos),
+        "source": inherited["source"] | {"demos": demos} | of_episodes(inherited["source"], demos),
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }
 

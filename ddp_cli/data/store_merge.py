@@ -62,7 +62,11 @@ def merge_stores(
             **({"policy_episodes": policy_episodes} if policy_episodes else {}),
             **({"takeovers": takeovers} if takeovers else {}),
         },
-        "merged_from": [{"file": store.path.name, "sha256": h} for store, h in zip(stores, hashes, strict=True)],
+        # With the observations: a merge that was interrupted is resumed only with the same stores.
+        "merged_from": [
+            {"file": store.path.name, "sha256": h, "observations_sha256": store.observations_hash()}
+            for store, h in zip(stores, hashes, strict=True)
+        ],
     }  # fmt: skip
     task = replace(first.task, horizon=max(store.task.horizon for store in stores))
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:

@@ -7,8 +7,11 @@
 The server answers at once: it computes the next chunk of actions while the robot executes the current one. Only the
 first action of an episode takes the time of the policy. If a chunk is late, the action stops the robot. Actions are
 aligned by the time of their observations (`stamp`), so call `action` at the control rate in policy.json; a simulator
-that runs at another speed gives its own time, step / rate. With `ddp serve --sync` the server has no notion of time:
-one action in Ta takes the time of the policy, and a seed makes all of them reproducible.
+that runs at another speed gives its own time, step / rate. An observation that is not newer than the last one, of a
+sensor that is slower or has stopped, is answered with the next action; after the end of the chunk the robot is stopped.
+
+With `ddp serve --sync` the server has no notion of time: one action in Ta takes the time of the policy, and a seed
+makes all of them reproducible.
 
 Protocol: every message is one msgpack map in a binary frame. An array is the map {"dtype", "shape", "data"}, its data
 the little-endian bytes in C order. Requests and their replies:
@@ -114,10 +117,13 @@ class Client:
         """Start an episode: forget all observations. With a `seed` its actions are reproducible."""
         self._request({"op": "reset", "seed": seed})
 
-    def action(self, obs: Mapping[str, Array], stamp: float | None = None) -> Array:
-        """The action (Da,) for an observation taken at `stamp` [s], by default now. Call it once per control step."""
+    def action(self, obs: Mapping[str, Array], stamp: float | None = None, timeout: float | None = None) -> Array:
+        """The action (Da,) for an observation taken at `stamp` [s], by default now. Call it once per control step.
+
+        TimeoutError if there is no reply within `timeout` [s], by default that of the client: stop the robot.
+        """
         stamp = time.monotonic() if stamp is None else stamp
-        return np.asarray(self._request({"op": "action", "obs": dict(obs), "stamp": stamp})["action"])
+        return np.asarray(self._request({"op": "action", "obs": dict(obs), "stamp": stamp}, timeout)["action"])
 
     def chunk(self, observations: Sequence[Mapping[str, Array]]) -> Array:
         """The next actions (Ta, Da), from new observations, oldest first."""
@@ -127,11 +133,12 @@ class Client:
         """The content of the policy's policy.json."""
         return dict(self._request({"op": "describe"})["policy"])
 
-    def _request(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _request(self, message: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         self._last_id += 1
         self._connection.send(pack({**message, "id": self._last_id}))
         while True:
-            frame = self._connection.recv(timeout=self._timeout)
+            frame = self._connection.recv(timeout=max(0.0, deadline - time.monotonic()))
             reply = unpack(frame if isinstance(frame, bytes) else frame.encode())
             # Others are late replies to requests that timed out. An error without an id is the reply to a message that
             # could not be decoded.

@@ -215,8 +215,9 @@ class ControlLoop:
                 f"`observe` of the robot returned {type(observed).__name__}.", "It returns a dict of arrays."
             )
         raw = dict(observed)
-        stamp = raw.pop(STAMP, None)
-        age = 0.0 if stamp is None else time.monotonic() - _take_stamp(stamp)
+        given = raw.pop(STAMP, None)
+        stamp = None if given is None else _take_stamp(given)
+        age = 0.0 if stamp is None else time.monotonic() - stamp
         if age < -self._period:
             raise DdpError(f"'{STAMP}' of the observation is {-age:.2f} s ahead.", "Use time.monotonic().")
         if age > self._options.max_age:
@@ -226,7 +227,8 @@ class ControlLoop:
             )
         observation = take_observation(self._task, self._agent.obs, raw)
         needed = {**self._task.images(self._agent.obs), **self._task.vectors(self._agent.obs)}
-        stream.observe({key: observation[key] for key in needed}, now - (0.0 if self._options.sync else age))
+        stamp = now if stamp is None or self._options.sync else stamp
+        stream.observe({key: observation[key] for key in needed}, stamp)
         return observation
 
 

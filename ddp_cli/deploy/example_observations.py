@@ -25,6 +25,21 @@ def observations_from_store(keys: list[str], store: Store, n_obs_steps: int, cou
     return obs
 
 
+def random_observations(policy: DiffusionPolicy, count: int = 4) -> dict[str, Tensor]:
+    """`count` windows of random images, and vectors within the range of the training data: {key: (count, To, ...)}."""
+    config, generator = policy.config, torch.Generator().manual_seed(0)
+    windows = (count, config.n_obs_steps)
+    obs = {}
+    for key in obs_keys(policy):
+        if key in config.image_keys:
+            height, width, channels = config.task.images(config.obs)[key].shape
+            obs[key] = torch.randint(256, (*windows, channels, height, width), generator=generator, dtype=torch.uint8)
+        else:
+            low, high = (torch.tensor(bound) for bound in policy.normalizer.bounds(key))
+            obs[key] = low + (high - low) * torch.rand((*windows, len(low)), generator=generator)
+    return obs
+
+
 def observations_from_simulator(policy: DiffusionPolicy, render: str, count: int = 4) -> dict[str, Tensor]:
     """Observations of `count` initial states, for use without a store: {key: (count, To, ...)}."""
     sim = Simulator(policy.config.task, render, policy.config.actions)

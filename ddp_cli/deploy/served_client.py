@@ -7,6 +7,7 @@ chunk of another one. The policy runs in a pool of threads.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections import deque
@@ -91,8 +92,9 @@ class StreamingClient(SynchronousClient):
         self._stream = ActionStream.from_policy(
             self._runner.policy, seed, waits=True, pool=self._pool, blend_steps=self._blend_steps
         )
-        self._waited_at: float | None = None  # the stamp of the request that waited for the first chunk [s]
-        self._waited = self._offset = 0.0  # [s]
+        self._stamp = -math.inf  # of the last request, by the clock of the client [s]
+        self._tick = self._offset = 0.0  # its time in the stream; what is added to stamps to get times there [s]
+        self._waited = False  # whether it waited for a chunk
 
     def reset(self, seed: int | None) -> None:
         super().reset(seed)
@@ -100,30 +102,32 @@ class StreamingClient(SynchronousClient):
         self._start(seed)
 
     async def _action(self, obs: Content, stamp: object, workers: Executor | None) -> Any:
-        if stamp is not None and type(stamp) not in {int, float}:
+        if stamp is not None and not (type(stamp) in {int, float} and math.isfinite(stamp)):  # type: ignore[arg-type]
             raise ValueError(f"invalid stamp {stamp!r}, expected seconds")
-        seconds = None if stamp is None else float(stamp)  # type: ignore[arg-type]
-        now = time.monotonic() if seconds is None else seconds + self._clock_offset(seconds)
+        now = self._advance(time.monotonic() if stamp is None else float(stamp))  # type: ignore[arg-type]
         stream = self._stream
-        await run_in(workers, stream.observe, obs, now)
+        await run_in(workers, stream.observe, obs, self._stamp + self._offset)
         if not stream.has_chunk and (chunk := stream.request(now)):
-            start = time.monotonic()
             # An error of the policy is raised by `action`.
             await asyncio.gather(asyncio.wrap_future(chunk), return_exceptions=True)
-            self._waited = time.monotonic() - start
-            self._waited_at = seconds
-            now += self._waited
+            self._waited = True
         return stream.action(now).astype(np.float32)
 
-    def _clock_offset(self, stamp: float) -> float:
-        """What to add to the client's stamps [s]: the clock of a simulator stands still while it waits for the first
-        chunk, whose actions begin at the end of the wait.
+    def _advance(self, stamp: float) -> float:
+        """The time in the stream [s] of a request with an observation of `stamp`: its own, or one period after that of
+        the request before, if that waited for a chunk, while a robot's clock went on and a simulator's did not, or if
+        the observation is not newer, since the robot has executed an action meanwhile.
         """
-        if self._waited_at is not None:
-            stood_still = stamp - self._waited_at < self._waited / 2  # a stamp may be a little older than its request
-            self._offset = self._waited if stood_still else 0.0
-            self._waited_at = None
-        return self._offset
+        period, backward = self._stream.period, self._stamp - stamp
+        if backward > self._runner.policy.n_action_steps * period:
+            raise ValueError(f"the stamp {stamp:g} is {backward:g} s before the last one: send reset before an episode")
+        is_newer = stamp > self._stamp
+        self._tick = stamp + self._offset if is_newer and not self._waited else self._tick + period
+        if is_newer:
+            if self._waited:
+                self._offset, self._waited = self._tick - stamp, False
+            self._stamp = stamp
+        return self._tick
 
     def close(self) -> None:
         self._stream.close()

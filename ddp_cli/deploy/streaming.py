@@ -175,6 +175,7 @@ class ActionStream:
         self._request_stamp = -math.inf  # of its newest observation [s]
         self._chunk: Array | None = None
         self._origin = 0.0  # of `_chunk` [s]
+        self._start = -math.inf  # when a robot that waits begins to move [s]
         self._chunks = self._waiting_ticks = self._late_ticks = 0
         self._latencies: deque[float] = deque(maxlen=LATENCY_WINDOW)  # [s]
         self._own_pool = None if pool else ThreadPoolExecutor(1, "ddp-stream")  # starts its thread on first use
@@ -210,6 +211,9 @@ class ActionStream:
         with self._lock:
             stamp = self._resolve_stamp(stamp)
             i = self._count_until(stamp)
+            if i and self._stamps[i - 1] == stamp:  # from a sensor that has nothing newer: nothing to keep twice
+                self._observations[i - 1] = copied
+                return
             self._stamps.insert(i, stamp)
             self._observations.insert(i, copied)
             # Keep what the next request can use: To periods with tolerance, and one older observation.
@@ -312,7 +316,8 @@ class ActionStream:
             return False
         history = self._build_history(newest)
         self._request_time, self._request_stamp = now, stamp
-        origin = now - max(0, self._to_periods(now - stamp)) * self.period
+        # An observation from before a waiting robot began to move shows the state in which it began.
+        origin = max(self._start, now - max(0, self._to_periods(now - stamp)) * self.period)
         keywords = {"prefix": self._committed_actions(origin, now)} if self._prefix_steps else {}
         if self._latency:
             latency = self._latency()
@@ -366,6 +371,8 @@ class ActionStream:
                 chunk = self._action_limits.clamp(chunk, self._last_action, context)
         except ValueError as e:  # an ActionError
             raise StreamError(str(e)) from e
+        if self._chunk is None and self._waits:
+            self._start = now
         self._chunk, self._origin = chunk, origin
         self._chunks += 1
         self._latencies.append(latency)
@@ -395,7 +402,7 @@ class ActionStream:
         weights, total = np.zeros((n, 1)), np.zeros_like(chunk)
         next_weight = np.ones((n, 1))  # of the next chunk that covers a tick
         for earlier_origin, earlier in self._overlapping:
-            covered = n - self._to_periods(origin - earlier_origin)  # the first ticks of `chunk`
+            covered = min(n, n - self._to_periods(origin - earlier_origin))  # the first ticks of `chunk`
             aligned = self._action_limits.with_signs_of(chunk[:covered], earlier[n - covered :])
             total[:covered] += next_weight[:covered] * aligned
             weights[:covered] += next_weight[:covered]

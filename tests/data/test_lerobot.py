@@ -46,6 +46,20 @@ def test_round_trip_restores_the_store(lift_store: Store, written_lerobot: Path,
     assert back.check["result"] == "not verified"
 
 
+def test_a_round_trip_keeps_what_policies_did(
+    lift_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(lift_store.attrs["source"], "policy_episodes", {"demo_1": False})
+    monkeypatch.setitem(lift_store.attrs["source"], "takeovers", {"demo_1": [[2, 5]]})
+    write_lerobot(lift_store, tmp_path / "lift", lambda *_: None)
+    ok(ddp("convert", tmp_path / "lift", "--out", tmp_path / "all.zarr"))
+    store = Store(tmp_path / "all.zarr")
+    assert store.episode_names == lift_store.episode_names
+    assert (store.policy_episodes, store.takeovers) == ({"demo_1": False}, {"demo_1": [[2, 5]]})
+    ok(ddp("convert", tmp_path / "lift", "--only", ":1", "--out", tmp_path / "first.zarr"))
+    assert Store(tmp_path / "first.zarr").policy_episodes == {}
+
+
 def test_round_trip_without_images(lift_demos: Path, tmp_path: Path) -> None:
     convert(lift_demos, tmp_path / "s.zarr", 1, no_progress, ConvertOptions("state", check=0))
     write_lerobot(Store(tmp_path / "s.zarr"), tmp_path / "d", no_progress)

@@ -160,6 +160,24 @@ def test_missing_videos_are_named_with_their_episodes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_frames_of_another_episode_are_not_taken(tmp_path: Path) -> None:
+    """In v3.0 a video holds many episodes, and the metadata says which frames are of which."""
+    path = write_v3(tmp_path / "peg")
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    columns = pq.read_table(file).to_pydict()
+    name = "videos/observation.images.top"
+    columns[f"{name}/from_timestamp"][1] -= 2 / RATE  # within episode 0
+    columns[f"{name}/to_timestamp"][2] += 2 / RATE  # longer than its 4 steps
+    write_table(file, {key: value if key == "tasks" else np.array(value) for key, value in columns.items()})
+    command = ("convert", path, "--out", tmp_path / "s.zarr")
+    left_out = ok_json(*command, "--skip-bad")["left_out"]
+    assert left_out == {
+        "1": "its part of the video of observation.images.top begins within that of another episode",
+        "2": "its part of the video of observation.images.top has 6 frames for 4 steps",
+    }
+    assert ok_json(*command, "--keys", "left_wrist,state", "--overwrite")["episodes"] == 3
+
+
 @pytest.mark.parametrize("version", WRITERS)
 def test_a_camera_that_is_not_rgb_is_left_out(tmp_path: Path, version: str) -> None:
     path = WRITERS[version](tmp_path / "peg")

@@ -20,14 +20,14 @@ from conftest import ddp, ok, ok_json, refused
 from numcodecs import Blosc
 from PIL import Image
 
-from ddp_cli.data.hdf5_recording import open_aloha, open_robomimic
+from ddp_cli.data.hdf5_recording import open_robomimic
 from ddp_cli.data.inspection import inspect_source
 from ddp_cli.data.recording_conversion import convert_recording
 from ddp_cli.data.recording_schema import infer_schema
 from ddp_cli.data.recordings import open_recording
 from ddp_cli.data.replay_buffer import ReplayBuffer
 from ddp_cli.data.store import Store
-from ddp_cli.errors import DataError, DdpError
+from ddp_cli.errors import DataError
 from ddp_cli.selection import parse_selection
 
 LENGTHS = [5, 9, 3]
@@ -323,6 +323,32 @@ def write_aloha(folder: Path, encoded: bool) -> list[np.ndarray]:
     return images
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_that_a_replay_buffer_lacks_are_named(tmp_path: Path, zarr_format: int, zipped: bool) -> None:
+    """They are read as zeros, and need not be written if they are."""
+    source, out = tmp_path / "r.zarr", tmp_path / "s.zarr"
+    write_replay_buffer(source, zarr_format)
+    prefix, suffix = ("c/", "/0/0/0") if zarr_format == 3 else ("", ".0.0.0")
+    for chunk in (1, 2):
+        (source / f"data/img/{prefix}{chunk}{suffix}").unlink()
+    (source / f"data/action/{prefix}4{'/' if zarr_format == 3 else '.'}0").unlink()
+    notes = ok_json("convert", to_zip(source) if zipped else source, "--rate", 10, "--out", out)["notes"]
+    text = "if something else was recorded, copy the recording again"
+    assert f"data/img: 2 chunks have no file and are read as 0.0 (episodes 0 to 1): {text}" in notes
+    assert f"data/action: 1 chunk has no file and is read as 0.0 (episode 2): {text}" in notes
+    assert not Store(out).read("img")[4:12].any()
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int32])
+def test_masks_become_black_and_white_images(tmp_path: Path, dtype: type) -> None:
+    mask = np.random.default_rng(0).random((17, 16, 20, 1)) > 0.5
+    write_replay_buffer(tmp_path / "r.zarr", img=mask.astype(dtype))
+    ok(ddp("inspect", tmp_path / "r.zarr"))
+    ok(ddp("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "s.zarr"))
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), mask * np.uint8(255))
+
+
 @pytest.mark.parametrize("encoded", [False, True])
 def test_aloha_episodes_in_the_order_of_their_numbers(tmp_path: Path, encoded: bool) -> None:
     images = write_aloha(tmp_path / "insertion", encoded)
@@ -354,9 +380,44 @@ def test_aloha_episodes_of_another_kind_are_named(tmp_path: Path) -> None:
     write_aloha(tmp_path / "a", encoded=False)
     with h5py.File(tmp_path / "a/episode_10.hdf5", "r+") as f:
         del f["observations/images/top"]
-    message = r"episode_10: observations/images/top differs from that of episode_2: it is missing"
-    with pytest.raises(DdpError, match=message):
-        open_aloha(tmp_path / "a")
+    message = "episode_10: observations/images/top differs from that of episode_2: it is missing"
+    command = ("convert", tmp_path / "a", "--out", tmp_path / "s.zarr")
+    assert message in " ".join(refused(ddp(*command)).split())
+    assert list(ok_json(*command, "--skip-bad")["left_out"]) == ["episode_10"]
+    assert ok_json(*command, "--keys", "qpos", "--overwrite")["episodes"] == 3  # the array is not needed
+
+
+def test_aborted_aloha_episodes_can_be_left_out(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "a", encoded=False)
+    file = tmp_path / "a/episode_2.hdf5"
+    file.write_bytes(file.read_bytes()[:1000])
+    with h5py.File(tmp_path / "a/episode_10.hdf5", "r+") as f:
+        del f["action"]
+        f["action"] = np.zeros((0, 14))
+    command = ("convert", tmp_path / "a", "--out", tmp_path / "s.zarr")
+    assert "damaged or truncated HDF5 file" in refused(ddp(*command))
+    left_out = ok_json(*command, "--skip-bad")["left_out"]
+    assert list(left_out) == ["episode_2", "episode_10"]
+    assert "has no steps" in left_out["episode_10"]
+    assert ok_json(*command, "--drop-episodes", "episode_2,episode_10", "--overwrite")["episodes"] == 1
+    assert {finding["kind"] for finding in ok_json("inspect", tmp_path / "a")["lint"]} >= {"unreadable"}
+    (tmp_path / "a/episode_9.hdf5").write_bytes(b"")
+    assert "damaged or truncated HDF5 file" in refused(ddp(*command, "--skip-bad", "--overwrite"))
+
+
+def test_red_and_blue_are_exchanged_on_request(tmp_path: Path) -> None:
+    """JPEGs that OpenCV encoded from RGB images have them exchanged."""
+    write_aloha(tmp_path / "a", encoded=True)
+    notes = " ".join(ok_json("convert", tmp_path / "a", "--out", tmp_path / "s.zarr")["notes"])
+    assert "exchange red and blue" in notes
+    red = np.broadcast_to(np.array([220, 100, 20], np.uint8), (5, 16, 24, 3))
+    write_replay_buffer(tmp_path / "r.zarr", img=np.concatenate([red] * 4)[:17])
+    command = ("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "r")
+    ok(ddp(*command, "--bgr"))
+    assert Store(tmp_path / "r").read("img")[0, 0, 0].tolist() == [20, 100, 220]
+    assert Store(tmp_path / "r").attrs["source"]["bgr"] is True
+    ok(ddp(*command, "--overwrite"))
+    assert Store(tmp_path / "r").read("img")[0, 0, 0].tolist() == [220, 100, 20]
 
 
 def test_an_aloha_camera_of_another_rate_is_not_observed(tmp_path: Path) -> None:
@@ -427,7 +488,44 @@ def test_arrays_that_nothing_uses_may_differ(stacking: Path, tmp_path: Path) -> 
         del f["data/demo_2/obs/eef_pos"]
         f["data/demo_2/obs/eef_pos"] = np.zeros((5, 4))
     message = "demo_2: obs/eef_pos differs from that of demo_0: it has shape (4,) instead of (3,)"
-    assert message in refused(ddp("convert", stacking, "--out", tmp_path / "t.zarr"))
+    assert message in " ".join(refused(ddp("convert", stacking, "--out", tmp_path / "t.zarr")).split())
+
+
+def test_arrays_that_the_first_episode_lacks_are_named(stacking: Path, tmp_path: Path) -> None:
+    with h5py.File(stacking, "r+") as f:
+        del f["data/demo_0/obs/front"]
+    result = ok_json("convert", stacking, "--out", tmp_path / "s.zarr")
+    assert "obs/front: demo_0 does not have it; it is not observed" in result["notes"]
+    assert "cameras" not in result["schema"]
+
+
+def test_demonstrations_without_steps_can_be_left_out(stacking: Path, tmp_path: Path) -> None:
+    with h5py.File(stacking, "r+") as f:
+        f["data/version"] = 3
+        f["data/demo_3/actions"] = np.zeros((0, 16))
+        f.create_group("data/demo_4")
+    command = ("convert", stacking, "--out", tmp_path / "s.zarr")
+    assert "demo_3: has no steps, and 1 more episodes have faults" in " ".join(refused(ddp(*command)).split())
+    assert list(ok_json(*command, "--skip-bad")["left_out"]) == ["demo_3", "demo_4"]
+
+
+def test_rows_behind_the_last_step_need_not_be_written(stacking: Path, tmp_path: Path) -> None:
+    """As recorders write that allocate an array for the longest episode."""
+    with h5py.File(stacking, "r+") as f:
+        for demo in f["data"].values():
+            n = int(demo.attrs["num_samples"])
+            for name in ("actions", "obs/eef_pos", "obs/front", "states"):
+                values = demo[name][:n]
+                del demo[name]
+                array = demo.create_dataset(
+                    name, (1000, *values.shape[1:]), values.dtype, chunks=(4, *values.shape[1:])
+                )
+                array[:n] = values
+    command = ("convert", stacking, "--out", tmp_path / "s.zarr")
+    assert ok_json(*command)["frames"] == 17
+    with h5py.File(stacking, "r+") as f:
+        f["data/demo_1"].attrs["num_samples"] = 17  # two more chunks
+    assert "2 of 5 chunks of data/demo_1/" in " ".join(refused(ddp(*command, "--overwrite")).split())
 
 
 def test_raw_data_outside_of_the_folder_is_not_copied(stacking: Path, tmp_path: Path) -> None:

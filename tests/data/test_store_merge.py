@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import ddp, ok, ok_json, refused
 from data.test_recordings import write_replay_buffer
 
 from ddp_cli.data.store import Store
+from ddp_cli.data.store_writer import StoreWriter
 
 
 @pytest.fixture
@@ -34,6 +36,26 @@ def test_all_episodes_are_in_the_merged_store(parts: list[Path], tmp_path: Path)
     assert merged.attrs["source"]["demos"] == ["b/1", "b/2", "a/0"]
     assert merged.task == a.task
     assert merged.check["result"] == "not verified"
+
+
+def test_a_merge_is_resumed_only_with_the_same_observations(
+    parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, out = StoreWriter.append, tmp_path / "c.zarr"
+
+    def interrupted(self: StoreWriter, *arguments: Any) -> None:
+        append(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "append", interrupted)
+        assert ddp("convert", *parts, "--out", out).exit_code == 130
+    values = write_replay_buffer(tmp_path / "r.zarr", state=np.ones((17, 5), "f4"))
+    for options, part in ((":1", parts[0]), ("1:", parts[1])):
+        command = ("convert", tmp_path / "r.zarr", "--rate", 10, "--task", "pusht", "--only", options)
+        ok(ddp(*command, "--out", part, "--overwrite"))
+    ok(ddp("convert", *parts, "--out", out))
+    np.testing.assert_array_equal(Store(out).read("state"), values["state"])
 
 
 def test_episodes_with_the_same_actions_in_other_states_are_merged(tmp_path: Path) -> None:

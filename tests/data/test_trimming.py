@@ -101,6 +101,19 @@ def test_pauses_of_demonstrations_in_a_simulator_are_left_out(lift_demos: Path, 
         np.testing.assert_array_equal(*others)
 
 
+def test_episodes_in_which_a_policy_acted_stay_whole(lift_demos: Path, tmp_path: Path) -> None:
+    """The policy may wait in them; the actions are those of a demonstrator in such a state."""
+    with_pauses(lift_demos, tmp_path / "pauses.hdf5", 15, 12)
+    with h5py.File(tmp_path / "pauses.hdf5", "r+") as file:
+        steps = sum(len(demo["actions"]) for demo in file["data"].values())
+        for demo in file["data"].values():
+            demo.attrs["policy_steps"] = demo.attrs["num_samples"]
+    assert ok_json("inspect", tmp_path / "pauses.hdf5")["lint"] == []
+    command = ("convert", tmp_path / "pauses.hdf5", "--obs", "state", "--check", 0, "--workers", 1)
+    ok_json(*command, "--out", tmp_path / "s.zarr", "--trim-pauses")
+    assert Store(tmp_path / "s.zarr").episode_ends[-1] == steps
+
+
 def test_a_trimmed_demonstration_is_replayed_as_a_whole(lift_demos: Path, tmp_path: Path) -> None:
     """Its first actions are those of the pause, and the gripper follows all actions from the first state on."""
     with_pauses(lift_demos, tmp_path / "pauses.hdf5", 15, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddp_cli.deploy.exported_policy import ExportedAgent, load_exported_agent
 from ddp_cli.deploy.policy_source import open_policy_source
 from ddp_cli.deploy.robot import MockRobot, make_robot
 from ddp_cli.deploy.sim_robot import SimulatedRobot
+from ddp_cli.deploy.streaming import ActionStream
 from ddp_cli.errors import ConfigError, DdpError
 from ddp_cli.evaluation.rollout import run_episode
 from ddp_cli.sim.simulator import Simulator
@@ -193,6 +195,42 @@ def test_a_robot_that_cannot_be_stopped_does_not_hide_the_first_error(agent: Exp
     assert raised.value.__notes__ == ["The robot could not be stopped, either: OSError port closed"]
     with pytest.raises(OSError, match="port closed"):
         run(robot, agent, 5)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP"])
+def test_signals_that_end_or_pause_a_process_stop_the_robot(
+    name: str, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGQUIT and SIGTSTP are Ctrl-\\ and Ctrl-Z."""
+    monkeypatch.chdir(tmp_path)
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    robot = TestRobot()
+    robot.command = lambda _: signal.raise_signal(number)  # type: ignore[method-assign]
+    monkeypatch.setattr("ddp_cli.deploy.robot.MockRobot", lambda *_: robot)
+    try:
+        result = ddp("run", policy_folder, "--robot", "mock")
+    finally:
+        signal.signal(number, before)
+    assert (result.exit_code, robot.stops) == (130, 1)
+
+
+def test_chunks_are_aligned_by_the_stamp_of_the_robot(agent: ExportedAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long `observe` takes."""
+    robot, given, used = TestRobot(), [], []
+    observe, stream_observe = robot.observe, ActionStream.observe
+
+    def slowly() -> dict[str, Any]:
+        time.sleep(0.03)
+        given.append(time.monotonic())
+        return {**observe(), "stamp": given[-1]}
+
+    robot.observe = slowly  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        ActionStream, "observe", lambda self, obs, stamp: (used.append(stamp), stream_observe(self, obs, stamp))
+    )
+    run(robot, agent, 6)
+    assert used == given
 
 
 def test_old_observations_stop_the_robot(agent: ExportedAgent) -> None:

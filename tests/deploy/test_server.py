@@ -141,8 +141,8 @@ def test_a_stream_executes_the_chunks_of_the_policy(policy: Policy) -> None:
             actions = np.stack([client.action(steps[tick], tick * PERIOD) for tick in range(4)])
             runner = ChunkRunner(policy, seed=7)
             np.testing.assert_array_equal(actions, np.stack([runner.action(step) for step in steps[:4]]))
-            for _ in range(200):  # the second chunk was requested at tick 4, and is executed once it has arrived
-                action = client.action(steps[4], 4 * PERIOD)
+            for n in range(200):  # the second chunk was requested at tick 4, and is executed once it has arrived
+                action = client.action(steps[4], 4 * PERIOD + n * 1e-6)
                 if not np.array_equal(action, runner.action(steps[4])):
                     break
                 runner = ChunkRunner(policy, seed=7)
@@ -282,10 +282,12 @@ def test_a_late_reply_is_not_taken_for_the_next(policy: Policy, monkeypatch: pyt
     step, release = random_observation(policy), threading.Event()
     predict = Policy.predict
     monkeypatch.setattr(Policy, "predict", lambda *args: (release.wait(5), predict(*args))[1])
-    with serving(policy) as (address, _), Client(address, timeout=0.3) as client:
+    with serving(policy) as (address, _), Client(address) as client:
         client.reset(0)
+        start = time.monotonic()
         with pytest.raises(TimeoutError):
-            client.action(step)
+            client.action(step, timeout=0.3)
+        assert time.monotonic() - start < 5
         release.set()
         assert client.describe()["obs"] == policy.obs
         client.reset(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -94,6 +95,35 @@ def test_a_robot_that_waits_starts_with_the_first_action() -> None:
     assert indices == [0, 1, 1, 2, 3, 4]  # the second chunk, of tick 4, arrives at tick 5
 
 
+@pytest.mark.parametrize("ensemble", [None, 0.1])
+@pytest.mark.parametrize("age", [0.0, 0.6, 1.0, 2.0, 3.0])  # [periods]
+def test_images_from_before_a_waiting_robot_moved_show_where_it_starts(age: float, ensemble: float | None) -> None:
+    """The policy moves by 1 per tick from where it is; the executed goals do so, too, from the first tick on."""
+    executed = [0.0]  # where the robot is at each tick
+
+    def act(history: Sequence) -> np.ndarray:
+        goals = np.zeros((TA, 1))
+        goals[:, 0] = history[-1]["position"][0] + np.arange(1, TA + 1)
+        return goals
+
+    stream = ActionStream(
+        act, n_obs_steps=1, n_action_steps=TA, control_hz=20, waits=True, latency=lambda: PERIOD, replan_every=1,
+        action_limits=ActionLimits((-np.inf,), (np.inf,), ("goal",)), ensemble=ensemble,
+    )  # fmt: skip
+
+    def observe(tick: int) -> None:
+        seen = executed[max(0, int(np.floor(tick - age)))]  # what an image shows that was taken `age` before
+        stream.observe({"position": np.array([seen])}, (tick - age) * PERIOD)
+
+    observe(0)
+    stream.request(0.0)
+    for tick in range(1, 17):
+        executed += [executed[-1]] if tick == 1 else []
+        observe(tick)
+        executed.append(float(stream.action(tick * PERIOD)[0]))
+    np.testing.assert_allclose(executed[2:], np.arange(1, 17))
+
+
 def test_the_action_of_an_operator_is_held() -> None:
     start = np.array([0.1, 0.0, 1.0, 1, 0, 0, 0, 1, 0, 0.0])
     limits = ActionLimits.from_parts(ABSOLUTE_PARTS)
@@ -178,6 +208,21 @@ def test_old_observations_are_freed() -> None:
     finally:
         tracemalloc.stop()
     assert allocated < 64 * 100_000
+
+
+def test_observations_of_one_time_are_one() -> None:
+    agent = StampedAgent()
+    stream = make_stream(agent, n_obs_steps=2)
+    tracemalloc.start()
+    try:
+        for n in range(1000):
+            stream.observe({"time": np.full(1, float(n)), "image": np.zeros(100_000, np.uint8)}, 0.0)
+        allocated, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert allocated < 4 * 100_000
+    stream.action(0.0)
+    assert agent.histories == [[999.0, 999.0]]
 
 
 def test_without_new_observations_no_chunk_is_requested_and_the_robot_stops() -> None:
