@@ -277,8 +277,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-    numbers = tuple(number for number in numbers if not is_ignored(number))
-    with signals_handled(dict.fromkeys(numbers, interrupt)):
+    with signals_handled({number: interrupt for number in numbers if not is_ignored(number)}):
         yield
 
 
