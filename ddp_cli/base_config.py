@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddp_cli.errors import ConfigError, UnknownNameError
 
@@ -25,6 +25,18 @@ class BaseConfig(BaseModel):
     """The next step for values that contradict each other."""
     names_place: ClassVar[bool] = False
     """Whether errors of values inside this one begin with the place of that value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
+        """Pydantic takes true for 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields:
+                annotation = cls.model_fields[key].annotation
+                kinds = {annotation, *get_args(annotation)}
+                if {int, float} & kinds and bool not in kinds:
+                    raise ConfigError(f"{key} = {value!r}: expected a number.", cls.default_hint)
+        return values
 
     def __init__(self, /, **values: Any) -> None:
         try:

@@ -99,13 +99,17 @@ def train_config(
             flat = {k: v for k, v in flat.items() if k not in LENGTHS}
         if values.get("crop_shape"):  # replaces the ratio of an earlier layer
             flat.pop("crop_ratio", None)
-        flat |= _in_steps(values, flat)
+        if "horizon" in values:
+            flat.pop("horizon_s", None)
+        flat |= values
+    flat = _in_steps(flat)
     image_size = flat.pop("image_size", RECORDED_SIZE)
     overrides = file | settings
     if obs == "state" and "image_size" in overrides:
         raise ConfigError(
             f"image_size = {image_size!r}: a policy from state sees no images.", "Leave it out, or use --obs image."
         )
+    _check_have_effect(flat, overrides, settings)
     # The task of a file, that of an earlier run, says the size of its images, unless another one is asked for.
     if obs == "image" and ("image_size" in overrides or "task" not in overrides):
         flat["task"] = _with_image_size(as_task(task), image_size)
@@ -116,6 +120,23 @@ def train_config(
         if key not in valid:
             raise UnknownNameError("setting", key, valid)
     return TrainConfig(policy=PolicyConfig(**policy), **training)
+
+
+def _check_have_effect(flat: dict[str, Any], overrides: dict[str, Any], settings: dict[str, Any]) -> None:
+    """ConfigError if one of `overrides`, of which `settings` are the last, has no effect beside the others, `flat`."""
+    for pair in (("crop_shape", "crop_ratio"), ("horizon", "horizon_s")):
+        if all(settings.get(key) for key in pair):
+            raise ConfigError(f"{pair[0]} and {pair[1]} are two ways to set the same.", "Leave one of them out.")
+    fields = PolicyConfig.model_fields
+    if flat.get("beta_schedule", fields["beta_schedule"].default) == "squaredcos_cap_v2":
+        for key in ("beta_start", "beta_end"):
+            if overrides.get(key, fields[key].default) != fields[key].default:
+                raise ConfigError(
+                    f"{key} = {overrides[key]!r} has no effect on the schedule squaredcos_cap_v2.",
+                    "Leave it out, or add --set beta_schedule=linear.",
+                )
+    if overrides.get("shared_scale") and flat["obs"] == "image":
+        raise ConfigError("shared_scale = True: a policy from images has no shared scale.", "Use --obs state.")
 
 
 def _sized(preset: str, size: str | None, file: dict[str, Any]) -> dict[str, Any]:
@@ -142,15 +163,15 @@ def _flatten(layer: dict[str, Any]) -> dict[str, Any]:
     return values | {"task": as_task(values["task"])} if "task" in values else values
 
 
-def _in_steps(values: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+def _in_steps(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with `horizon` instead of `horizon_s`, in seconds. As in the published policy (10, 2 and 8 steps), all
     predicted actions after the observations are executed unless `n_action_steps` says otherwise.
     """
     if "horizon_s" not in values:
         return values
-    seconds, rate = values["horizon_s"], flat["task"].schema.rate
-    n_obs_steps = values.get("n_obs_steps", flat.get("n_obs_steps", PolicyConfig.model_fields["n_obs_steps"].default))
-    if not isinstance(seconds, int | float) or not 0 < seconds * rate < MAX_STEPS:
+    seconds, rate = values["horizon_s"], values["task"].schema.rate
+    n_obs_steps = values.get("n_obs_steps", PolicyConfig.model_fields["n_obs_steps"].default)
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds * rate < MAX_STEPS:
         raise ConfigError(f"horizon_s = {seconds!r}: expected seconds, above 0.", "For example --set horizon_s=0.8.")
     horizon = max(n_obs_steps + 1, round(seconds * rate))
     rest = {key: value for key, value in values.items() if key != "horizon_s"}

@@ -214,6 +214,39 @@ def test_a_horizon_in_seconds(rate: float, settings: dict, steps: tuple[int, int
     assert (policy.horizon, policy.n_action_steps) == steps
 
 
+def test_a_horizon_in_seconds_keeps_the_executed_actions_of_a_file() -> None:
+    file = {"policy": {"n_action_steps": 3}, "horizon_s": 0.5}
+    policy = train_config(recorded_task(10), "state", "laptop", file, {"horizon_s": 0.8}).policy
+    assert (policy.horizon, policy.n_action_steps) == (8, 3)
+    policy = train_config(recorded_task(10), "state", "laptop", {"horizon_s": 0.5}, {"horizon": 12}).policy
+    assert (policy.horizon, policy.n_action_steps) == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("obs", "settings", "message"),
+    [
+        ("state", {"horizon_s": 0.8, "horizon": 10}, "horizon and horizon_s are two ways"),
+        ("image", {"crop_shape": [16, 16], "crop_ratio": 0.9}, "crop_shape and crop_ratio are two ways"),
+        ("state", {"beta_end": 0.5}, "beta_end = 0.5 has no effect on the schedule squaredcos_cap_v2"),
+        ("image", {"shared_scale": True}, "a policy from images has no shared scale"),
+        ("state", {"lr": True}, "lr = True: expected a number"),
+        ("state", {"n_layer": True}, "n_layer = True: expected a number"),
+        ("state", {"horizon_s": True}, "horizon_s = True: expected seconds"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(obs: str, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_config("lift", obs, "laptop", None, settings)
+
+
+def test_settings_that_have_an_effect_are_accepted() -> None:
+    betas = {"beta_schedule": "linear", "beta_end": 0.5}
+    assert train_config("lift", "state", "laptop", None, betas).policy.beta_end == 0.5
+    config = train_config("lift", "image", "laptop", None, {"crop_shape": [60, 60]})
+    file = config.model_dump(mode="json")
+    assert train_config("lift", "image", "laptop", file, {"seed": 3}).policy == config.policy  # of an earlier run
+
+
 @pytest.mark.parametrize("value", [0, -1, "x", 1e9])
 def test_an_invalid_horizon_in_seconds_is_named(value: object) -> None:
     with pytest.raises(ConfigError, match="horizon_s = .*expected seconds"):

@@ -164,12 +164,6 @@ def load_train_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' is damaged.", "Remove this checkpoint folder to use the previous one.") from e
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first."""
-    folders = (run / "checkpoints").glob("step-*")
-    return sorted(p for p in folders if p.is_dir() and not p.is_symlink() and p.name[5:].isdigit())
-
-
 def checkpoint_path(run: Path, step: int) -> Path:
     """The folder of a run's checkpoint at training step `step`."""
     return run / "checkpoints" / f"step-{step:08d}"

@@ -19,3 +19,16 @@ def follow_link(path: Path) -> Path:
     if path.name in LINKS and path.is_file():
         return path.with_name(Path(path.read_text(errors="replace").strip()).name or path.name)
     return path
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(p for p in folders if p.is_dir() and not p.is_symlink() and p.name[5:].isdigit())
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The best checkpoint of a run, or the newest one if the best was removed; None if nothing was trained yet."""
+    best = run / "checkpoints" / "best"
+    trained = [path for path in list_checkpoints(run) if int(path.name[5:]) > 0]
+    return best if follow_link(best).is_dir() else next(reversed(trained), None)

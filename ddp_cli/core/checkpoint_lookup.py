@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_cli.core.checkpoint import load_meta
-from ddp_cli.core.checkpoint_files import follow_link
+from ddp_cli.core.checkpoint_files import CONFIG, best_checkpoint, follow_link, list_checkpoints
 from ddp_cli.errors import CheckpointError
 from ddp_cli.task_file import check_same_task, check_task_of_policy, task_from_json, task_name
 
@@ -18,15 +18,16 @@ def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = F
     have a checkpoint count. CheckpointError if there is none.
     """
     name = task_name(task) if task else "*"
-    required = "checkpoints/last" if require_checkpoint else "config.json"
-    candidates = [run for run in runs.glob(f"{name}/*") if (run / required).exists()]
+    found = runs.glob(f"{name}/*")
+    candidates = [run for run in found if (best_checkpoint(run) if require_checkpoint else (run / CONFIG).exists())]
     if not candidates:
         kind = "trained run" if require_checkpoint else "run"
         of_task = f" of the task '{name}'" if task else ""
         raise CheckpointError(f"no {kind}{of_task} in '{runs}/'.", f"Start one: `ddp train --task {task or 'square'}`.")
 
     def last_change(run: Path) -> float:
-        paths = [run / name for name in ("config.json", "metrics.jsonl", "checkpoints/last")]
+        paths = [run / name for name in (CONFIG, "metrics.jsonl", "checkpoints/last")]
+        paths += list_checkpoints(run)
         return max(path.stat().st_mtime for path in paths if path.exists())
 
     return max(candidates, key=last_change)
@@ -39,8 +40,8 @@ def resolve_checkpoint(path: Path | None, runs: Path, task: str | None = None) -
     in `runs`.
     """
     folder = newest_run(runs, task, require_checkpoint=True) if path is None else path
-    best = folder / "checkpoints" / "best"
-    folder = follow_link(best).resolve() if best.exists() else follow_link(folder)
+    best = best_checkpoint(folder)
+    folder = follow_link(best).resolve() if best else follow_link(folder)
     meta: dict[str, Any] = load_meta(folder)
     if task:
         check = check_same_task if path is None else check_task_of_policy

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_policy(path: Path) -> bool:
-    """Whether `path` is a checkpoint, a run with a best checkpoint, or a folder exported in any format."""
-    from ddp_cli.core.checkpoint_files import CONFIG, MODEL, follow_link
+    """Whether `path` is a checkpoint, a run with a checkpoint, or a folder exported in any format."""
+    from ddp_cli.core.checkpoint_files import CONFIG, MODEL, best_checkpoint, follow_link
 
     path = follow_link(path)
     is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
-    return is_checkpoint or (path / "checkpoints" / "best").exists() or is_exported(path)
+    return is_checkpoint or best_checkpoint(path) is not None or is_exported(path)
 
 
 def inspect_policy(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ddp_cli.core.checkpoint import list_checkpoints, load_meta, load_train_state
+from ddp_cli.core.checkpoint import load_meta, load_train_state
+from ddp_cli.core.checkpoint_files import list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError
 from ddp_cli.locks import Lock
@@ -62,6 +63,11 @@ def _resume(
         raise CheckpointError(
             f"training cannot resume from any checkpoint of '{folder}'; they are left unchanged.",
             f"Start a new run with the weights of the newest: --init-from {newest}.",
+        )
+    if run_config.init_from:  # the checkpoint of step 0 had its weights, and was removed
+        raise CheckpointError(
+            f"'{folder}' has no checkpoint, and it started with the weights of '{run_config.init_from}'.",
+            "Start a new run with --init-from.",
         )
     warn(f"'{folder}' has no checkpoint yet: starting at step 0")
     return run

@@ -28,6 +28,8 @@ class RunConfig:
     """What the store held when the run was started."""
     command: str = ""
     """The one that started the run; empty if it was not recorded."""
+    init_from: str = ""
+    """The checkpoint whose weights the run started with; empty without one."""
 
 
 def check_is_run(folder: Path) -> None:
@@ -58,7 +60,8 @@ def parse_run_config(folder: Path) -> RunConfig:
         if total < 1:
             raise ConfigError(f"total_steps {total}")
         command = str(content.get("command") or "")
-        return RunConfig(config, Path(content["data"]), total, dict(content["store"]), command)
+        init_from = str(content.get("init_from") or "")
+        return RunConfig(config, Path(content["data"]), total, dict(content["store"]), command, init_from)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         cause = e.message if isinstance(e, ConfigError) else f"{type(e).__name__} {e}"
         raise CheckpointError(f"'{folder / CONFIG}' is damaged: {cause}.", "Start a new run.") from e

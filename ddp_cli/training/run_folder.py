@@ -58,6 +58,7 @@ class NewRunFolder:
             "data": str(store.path.absolute()),
             "store": meta["store"],
             "command": command,
+            **({"init_from": str(init_from)} if init_from else {}),
         }
         _write_config(self.path, config)
 

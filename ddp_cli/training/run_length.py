@@ -13,6 +13,8 @@ from ddp_cli.training.distributed import Processes
 from ddp_cli.training.trainer import Trainer
 
 TIMED_STEPS, TIMED_STEPS_CUDA = 30, 300  # that measure the rate of a run given in minutes; the first third is warm-up
+MIN_TIMED_STEPS = 3
+MEASURED_SHARE = 0.1  # of the length of the run, after which fewer steps are timed
 
 
 def plan_steps(
@@ -37,8 +39,14 @@ def _measure_rate(
 ) -> tuple[float, float]:
     """Steps/s of a temporary trainer, and the seconds that it took to measure them."""
     trainer = Trainer(config, data, device, processes, total=1_000_000)
-    n_steps = TIMED_STEPS_CUDA if device.type == "cuda" else TIMED_STEPS
-    started = measured_from = time.perf_counter()
+    started = time.perf_counter()
+    n_steps = TIMED_STEPS_CUDA
+    if device.type != "cuda":  # there, the first steps record graphs
+        float(trainer.step()["total"])
+        seconds = time.perf_counter() - started
+        affordable = int(MEASURED_SHARE * config.minutes * 60.0 / seconds)
+        n_steps = processes.run_on_main(lambda: max(MIN_TIMED_STEPS, min(TIMED_STEPS, affordable)))
+    measured_from = time.perf_counter()
     for i in range(n_steps):
         loss = trainer.step()["total"]
         if i == n_steps // 3 - 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DOOR
+from conftest import DOOR, ok_json
 
 from ddp_cli.core import checkpoint as ck
 from ddp_cli.core import checkpoint_lookup
@@ -155,8 +155,7 @@ def test_links_may_be_files_that_name_a_checkpoint(trained: Path, tmp_path: Path
     assert inspect_policy(links["best"]) == inspect_policy(best)
     for text in ("", "step-00000009"):
         links["best"].write_text(text)
-        with pytest.raises(CheckpointError):
-            checkpoint_lookup.resolve_checkpoint(run, tmp_path)
+        assert checkpoint_lookup.resolve_checkpoint(run, tmp_path).name == "step-00000004"
 
 
 def test_resolve_checkpoint_rejects_a_task_of_another_name(trained: Path, tmp_path: Path) -> None:
@@ -166,6 +165,22 @@ def test_resolve_checkpoint_rejects_a_task_of_another_name(trained: Path, tmp_pa
         checkpoint_lookup.resolve_checkpoint(run, trained, "can")
     shutil.copytree(trained / "lift", tmp_path / "old_lift", symlinks=True)  # without a path, a folder is named
     assert checkpoint_lookup.resolve_checkpoint(None, tmp_path, "old_lift").parents[1] == tmp_path / "old_lift/tiny"
+
+
+def test_a_run_whose_best_checkpoint_was_removed_has_its_newest(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "lift/tiny", tmp_path / "runs/lift/tiny", symlinks=True))
+    best = checkpoint_lookup.resolve_checkpoint(run, tmp_path)
+    for step in range(1, 4):
+        shutil.rmtree(best.with_name(f"step-0000000{step}"))
+    older = Path(shutil.copytree(best, best.with_name("step-00000003")))
+    shutil.copytree(best, best.with_name("step-00000000"))  # initial weights
+    shutil.rmtree(best)
+    for path in (run, None):
+        assert checkpoint_lookup.resolve_checkpoint(path, tmp_path / "runs") == older
+    assert ok_json("inspect", run)["step"] == 4
+    shutil.rmtree(older)
+    with pytest.raises(CheckpointError, match="no trained run"):
+        checkpoint_lookup.resolve_checkpoint(None, tmp_path / "runs")
 
 
 def write_run(folder: Path, **times: float) -> Path:

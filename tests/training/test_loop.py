@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import weakref
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 from conftest import tiny_config
 from training.run_helpers import CPU, create, ignore_message, release, resume, saved_steps
 
-from ddp_cli.core.checkpoint import list_checkpoints, load_policy
-from ddp_cli.core.checkpoint_files import TRAIN_STATE
+from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.checkpoint_files import TRAIN_STATE, list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.training import run_length
@@ -119,6 +120,23 @@ def test_minutes_and_epochs_are_converted_to_steps(lift_store: Store) -> None:
     assert plan(epochs=2)[0] == round(2 * len(data.train) / 4)
     total, rate = plan(minutes=1)
     assert 0.5 < total / (rate * 60) <= 1.0
+
+
+def test_slow_steps_are_measured_for_a_share_of_the_run(lift_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    class SlowTrainer(Trainer):
+        def step(self) -> dict[str, torch.Tensor]:
+            time.sleep(0.2)
+            steps.append(self)
+            return super().step()
+
+    monkeypatch.setattr(run_length, "Trainer", SlowTrainer)
+    data = load_training_data(tiny_config(), lift_store, CPU, ignore_message)
+    total, rate = plan_steps(tiny_config(steps=0, minutes=0.1), data, CPU, Processes())
+    assert len(steps) <= 5
+    assert 1 < rate < 5
+    assert total > 10
 
 
 def test_the_trainer_that_measures_the_rate_is_freed(lift_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ddp_cli.core.checkpoint import load_policy, save_checkpoint
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
 from ddp_cli.data.store_writer import StoreWriter
-from ddp_cli.errors import ConfigError, DdpError
+from ddp_cli.errors import CheckpointError, ConfigError, DdpError
 from ddp_cli.presets import train_config
 from ddp_cli.task_file import task_from_json
 from ddp_cli.tasks import get_task, robosuite_task
@@ -27,9 +27,12 @@ def test_a_run_starts_with_the_weights_of_another_policy(lift_store: Store, tmp_
     for weight, expected in zip(run.trainer.policy.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(weight, expected)
     release(run)
-    shutil.copytree(checkpoint, tmp_path / "copy")
     resumed = resume(tmp_path / "run")  # before its first step: the other run is not needed any more
     assert torch.equal(resumed.trainer.ema.shadow[0], next(other.parameters()))
+    release(resumed)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000000")
+    with pytest.raises(CheckpointError, match=f"has no checkpoint, and it started with the weights of '{checkpoint}'"):
+        resume(tmp_path / "run")
 
 
 def test_a_policy_without_prefix_steps_may_be_the_start_of_one_with_them(
@@ -75,7 +78,6 @@ def save_policy(folder: Path, config: TrainConfig) -> Path:
         ({"pred_action_steps_only": True}, "pred_action_steps_only is True, expected False"),
         ({"causal_attn": False}, "causal_attn is False, expected True"),
         ({"beta_schedule": "linear"}, "beta_schedule is linear, expected squaredcos_cap_v2"),
-        ({"beta_end": 0.03}, "beta_end is 0.03, expected 0.02"),
         ({"num_train_timesteps": 50}, "num_train_timesteps is 50, expected 100"),
         ({"encoder": "resnet18", "crop_shape": (80, 68)}, r"crop_shape is \(80, 68\), expected \(76, 76\)"),
     ],
