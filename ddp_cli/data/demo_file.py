@@ -263,7 +263,10 @@ class DemoFile:
             if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.ndim < 1:
                 raise DataError(f"'{self.path}' {name} has no {key}.", f"Expected a numeric array data/{name}/{key}.")
             if array.name not in self._complete:
-                check_complete(self.path, array, f"{name}/{key}", self._int_attribute(name, "num_samples"))
+                actions = demo.get("actions")
+                is_padded = isinstance(actions, h5py.Dataset) and actions.shape[:1] == array.shape[:1]
+                rows = self._int_attribute(name, "num_samples") if is_padded else None
+                check_complete(self.path, array, f"{name}/{key}", rows)
                 self._complete.add(array.name)
             return array
 

@@ -133,6 +133,12 @@ def check_links(path: Path, group: h5py.Group, location: str) -> None:
         raise DataError(f"'{path}': {prefix}{name} is a link to {target}.", COPY_AGAIN)
 
 
+def _count_chunks(dataset: h5py.Dataset, rows: int) -> int:
+    """The chunks of the first `rows` rows."""
+    shape = (rows, *dataset.shape[1:])
+    return math.prod(math.ceil(n / c) for n, c in zip(shape, dataset.chunks, strict=True))
+
+
 def check_complete(path: Path, dataset: h5py.Dataset, location: str, rows: int | None = None) -> None:
     """DataError if parts of `dataset`, or of its first `rows` rows, were never written, or are in files that are
     missing.
@@ -162,12 +168,11 @@ def check_complete(path: Path, dataset: h5py.Dataset, location: str, rows: int |
     if dataset.external or 0 in dataset.shape:
         return
     if dataset.chunks:
-        shape = (min(dataset.shape[0], rows), *dataset.shape[1:]) if rows else dataset.shape
-        expected = math.prod(math.ceil(n / c) for n, c in zip(shape, dataset.chunks, strict=True))
-        written = int(dataset.id.get_num_chunks())
-        if shape != dataset.shape:
-            offsets = [dataset.id.get_chunk_info(i).chunk_offset[0] for i in range(written)]
-            written = sum(offset < shape[0] for offset in offsets)
+        expected, written = _count_chunks(dataset, dataset.shape[0]), int(dataset.id.get_num_chunks())
+        if written < expected and rows and 0 < rows < dataset.shape[0]:
+            offsets: list[int] = []
+            dataset.id.chunk_iter(lambda chunk: offsets.append(chunk.chunk_offset[0]))
+            expected, written = _count_chunks(dataset, rows), sum(offset < rows for offset in offsets)
         missing_chunks = expected - written
         if missing_chunks:
             raise DataError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -100,38 +101,47 @@ class Hdf5Recording:
         self.arrays: dict[str, StepArray] = {}
         self.lengths = [0] * len(episodes)
         self._faults: dict[int, DataError] = {}  # episodes that cannot be read
-        self._differences: dict[int, dict[str, str]] = {}  # what each array of an episode has unlike the first one
-        self._first: int | None = None  # the first episode that can be read
+        self._differences: dict[int, dict[str, str]] = {}  # how arrays of an episode differ from those of most others
+        self._is_needed = re.compile(f"{re.escape(action)}|{observed.pattern}").fullmatch
+        described: dict[int, tuple[dict[str, StepArray], dict[str, str]]] = {}
         for i in range(len(episodes)):
             try:
                 arrays, unreadable, self.lengths[i] = self._describe(i)
+                described[i] = arrays, unreadable
             except DataError as e:
                 self._faults[i] = e
-                continue
-            if self._first is None:
-                self._first, self.arrays, self.unreadable = i, arrays, unreadable
-            self._compare(i, arrays, unreadable, observed)
-        if self._first is None:
+        if not described:
             raise self._faults[0]
+        self._reference = self._find_reference({i: arrays for i, (arrays, _) in described.items()})
+        arrays, unreadable = described[self._reference]
+        self.arrays, self.unreadable = dict(arrays), dict(unreadable)
+        for i, (arrays, unreadable) in described.items():
+            self._compare(i, arrays, unreadable)
         self.observations = [name for name in self.arrays if observed.fullmatch(name)]
         self.notes += describe_unobserved({n: why for n, why in self.unreadable.items() if observed.fullmatch(n)})
 
-    def _compare(
-        self, i: int, arrays: dict[str, StepArray], unreadable: dict[str, str], observed: re.Pattern[str]
-    ) -> None:
-        """Note how the arrays of episode `i` differ from those of the first one. Arrays are left out that no policy
-        observes by itself, and those that the first one lacks.
+    def _find_reference(self, described: dict[int, dict[str, StepArray]]) -> int:
+        """The first episode whose observations and actions have the shapes that most episodes have."""
+        kinds = {
+            i: frozenset((name, array.shape) for name, array in arrays.items() if self._is_needed(name))
+            for i, arrays in described.items()
+        }
+        most, _ = Counter(kinds.values()).most_common(1)[0]
+        return next(i for i, kind in kinds.items() if kind == most)
+
+    def _compare(self, i: int, arrays: dict[str, StepArray], unreadable: dict[str, str]) -> None:
+        """Note how the arrays of episode `i` differ from those of the reference. Arrays are left out that no policy
+        observes by itself, and those that the reference lacks.
         """
-        assert self._first is not None
-        for name, first in list(self.arrays.items()):
-            fault = _difference(first, arrays.get(name), unreadable.get(name, "it is missing"))
-            if fault and first.is_numeric and (name == self.action or observed.fullmatch(name)):
+        for name, reference in list(self.arrays.items()):
+            fault = _difference(reference, arrays.get(name), unreadable.get(name, "it is missing"))
+            if fault and reference.is_numeric and self._is_needed(name):
                 self._differences.setdefault(i, {})[name] = fault
             elif fault:
                 del self.arrays[name]
                 self.unreadable[name] = f"in {self.episode_names[i]} {fault}"
         for name in arrays.keys() - self.arrays.keys() - self.unreadable.keys():
-            self.unreadable[name] = f"{self.episode_names[self._first]} does not have it"
+            self.unreadable[name] = f"{self.episode_names[self._reference]} does not have it"
 
     @property
     def has_encoded_images(self) -> bool:
@@ -177,7 +187,7 @@ class Hdf5Recording:
         )
 
     def _read(self, array: str, episode: int) -> NDArray[Any]:
-        """The values in the file; DataError if they are not those of the first episode."""
+        """The values in the file; DataError if they are of another shape than those of most episodes."""
         if episode in self._faults:
             raise self._faults[episode]
         if fault := self._describe_difference(episode, array):
@@ -205,13 +215,13 @@ class Hdf5Recording:
         return (decode_image(_content(value), size, f"{where} {i}") for i, value in enumerate(values))
 
     def _describe_difference(self, episode: int, array: str) -> str:
-        """How `array` differs from that of the first episode, empty if it does not."""
+        """How `array` differs from that of most episodes, empty if it does not."""
         fault = self._differences.get(episode, {}).get(array)
-        first = self.episode_names[self._first or 0]
-        return f"{array} differs from that of {first}: {fault}" if fault else ""
+        reference = self.episode_names[self._reference]
+        return f"{array} differs from that of {reference}: {fault}" if fault else ""
 
     def faults(self, arrays: Collection[str]) -> dict[int, str]:
-        """Episodes that cannot be read, have no steps, or other arrays than the first one."""
+        """Episodes that cannot be read, have no steps, or other arrays than most."""
         faults = {i: e.message.removeprefix(f"{self._where(i)} ") for i, e in self._faults.items()}
         for array in arrays:
             for i in self._differences:
@@ -224,14 +234,18 @@ class Hdf5Recording:
         return file_hash(self.path) if self.path.is_file() else files_hash(self.path, [p for p, _ in self._episodes])
 
 
-def _difference(first: StepArray, other: StepArray | None, reason: str) -> str:
-    """How `other` differs from `first` so that they cannot be one array, empty if they can; `reason` if it is None."""
+def _difference(reference: StepArray, other: StepArray | None, reason: str) -> str:
+    """How `other` differs from `reference`, so that they cannot be one array; `reason` if it is None, empty if they
+    can be one.
+    """
     if other is None:
         return reason
-    if other.shape != first.shape:
-        return f"it has shape {other.shape} instead of {first.shape}"
-    is_vector = first.is_numeric and other.is_numeric and first.image_shape is None
-    return "" if is_vector or other.dtype == first.dtype else f"it has type {other.dtype} instead of {first.dtype}"
+    if other.shape != reference.shape:
+        return f"it has shape {other.shape} instead of {reference.shape}"
+    is_vector = reference.is_numeric and other.is_numeric and reference.image_shape is None
+    return (
+        "" if is_vector or other.dtype == reference.dtype else f"it has type {other.dtype} instead of {reference.dtype}"
+    )
 
 
 def _content(value: Any) -> bytes:

@@ -84,11 +84,12 @@ def _inspect_foreign_zarr(root: zarr.Group) -> dict[str, Any]:
 
 def _inspect_recording(recording: Recording) -> dict[str, Any]:
     schema, plan = plan_recording(recording)
+    lengths = [n for n in recording.lengths if n]  # none: it cannot be read
     return {
         "kind": recording.kind,
         "episodes": len(recording.lengths),
         "steps": sum(recording.lengths),
-        "lengths": [min(recording.lengths), round(float(np.median(recording.lengths))), max(recording.lengths)],
+        "lengths": [min(lengths), round(float(np.median(lengths))), max(lengths)],
         "rate": recording.rate,
         "arrays": {name: [*step.shape, str(step.dtype)] for name, step in recording.arrays.items()},
         "notes": recording.notes,

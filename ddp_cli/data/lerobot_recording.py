@@ -137,7 +137,7 @@ class LeRobotRecording:
                 faults[i] = f"its part of the video of {array} has {frames} frames for {self.lengths[i]} steps"
         for spans in parts.values():
             for (begin, i), (next_begin, following) in itertools.pairwise(sorted(spans)):
-                if next_begin < begin + self.lengths[i]:
+                if next_begin < begin + self.lengths[i] - 1:
                     faults[following] = f"its part of the video of {array} begins within that of another episode"
         return faults
 

@@ -37,7 +37,9 @@ def lint_episodes(source: LintSource, series: list[Series], names: list[str]) ->
 
 def find_lengths(source: LintSource) -> Iterator[Finding]:
     """Episodes much shorter or longer than the median; those of a policy may have any length."""
-    lengths = {i: n for i, n in enumerate(source.lengths) if source.episode_names[i] not in source.policy_episodes}
+    names = source.episode_names
+    # Those without steps cannot be read, which is a finding of its own.
+    lengths = {i: n for i, n in enumerate(source.lengths) if n and names[i] not in source.policy_episodes}
     if not lengths:
         return
     median = float(np.median(list(lengths.values())))

@@ -123,8 +123,5 @@ def check_are_images(values: NDArray[Any], where: str) -> None:
 
 
 def are_fractions(values: NDArray[Any]) -> bool:
-    """Whether images are of 0 to 1, not of 0 to 255: fractions, booleans, or the integers 0 and 1 of a mask."""
-    if values.dtype == np.uint8:
-        return False
-    high = float(values.max())
-    return high <= 1.0 if values.dtype.kind in "fb" else high == 1.0
+    """Whether images are of 0 to 1, not of 0 to 255: booleans, or numbers with decimals up to 1."""
+    return values.dtype.kind in "fb" and float(values.max()) <= 1.0

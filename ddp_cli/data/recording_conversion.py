@@ -88,6 +88,7 @@ def convert_recording(
     with lock_output(out), StoreWriter(out, task, lengths, attributes, zarr_format) as writer:
         episodes = _EpisodeReader(recording, schema, resampling, steps, indices[0], bgr)
         writer.extend(map(episodes.read, indices[writer.episodes :]), progress)
+        recording.notes += episodes.describe_masks()
         writer.finish({"check": not_verified(NO_SIMULATOR)})
     return left_out
 
@@ -209,13 +210,14 @@ class _EpisodeReader:
     ) -> None:  # fmt: skip
         self._recording, self._schema, self._resampling, self._steps = recording, schema, resampling, steps
         self._bgr = bgr
+        self._highest = dict.fromkeys(schema.cameras, 0)  # values of the images
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {key: self._holds_fractions(key, first) for key in schema.cameras}
 
     def _holds_fractions(self, key: str, first: int) -> bool:
         """Whether the images of a camera are of 0 to 1; DataError if they are no images."""
         source = self._schema.cameras[key].source
-        if self._recording.arrays[source].dtype == np.uint8:
+        if self._recording.arrays[source].dtype.kind not in "fb":
             return False
         values = self._recording.read(source, first)
         check_are_images(values, f"{_place(self._recording, first)}, {key}")
@@ -228,6 +230,7 @@ class _EpisodeReader:
         kept = self._resampling.kept(len(steps))
         episode = self._read_cameras(i, steps[kept], where)
         for key in self._schema.cameras:
+            self._highest[key] = max(self._highest[key], int(episode[key].max()))
             if episode[key].min() == episode[key].max():
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
@@ -236,6 +239,14 @@ class _EpisodeReader:
             is_action = key == ACTION
             episode[key] = self._resampling.actions(values, self._schema.action) if is_action else values[kept]
         return episode
+
+    def describe_masks(self) -> list[str]:
+        """Notes on images of 0 and 1, in which a policy would see nothing."""
+        return [
+            f"{key}: its images hold only 0 and 1 of 255; record masks as booleans, or as 0 and 255"
+            for key, highest in self._highest.items()
+            if highest == 1
+        ]
 
     def _read_cameras(self, i: int, steps: NDArray[np.int64], where: str) -> Episode:
         """The images of all cameras in `steps`."""

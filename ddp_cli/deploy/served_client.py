@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddp_cli.deploy.runtime import ChunkRunner, Policy
 from ddp_cli.deploy.streaming import ActionStream
 
 SEED_LIMIT = 2**63
+MAX_BACKWARD = 2.0  # [periods], by which an observation may be older than the one before
 LATENCY_WINDOW = 10_000  # latest calls of the policy that the latency statistics cover
 
 Content = dict[str, Any]
@@ -78,6 +80,16 @@ class SynchronousClient:
         """Forget what was predicted for the client."""
 
 
+@dataclass(frozen=True)
+class _Tick:
+    """A control step of a client. `is_counted`: its time is not that of its observation."""
+
+    stamp: float  # of the newest observation, by the clock of the client [s]
+    time: float  # in the stream [s]
+    offset: float  # added to stamps to get times in the stream [s]
+    is_counted: bool = False
+
+
 class StreamingClient(SynchronousClient):
     """Answers `action` at once, from a stream whose next chunk is computed meanwhile. Only the first action of an
     episode waits, for the first chunk.
@@ -92,9 +104,8 @@ class StreamingClient(SynchronousClient):
         self._stream = ActionStream.from_policy(
             self._runner.policy, seed, waits=True, pool=self._pool, blend_steps=self._blend_steps
         )
-        self._stamp = -math.inf  # of the last request, by the clock of the client [s]
-        self._tick = self._offset = 0.0  # its time in the stream; what is added to stamps to get times there [s]
-        self._waited = False  # whether it waited for a chunk
+        self._last = _Tick(-math.inf, 0.0, 0.0)
+        self._waited = False  # whether a request has waited for a chunk since the offset was set
 
     def reset(self, seed: int | None) -> None:
         super().reset(seed)
@@ -104,30 +115,34 @@ class StreamingClient(SynchronousClient):
     async def _action(self, obs: Content, stamp: object, workers: Executor | None) -> Any:
         if stamp is not None and not (type(stamp) in {int, float} and math.isfinite(stamp)):  # type: ignore[arg-type]
             raise ValueError(f"invalid stamp {stamp!r}, expected seconds")
-        now = self._advance(time.monotonic() if stamp is None else float(stamp))  # type: ignore[arg-type]
+        tick = self._next_tick(time.monotonic() if stamp is None else float(stamp))  # type: ignore[arg-type]
         stream = self._stream
-        await run_in(workers, stream.observe, obs, self._stamp + self._offset)
-        if not stream.has_chunk and (chunk := stream.request(now)):
+        await run_in(workers, stream.observe, obs, tick.stamp + tick.offset)
+        self._last = replace(tick, stamp=max(tick.stamp, self._last.stamp))
+        self._waited = self._waited and tick.is_counted  # until a newer observation tells how the clock went on
+        if not stream.has_chunk and (chunk := stream.request(tick.time)):
             # An error of the policy is raised by `action`.
             await asyncio.gather(asyncio.wrap_future(chunk), return_exceptions=True)
             self._waited = True
-        return stream.action(now).astype(np.float32)
+        return stream.action(tick.time).astype(np.float32)
 
-    def _advance(self, stamp: float) -> float:
-        """The time in the stream [s] of a request with an observation of `stamp`: its own, or one period after that of
-        the request before, if that waited for a chunk, while a robot's clock went on and a simulator's did not, or if
-        the observation is not newer, since the robot has executed an action meanwhile.
+    def _next_tick(self, stamp: float) -> _Tick:
+        """The tick of a request with an observation of `stamp`. It is at the time of the observation, or one period
+        after the last one, if that waited for a chunk, while the clock of a robot went on and that of a simulator did
+        not, or if the observation is not newer: the robot has executed an action meanwhile.
         """
-        period, backward = self._stream.period, self._stamp - stamp
-        if backward > self._runner.policy.n_action_steps * period:
+        last, period = self._last, self._stream.period
+        backward = last.stamp - stamp
+        if backward > MAX_BACKWARD * period:
             raise ValueError(f"the stamp {stamp:g} is {backward:g} s before the last one: send reset before an episode")
-        is_newer = stamp > self._stamp
-        self._tick = stamp + self._offset if is_newer and not self._waited else self._tick + period
-        if is_newer:
-            if self._waited:
-                self._offset, self._waited = self._tick - stamp, False
-            self._stamp = stamp
-        return self._tick
+        following, time_of_stamp = last.time + period, stamp + last.offset
+        # Images that queued up are newer than each other, and behind the actions all the same.
+        is_behind = last.is_counted and time_of_stamp < following - period / 2
+        if stamp <= last.stamp or is_behind:
+            return _Tick(stamp, following, last.offset, is_counted=True)
+        if self._waited:
+            return _Tick(stamp, following, following - stamp)
+        return _Tick(stamp, time_of_stamp, last.offset)
 
     def close(self) -> None:
         self._stream.close()

@@ -171,6 +171,10 @@ def test_frames_of_another_episode_are_not_taken(tmp_path: Path) -> None:
     write_table(file, {key: value if key == "tasks" else np.array(value) for key, value in columns.items()})
     command = ("convert", path, "--out", tmp_path / "s.zarr")
     left_out = ok_json(*command, "--skip-bad")["left_out"]
+    columns[f"{name}/from_timestamp"][1] += 1 / RATE  # a frame is within the precision of times
+    columns[f"{name}/to_timestamp"][2] -= 1 / RATE
+    write_table(file, {key: value if key == "tasks" else np.array(value) for key, value in columns.items()})
+    assert ok_json(*command, "--overwrite")["episodes"] == 3
     assert left_out == {
         "1": "its part of the video of observation.images.top begins within that of another episode",
         "2": "its part of the video of observation.images.top has 6 frames for 4 steps",

@@ -340,13 +340,16 @@ def test_chunks_that_a_replay_buffer_lacks_are_named(tmp_path: Path, zarr_format
     assert not Store(out).read("img")[4:12].any()
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.int32])
-def test_masks_become_black_and_white_images(tmp_path: Path, dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.bool_, np.int32, np.uint8])
+def test_masks_of_booleans_become_black_and_white_images(tmp_path: Path, dtype: type) -> None:
     mask = np.random.default_rng(0).random((17, 16, 20, 1)) > 0.5
+    mask[:5] = False  # nothing to see in the first episode
     write_replay_buffer(tmp_path / "r.zarr", img=mask.astype(dtype))
     ok(ddp("inspect", tmp_path / "r.zarr"))
-    ok(ddp("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "s.zarr"))
-    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), mask * np.uint8(255))
+    notes = ok_json("convert", tmp_path / "r.zarr", "--rate", 10, "--out", tmp_path / "s.zarr")["notes"]
+    white = np.uint8(255 if dtype is np.bool_ else 1)
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("img"), mask * white)
+    assert any("img: its images hold only 0 and 1 of 255" in note for note in notes) == (white == 1)
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -400,7 +403,11 @@ def test_aborted_aloha_episodes_can_be_left_out(tmp_path: Path) -> None:
     assert list(left_out) == ["episode_2", "episode_10"]
     assert "has no steps" in left_out["episode_10"]
     assert ok_json(*command, "--drop-episodes", "episode_2,episode_10", "--overwrite")["episodes"] == 1
-    assert {finding["kind"] for finding in ok_json("inspect", tmp_path / "a")["lint"]} >= {"unreadable"}
+    contents = ok_json("inspect", tmp_path / "a")
+    assert contents["lengths"] == [9, 9, 9]
+    kinds = {finding["kind"] for finding in contents["lint"]}
+    assert "unreadable" in kinds
+    assert "length" not in kinds
     (tmp_path / "a/episode_9.hdf5").write_bytes(b"")
     assert "damaged or truncated HDF5 file" in refused(ddp(*command, "--skip-bad", "--overwrite"))
 
@@ -491,12 +498,21 @@ def test_arrays_that_nothing_uses_may_differ(stacking: Path, tmp_path: Path) -> 
     assert message in " ".join(refused(ddp("convert", stacking, "--out", tmp_path / "t.zarr")).split())
 
 
-def test_arrays_that_the_first_episode_lacks_are_named(stacking: Path, tmp_path: Path) -> None:
+def test_episodes_are_compared_with_those_of_the_most_common_kind(stacking: Path, tmp_path: Path) -> None:
     with h5py.File(stacking, "r+") as f:
+        front = f["data/demo_0/obs/front"][:]
         del f["data/demo_0/obs/front"]
-    result = ok_json("convert", stacking, "--out", tmp_path / "s.zarr")
-    assert "obs/front: demo_0 does not have it; it is not observed" in result["notes"]
-    assert "cameras" not in result["schema"]
+    command = ("convert", stacking, "--out", tmp_path / "s.zarr")
+    message = "demo_0: obs/front differs from that of demo_1: it is missing"
+    assert message in " ".join(refused(ddp(*command)).split())
+    assert list(ok_json(*command, "--skip-bad")["left_out"]) == ["demo_0"]
+    assert ok_json(*command, "--drop-episodes", "demo_0", "--overwrite")["episodes"] == 2
+    with h5py.File(stacking, "r+") as f:
+        f["data/demo_0/obs/front"] = front
+        del f["data/demo_1/obs/front"], f["data/demo_2/obs/front"]
+    result = ok_json(*command, "--overwrite")
+    assert "obs/front: demo_1 does not have it; it is not observed" in result["notes"]
+    assert (result["episodes"], "cameras" in result["schema"]) == (3, False)
 
 
 def test_demonstrations_without_steps_can_be_left_out(stacking: Path, tmp_path: Path) -> None:

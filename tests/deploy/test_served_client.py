@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import random_observation
 
-from ddp_cli.deploy.runtime import ChunkRunner, Policy
+from ddp_cli.deploy.runtime import ChunkRunner, Policy, PolicyError
 from ddp_cli.deploy.served_client import InferencePool, StreamingClient
 
 PERIOD, TA = 0.05, 8
@@ -80,6 +80,36 @@ def test_a_camera_at_half_the_rate_repeats_no_action(policy: Policy) -> None:
     step = random_observation(policy)
     with StreamedEpisode(policy) as client:
         actions = [client.action(step, tick // 2 * 2 * PERIOD) for tick in range(4)]
+    runner = ChunkRunner(policy, seed=7)
+    np.testing.assert_array_equal(actions, [runner.action(step) for _ in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("stamps", "indices"),
+    [
+        ([0, 1, 2, 2, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]),  # images that queued up while the camera stood still
+        ([0, 1, 2, 2, 2, 5, 6], [0, 1, 2, 3, 4, 5, 6]),  # the newest image
+        ([0, 1.3, 2.7, 2.7, 4, 5.3, 6.7], [0, 1, 2, 3, 4, 5, 6]),  # a camera at three quarters of the rate
+        ([0, 1, 0.5, 3, 4], [0, 1, 2, 3, 4]),  # out of order
+    ],
+)
+def test_actions_are_never_those_of_past_ticks(policy: Policy, stamps: list[float], indices: list[int]) -> None:
+    step, one_chunk = random_observation(policy), 3 * TA  # the second chunk takes longer than the test
+    with StreamedEpisode(policy) as client:
+        client.client._stream._replan_every = one_chunk
+        actions = [client.action(step, stamp * PERIOD) for stamp in stamps]
+    runner = ChunkRunner(policy, seed=7)
+    chunk = [runner.action(step) for _ in range(TA)]
+    np.testing.assert_array_equal(actions, [chunk[i] for i in indices])
+
+
+def test_a_request_that_is_refused_uses_up_no_action(policy: Policy) -> None:
+    step = random_observation(policy)
+    with StreamedEpisode(policy) as client:
+        actions = [client.action(step, tick * PERIOD) for tick in range(2)]
+        with pytest.raises(PolicyError):
+            client.action({"unknown": np.zeros(1)}, 2 * PERIOD)
+        actions += [client.action(step, tick * PERIOD) for tick in (2, 3)]
     runner = ChunkRunner(policy, seed=7)
     np.testing.assert_array_equal(actions, [runner.action(step) for _ in range(4)])
 
