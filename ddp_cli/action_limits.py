@@ -67,7 +67,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class ActionLimits:
-    """Limits `low` and `high` and the kind (MOTION, GOAL, GRIPPER) of every value of an action, (Da,) each, and the
+    """Limits `low` and `high` and the kind (MOTION, GOAL, GRIPPER) of every value of an action, (Da,) each, the
     first index of every rotation-6d and of every quaternion in it, and the index of the real part of every quaternion.
 
     ActionError if they are not the limits of an action.
@@ -110,16 +110,15 @@ class ActionLimits:
         if (low is not None and len(low) != dim) or (high is not None and len(high) != dim):
             raise ActionError(f"a range of {len(low or ())} and {len(high or ())} values, expected {dim}.", "")
         lower, upper, kinds = np.full(dim, -np.inf), np.full(dim, np.inf), []
-        starts: dict[str, list[int]] = {"rotation-6d": [], "quaternion": []}
-        real_parts = []
+        rotations, quaternions, real_parts = [], [], []
         start = 0
         for part in parts:
             values = slice(start, start + part.width)
-            is_rotation_part = part.rotation == "rotation-6d" or part.rotation.startswith("quaternion")
-            if is_rotation_part:
-                starts["rotation-6d" if part.rotation == "rotation-6d" else "quaternion"].append(start)
-                if part.rotation.startswith("quaternion"):
-                    real_parts.append(start + (0 if part.rotation == "quaternion-wxyz" else 3))
+            if part.rotation == "rotation-6d":
+                rotations.append(start)
+            elif part.rotation.startswith("quaternion"):
+                quaternions.append(start)
+                real_parts.append(start if part.rotation == "quaternion-wxyz" else start + 3)
             elif low is not None and high is not None and part.representation != "delta":
                 begin, end = np.asarray(low, np.float64)[values], np.asarray(high, np.float64)[values]
                 in_metres = part.unit == "m" or part.unit.startswith("m,")
@@ -135,8 +134,8 @@ class ActionLimits:
             tuple(lower.tolist()),
             tuple(upper.tolist()),
             tuple(kinds),
-            tuple(starts["rotation-6d"]),
-            tuple(starts["quaternion"]),
+            tuple(rotations),
+            tuple(quaternions),
             tuple(real_parts),
         )
 

@@ -143,12 +143,12 @@ def _example_observations(policy: DiffusionPolicy, store: Path | None, render: s
     from ddp_cli.inference.onnx_policy import obs_keys
 
     config = policy.config
-    if store is None and config.task.simulator is None:
-        console.note("there is no store and no simulator: random observations are compared; --data names a store")
-        return random_observations(policy)
-    if store is None:
+    if store:
+        return observations_from_store(obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps)
+    if config.task.simulator:
         return observations_from_simulator(policy, render)
-    return observations_from_store(obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps)
+    console.note("there is no store and no simulator: random observations are compared; --data names a store")
+    return random_observations(policy)
 
 
 def _load_picture(policy: DiffusionPolicy, store: Path | None) -> EpisodePicture | None:

@@ -6,7 +6,7 @@ import functools
 import shlex
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,8 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
     initial_weights = resolve_checkpoint(train_options.init_from, runs) if train_options.init_from else None
     store = Store(data or processes.run_on_main(lambda: find_or_make_store(task, obs)))
     _check_verified(store, train_options.allow_unverified)
-    for key, value in _defaults_of_store(store, file_values or {}).items():
-        values.setdefault(key, value)
+    file_settings = {**(file_values or {}), **(file_values or {}).get("policy", {})}
+    values |= _settings_of_store(store, {*values, *file_settings})
     config = train_config(task, obs, preset, file_values, values, size)
     folder = runs / task.name / (name or default_run_name())
     for key, camera in store.for_task(config.policy.task).resized.items():
@@ -96,22 +96,23 @@ def plan_new_run(train_options: TrainOptions, device: torch.device, processes: P
     return PlannedRun(config, start)
 
 
-def _defaults_of_store(store: Store, file: dict[str, Any]) -> dict[str, Any]:
-    """The settings that follow from `store`, without those in the configuration `file`."""
+def _settings_of_store(store: Store, chosen: Collection[str]) -> dict[str, Any]:
+    """The settings that follow from `store`, without those that the user has `chosen`."""
     from ddp_cli.core.normalizer import MIN_RANGE
     from ddp_cli.training.action_range import find_unclippable, find_unlearnable
 
-    defaults: dict[str, Any] = {"actions": store.attrs["action"]["convention"]}
     if names := find_unlearnable(store):
         console.warn(
             f"{', '.join(names)}: the recorded values differ by less than {MIN_RANGE:g} and are learned as a constant. "
             "Record them in a smaller unit."
         )
-    if names := find_unclippable(store):
+    settings: dict[str, Any] = {}
+    if "actions" not in chosen:
+        settings["actions"] = store.attrs["action"]["convention"]
+    if "clip_sample" not in chosen and (names := find_unclippable(store)):
         console.note(f"clip_sample=false: {', '.join(names)} reach beyond -1 to 1, to which samples would be clipped")
-        defaults["clip_sample"] = False
-    given = {**file, **file.get("policy", {})}
-    return {key: value for key, value in defaults.items() if key not in given}
+        settings["clip_sample"] = False
+    return settings
 
 
 def _is_text(name: str) -> bool:

@@ -18,8 +18,8 @@ def newest_run(runs: Path, task: str | None = None, require_checkpoint: bool = F
     have a checkpoint count. CheckpointError if there is none.
     """
     name = task_name(task) if task else "*"
-    found = runs.glob(f"{name}/*")
-    candidates = [run for run in found if (best_checkpoint(run) if require_checkpoint else (run / CONFIG).exists())]
+    folders = runs.glob(f"{name}/*")
+    candidates = [run for run in folders if (best_checkpoint(run) if require_checkpoint else (run / CONFIG).exists())]
     if not candidates:
         kind = "trained run" if require_checkpoint else "run"
         of_task = f" of the task '{name}'" if task else ""

@@ -243,9 +243,9 @@ def _difference(reference: StepArray, other: StepArray | None, reason: str) -> s
     if other.shape != reference.shape:
         return f"it has shape {other.shape} instead of {reference.shape}"
     is_vector = reference.is_numeric and other.is_numeric and reference.image_shape is None
-    return (
-        "" if is_vector or other.dtype == reference.dtype else f"it has type {other.dtype} instead of {reference.dtype}"
-    )
+    if is_vector or other.dtype == reference.dtype:
+        return ""
+    return f"it has type {other.dtype} instead of {reference.dtype}"
 
 
 def _content(value: Any) -> bytes:

@@ -84,7 +84,7 @@ def _inspect_foreign_zarr(root: zarr.Group) -> dict[str, Any]:
 
 def _inspect_recording(recording: Recording) -> dict[str, Any]:
     schema, plan = plan_recording(recording)
-    lengths = [n for n in recording.lengths if n]  # none: it cannot be read
+    lengths = [n for n in recording.lengths if n]  # an episode without steps cannot be read
     return {
         "kind": recording.kind,
         "episodes": len(recording.lengths),

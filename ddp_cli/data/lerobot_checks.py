@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,3 +48,12 @@ def check_finite(name: str, values: NDArray[Any], location: str) -> None:
             f"{location}: {name} is not finite in step {step}.",
             "Leave it out: --only takes a slice of the episodes, such as :3 or 4:.",
         )
+
+
+def find_overlaps(parts: Iterable[tuple[int, int, int]], tolerance: int = 0) -> Iterator[tuple[int, int]]:
+    """The first frame and the episode of every part of a video that begins more than `tolerance` frames before the end
+    of another one. `parts` are (first frame, frame after the last, episode).
+    """
+    for (_, end, _), (begin, _, episode) in itertools.pairwise(sorted(parts)):
+        if begin < end - tolerance:
+            yield begin, episode

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddp_cli.data.episode_selection import select_episodes
 from ddp_cli.data.lerobot_reader import NOT_VERIFIED, LeRobotDataset
-from ddp_cli.data.store_copy import of_episodes
+from ddp_cli.data.store_copy import select_of_episodes
 from ddp_cli.data.store_writer import StoreWriter
 from ddp_cli.locks import lock_output
 
@@ -39,7 +39,7 @@ def convert_lerobot(
             "file": dataset.path.name,
             "sha256": dataset.sha256(),
             "left_out": {},
-            **_describe(dataset, indices),
+            **_describe_episodes(dataset, indices),
         },
     }
     with lock_output(out), StoreWriter(out, dataset.task, lengths, attributes, zarr_format) as writer:
@@ -49,13 +49,14 @@ def convert_lerobot(
     return sum(lengths)
 
 
-def _describe(dataset: LeRobotDataset, indices: list[int]) -> dict[str, Any]:
+def _describe_episodes(dataset: LeRobotDataset, indices: list[int]) -> dict[str, Any]:
     """The names of episodes, and in which ones a policy acted, as the store says that `dataset` was written from; the
     numbers of episodes for other datasets.
     """
     source = dataset.attrs.get("source")
-    names = source.get("demos") if isinstance(source, dict) else None
-    if not isinstance(source, dict) or not isinstance(names, list) or len(names) != len(dataset.lengths):
+    source = source if isinstance(source, dict) else {}
+    names = source.get("demos")
+    if not isinstance(names, list) or len(names) != len(dataset.lengths):
         return {"demos": indices}
     chosen = [str(names[i]) for i in indices]
-    return {"demos": chosen, **of_episodes(source, chosen)}
+    return {"demos": chosen, **select_of_episodes(source, chosen)}

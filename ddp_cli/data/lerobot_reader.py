@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddp_cli.data.actions import axis_angle_to_rotation_6d, clip_to_limits
 from ddp_cli.data.check_summary import not_verified
-from ddp_cli.data.lerobot_checks import check_finite, check_indices
+from ddp_cli.data.lerobot_checks import check_finite, check_indices, find_overlaps
 from ddp_cli.data.lerobot_compatibility import find_reasons, refusal
 from ddp_cli.data.lerobot_files import (
     content_hash,
@@ -195,15 +195,13 @@ class LeRobotDataset:
                 path, first = self._video(key, i)
                 spans.setdefault(path, []).append((first, first + self.lengths[i], i))
             for path, parts in spans.items():
-                parts.sort()
-                for (_, end, _), (begin, _, i) in itertools.pairwise(parts):
-                    if begin < end:
-                        raise DataError(
-                            f"{self._where(i)}: its part of '{path}' begins at frame {begin}, within that of another "
-                            "episode.",
-                            COPY_AGAIN,
-                        )
-                _, end, last = parts[-1]
+                for begin, i in find_overlaps(parts):
+                    raise DataError(
+                        f"{self._where(i)}: its part of '{path}' begins at frame {begin}, within that of another "
+                        "episode.",
+                        COPY_AGAIN,
+                    )
+                _, end, last = max(parts)
                 check_video(path, end, self._episodes[last]["episode_index"], self.cameras[key], self._rate)
 
     def episodes(self, indices: list[int]) -> Iterator[dict[str, NDArray[Any]]]:

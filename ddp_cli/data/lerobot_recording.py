@@ -6,16 +6,15 @@ Observed are the features `observation.*`; their names and the control rate are 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_cli.data.invariants import TIME_TOLERANCE
-from ddp_cli.data.lerobot_checks import check_indices
+from ddp_cli.data.lerobot_checks import check_indices, find_overlaps
 from ddp_cli.data.lerobot_files import (
     MAX_EPISODES,
     content_hash,
@@ -127,18 +126,17 @@ class LeRobotRecording:
         if not self._is_v3 or array not in self.in_videos:
             return {}
         faults: dict[int, str] = {}
-        parts: dict[Path, list[tuple[int, int]]] = {}  # first frame, episode
+        videos: dict[Path, list[tuple[int, int, int]]] = {}  # first frame, frame after the last, episode
         for i, row in enumerate(self._episodes):
             path, begin = self._video(array, row)
-            parts.setdefault(path, []).append((begin, i))
+            videos.setdefault(path, []).append((begin, begin + self.lengths[i], i))
             end = row.get(f"videos/{array}/to_timestamp")
-            frames = round(end * self._fps) - begin if isinstance(end, int | float) and 0 <= end < MAX_TIME else None
-            if frames is not None and abs(frames - self.lengths[i]) > 1:
+            if _is_time(end) and abs(round(end * self._fps) - begin - self.lengths[i]) > 1:
+                frames = round(end * self._fps) - begin
                 faults[i] = f"its part of the video of {array} has {frames} frames for {self.lengths[i]} steps"
-        for spans in parts.values():
-            for (begin, i), (next_begin, following) in itertools.pairwise(sorted(spans)):
-                if next_begin < begin + self.lengths[i] - 1:
-                    faults[following] = f"its part of the video of {array} begins within that of another episode"
+        for parts in videos.values():
+            for _, i in find_overlaps(parts, tolerance=1):
+                faults[i] = f"its part of the video of {array} begins within that of another episode"
         return faults
 
     def faults(self, arrays: Collection[str]) -> dict[int, str]:
@@ -219,13 +217,18 @@ class LeRobotRecording:
         if not self._is_v3:
             return self._folder.file("video_path", video_key=array, **fields_v2(self._folder, row["episode_index"])), 0
         begin = row.get(f"videos/{array}/from_timestamp")
-        if not isinstance(begin, int | float) or not 0 <= begin < MAX_TIME:
+        if not _is_time(begin):
             raise DataError(f"{self._where(row)}: videos/{array}/from_timestamp is {begin!r}.", COPY_AGAIN)
         return video_of_episode(self._folder, row, array), round(begin * self._fps)
 
     def sha256(self) -> str:
         """Hash of all files and their names."""
         return content_hash(self.path)
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a time in a video [s]."""
+    return isinstance(value, int | float) and 0 <= value < MAX_TIME
 
 
 def _camera(feature: Feature) -> Camera | None:

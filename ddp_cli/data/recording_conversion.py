@@ -205,12 +205,17 @@ class _EpisodeReader:
     """Reads episodes in the arrays of a store."""
 
     def __init__(
-        self, recording: Recording, schema: Schema, resampling: Resampling, steps: Sequence[Steps], first: int,
+        self,
+        recording: Recording,
+        schema: Schema,
+        resampling: Resampling,
+        steps: Sequence[Steps],
+        first: int,
         bgr: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._recording, self._schema, self._resampling, self._steps = recording, schema, resampling, steps
         self._bgr = bgr
-        self._highest = dict.fromkeys(schema.cameras, 0)  # values of the images
+        self._highest = dict.fromkeys(schema.cameras, 0)  # the largest value of each camera's images
         # One rule for all episodes: by itself, a dark image of 0 to 255 looks like one of 0 to 1.
         self._is_fraction = {key: self._holds_fractions(key, first) for key in schema.cameras}
 
@@ -230,8 +235,9 @@ class _EpisodeReader:
         kept = self._resampling.kept(len(steps))
         episode = self._read_cameras(i, steps[kept], where)
         for key in self._schema.cameras:
-            self._highest[key] = max(self._highest[key], int(episode[key].max()))
-            if episode[key].min() == episode[key].max():
+            low, high = int(episode[key].min()), int(episode[key].max())
+            self._highest[key] = max(self._highest[key], high)
+            if low == high:
                 name = self._recording.episode_names[i]
                 self._recording.notes.append(f"episode {name}: {key} has a single color in all steps")
         for key, source in _vector_sources(self._schema).items():

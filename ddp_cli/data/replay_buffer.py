@@ -148,8 +148,7 @@ class ReplayBuffer:
         zeros, and it need not write one of zeros.
         """
         for name in arrays:
-            missing = [row for row in self._rows_of_missing_chunks(name) if row < self._ends[-1]]
-            if missing:
+            if missing := self._rows_of_missing_chunks(name):
                 array, count = self._arrays[name], len(missing)
                 episodes = name_episodes(self._ends, missing[0], missing[-1] + chunk_rows(array))
                 chunks = "1 chunk has" if count == 1 else f"{count} chunks have"
@@ -160,13 +159,13 @@ class ReplayBuffer:
         return {}
 
     def _rows_of_missing_chunks(self, name: str) -> list[int]:
-        """The first row of every chunk of an array that has no file."""
-        array = self._arrays[name]
+        """The first row of every chunk of an array that has no file, up to the last episode."""
+        array, steps = self._arrays[name], int(self._ends[-1])
         if self.path.is_dir():
-            return [row for row, _ in missing_chunks(array, self.path / name)]
+            return [row for row, _ in missing_chunks(array, self.path / name, steps)]
         with zipfile.ZipFile(self.path) as file:
             files = set(file.namelist())
-        return [row for row, chunk in chunk_files(array) if f"{name}/{chunk}" not in files]
+        return [row for row, chunk in chunk_files(array, steps) if f"{name}/{chunk}" not in files]
 
     def sha256(self) -> str:
         """Hash of the names and contents of all files."""

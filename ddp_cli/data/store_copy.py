@@ -122,7 +122,7 @@ def _check_base_is_known(store: Store) -> None:
         )
 
 
-def of_episodes(source: dict[str, Any], names: list[Any]) -> dict[str, Any]:
+def select_of_episodes(source: dict[str, Any], names: list[Any]) -> dict[str, Any]:
     """What `source` says of single episodes, for those with these names."""
     kept = set(names)
     return {
@@ -141,7 +141,7 @@ def _attributes(store: Store, indices: list[int], convention: str) -> dict[str, 
         "action": store.task.describe_action(convention)
         if convention != store.attrs["action"]["convention"]
         else store.attrs["action"],
-        "source": inherited["source"] | {"demos": demos} | of_episodes(inherited["source"], demos),
+        "source": inherited["source"] | {"demos": demos} | select_of_episodes(inherited["source"], demos),
         "copied_from": {"file": store.path.name, "sha256": store.content_hash()},
     }
 

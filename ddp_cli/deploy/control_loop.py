@@ -215,8 +215,7 @@ class ControlLoop:
                 f"`observe` of the robot returned {type(observed).__name__}.", "It returns a dict of arrays."
             )
         raw = dict(observed)
-        given = raw.pop(STAMP, None)
-        stamp = None if given is None else _take_stamp(given)
+        stamp = _take_stamp(raw.pop(STAMP, None))
         age = 0.0 if stamp is None else time.monotonic() - stamp
         if age < -self._period:
             raise DdpError(f"'{STAMP}' of the observation is {-age:.2f} s ahead.", "Use time.monotonic().")
@@ -268,8 +267,10 @@ def take_outcome(value: object) -> bool | None:
     raise DdpError(f"`outcome` of the robot returned {value!r}.", "It returns True, False or, before the end, None.")
 
 
-def _take_stamp(value: object) -> float:
-    """The timestamp of an observation [s]."""
+def _take_stamp(value: object) -> float | None:
+    """The timestamp of an observation [s], None if it has none."""
+    if value is None:
+        return None
     stamp = _to_array(STAMP, value)
     if stamp.shape != () or stamp.dtype.kind not in "fiu" or not np.isfinite(stamp):
         raise DdpError(f"'{STAMP}' is {value!r}.", "It is a time of time.monotonic(), in seconds.")

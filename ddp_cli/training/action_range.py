@@ -18,31 +18,31 @@ def find_unclippable(store: Store) -> list[str]:
     """The names of the values whose normalized actions reach beyond -1 to 1. The normalization by the range does not,
     and delta actions of robosuite are clipped by its controller.
     """
-    kinds = [part.normalization for part in store.task.action_parts(_convention(store)) for _ in range(part.width)]
-    if _convention(store) != RECORDED or {*kinds} == {"range"}:
+    kinds = [part.normalization for part in store.task.action_parts(RECORDED) for _ in range(part.width)]
+    if not _is_recorded(store) or {*kinds} == {"range"}:
         return []
     beyond = np.abs(store.read(ACTION)).max(0) > 1.0
-    names = _names(store)
     return [
         name
-        for name, kind, is_beyond in zip(names, kinds, beyond, strict=True)
+        for name, kind, is_beyond in zip(_names(store), kinds, beyond, strict=True)
         if kind == "gaussian" or (kind == "identity" and is_beyond)
     ]
 
 
 def find_unlearnable(store: Store) -> list[str]:
     """The names of the values that move, but in a range in which the normalizer takes them for a constant."""
-    if _convention(store) != RECORDED:
+    if not _is_recorded(store):
         return []
     actions = store.read(ACTION)
     spread = np.ptp(actions, axis=0)
-    moves = (spread > MIN_MOTION) & (spread > MIN_SHARE * np.abs(actions).max(0))
-    return [name for name, found in zip(_names(store), moves & (spread < MIN_RANGE), strict=True) if found]
+    is_moving = (spread > MIN_MOTION) & (spread > MIN_SHARE * np.abs(actions).max(0))
+    is_unlearnable = is_moving & (spread < MIN_RANGE)
+    return [name for name, flag in zip(_names(store), is_unlearnable, strict=True) if flag]
 
 
-def _convention(store: Store) -> str:
-    return str(store.attrs["action"]["convention"])
+def _is_recorded(store: Store) -> bool:
+    return bool(store.attrs["action"]["convention"] == RECORDED)
 
 
 def _names(store: Store) -> tuple[str, ...]:
-    return dimension_names(store.task.schema, store.task.action_parts(_convention(store)))[ACTION]
+    return dimension_names(store.task.schema, store.task.action_parts(RECORDED))[ACTION]
