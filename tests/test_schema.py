@@ -252,6 +252,8 @@ def test_an_export_without_the_store_compares_random_observations(checkpoint: Pa
     result = ddp("export", copy, "--out", tmp_path / "policy")
     assert "random observations are compared; --data names a store" in ok(result).stderr
     assert Policy.load(tmp_path / "policy").spec["task"]["name"] == "arm"
+    assert json.loads((tmp_path / "policy/proof.json").read_text())["observations"] == "random observations"
+    assert "- compared on random observations" in (tmp_path / "policy/README.md").read_text()
 
 
 def test_an_export_runs_without_the_training_code(store: Store, checkpoint: Path, tmp_path: Path) -> None:

@@ -110,12 +110,13 @@ def export(
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
     store = _find_store(policy, folder, data)
+    settings = ExportOptions(export_format, precision, opset, seeds, _name_observations(policy, store))
     with (
         options.reserve_output(out, overwrite, markers),
         console.progress(f"export {policy.config.task.name}") as update,
     ):
         result = export_policy(
-            policy, meta, ExportOptions(export_format, precision, opset, seeds), out,
+            policy, meta, settings, out,
             lambda: _example_observations(policy, store, str(meta.get("render", "fast"))),
             lambda done: update(done, episodes, "episodes compared"),
             CardSources(read_stored_reports(folder), lambda: _load_picture(policy, store)),
@@ -149,6 +150,13 @@ def _example_observations(policy: DiffusionPolicy, store: Path | None, render: s
         return observations_from_simulator(policy, render)
     console.note("there is no store and no simulator: random observations are compared; --data names a store")
     return random_observations(policy)
+
+
+def _name_observations(policy: DiffusionPolicy, store: Path | None) -> str:
+    """What `_example_observations` returns, for proof.json: without the path of the store."""
+    if store:
+        return "observations of the store"
+    return "observations of initial states" if policy.config.task.simulator else "random observations"
 
 
 def _load_picture(policy: DiffusionPolicy, store: Path | None) -> EpisodePicture | None:

@@ -63,12 +63,17 @@ MIN_OPSET, MAX_OPSET = 18, 25
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export. `seeds`: initial states from which the exported policy is compared with the checkpoint."""
+    """How to export.
+
+    seeds        initial states from which the exported policy is compared with the checkpoint
+    compared_on  what the example observations are, for proof.json and the model card
+    """
 
     format: ExportFormat = "onnx"
     precision: Precision = "fp32"
     opset: int = DEFAULT_OPSET
     seeds: tuple[int, ...] = ()
+    compared_on: str = "example observations"
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ def _write_folder(
     else:
         obs = load_example_obs()
         write = _write_onnx if options.format == "onnx" else _write_programs
-        proof = {"tolerance": TOLERANCES[options.precision], "differences": write(policy, options, folder, obs)}
+        proof = {"tolerance": TOLERANCES[options.precision], "observations": options.compared_on}
+        proof["differences"] = write(policy, options, folder, obs)
         check_differences(proof)
         if options.format == "onnx":
             picture = check_folder(folder, policy, meta, obs, options.seeds, proof, on_episode)
@@ -187,8 +193,11 @@ class _Part(NamedTuple):
 def _split_policy(policy: DiffusionPolicy, obs: dict[str, Tensor]) -> dict[str, _Part]:
     """Encoder and denoiser, with example inputs."""
     encoder_inputs, denoiser_inputs = make_example_inputs(policy, obs)
+    keys = obs_keys(policy)
+    # No key contains a dot, and a graph refuses an output with the name of an input.
+    encoder_output = "encoder.features" if "features" in keys else "features"
     return {
-        "encoder": _Part(Encoder(policy), encoder_inputs, obs_keys(policy), "features"),
+        "encoder": _Part(Encoder(policy), encoder_inputs, keys, encoder_output),
         "denoiser": _Part(policy.denoiser, denoiser_inputs, denoiser_input_names(policy), "prediction"),
     }
 

@@ -184,7 +184,8 @@ def compare_episodes(
 
 def summary_lines(proof: dict[str, Any]) -> list[str]:
     """The checks as text, one line per result."""
-    lines = [
+    lines = [f"compared on {proof['observations']}"]
+    lines += [
         f"{name}: largest difference from torch {value:.1e} (tolerance {proof['tolerance']:.0e})"
         for name, value in proof["differences"].items()
     ]

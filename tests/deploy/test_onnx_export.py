@@ -10,17 +10,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import TINY
 from deploy.exporting import export_checkpoint, random_policy
 
 from ddp_cli.core.checkpoint import load_policy
+from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.data.store import Store
-from ddp_cli.deploy.example_observations import observations_from_store
+from ddp_cli.deploy.example_observations import observations_from_store, random_observations
 from ddp_cli.deploy.export import ExportOptions, export_policy
 from ddp_cli.deploy.export_check import TOLERANCES
 from ddp_cli.deploy.exported_policy import load_exported_agent, open_exported_policy
 from ddp_cli.errors import DdpError
 from ddp_cli.inference.agent import PolicyAgent
 from ddp_cli.inference.onnx_policy import obs_keys
+from ddp_cli.presets import train_config
+from ddp_cli.task_file import task_from_json
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +99,16 @@ def test_encoder_and_denoiser_graphs_suffice_for_ddim(checkpoint: Path, lift_sto
         x = (np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * epsilon).astype(np.float32)
     scale, offset = (np.array(spec["action_normalizer"][n]) for n in ("scale", "offset"))
     np.testing.assert_allclose((x - offset) / scale, expected, atol=1e-4)
+
+
+def test_observations_may_have_the_names_of_parts_of_the_graph(tmp_path: Path) -> None:
+    vectors = {name: {"width": 2} for name in ("features", "trajectory", "timesteps", "prediction")}
+    action = [{"name": "joints", "width": 3, "representation": "absolute"}]
+    task = task_from_json({"name": "arm", "schema": {"rate": 10, "cameras": {}, "vectors": vectors, "action": action}})
+    policy = DiffusionPolicy(train_config(task, "state", "laptop", None, {**TINY, "steps": 4}).policy).eval()
+    result = export_policy(policy, {}, ExportOptions(), tmp_path / "policy", lambda: random_observations(policy))
+    assert result.proof["differences"]["actions"] < 1e-5
+    assert list(open_exported_policy(tmp_path / "policy").spec["obs"]) == list(vectors)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
