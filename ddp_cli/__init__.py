@@ -2,8 +2,8 @@
 
 import ddp_cli
 
-store = ddp_cli.open_store("data/lift.zarr")
-policy = ddp_cli.load_policy("runs/lift/demo")
+store = ddp_cli.open_store("demo/lift.zarr")  # of `make demo`
+policy = ddp_cli.load_policy("demo/runs/lift/demo")
 actions = policy.act(obs)
 print(ddp_cli.evaluate(policy, episodes=20).success_rate)
 """

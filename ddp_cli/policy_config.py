@@ -20,7 +20,7 @@ from ddp_cli.choices import (
     Sampler,
     TimestepSpacing,
 )
-from ddp_cli.errors import ConfigError
+from ddp_cli.errors import ConfigError, UnknownNameError
 from ddp_cli.image_size import MIN_SIDE
 from ddp_cli.schema import ActionPart, Camera
 from ddp_cli.task_file import task_from_json
@@ -197,12 +197,19 @@ class PolicyConfig(BaseConfig):
 
     def with_sampler(self, sampler: str | None, num_inference_steps: int | None) -> PolicyConfig:
         """A copy with another sampler or number of inference steps. None keeps the current value, except that DDPM,
-        which needs all steps, uses num_train_timesteps instead of the number of another sampler.
+        which needs all steps, uses num_train_timesteps instead of the number of another sampler. ConfigError if the
+        sampler cannot take that number of steps.
         """
         if sampler == "ddpm" and self.sampler != "ddpm" and num_inference_steps is None:
             num_inference_steps = self.num_train_timesteps
         changes = {"sampler": sampler, "num_inference_steps": num_inference_steps}
-        return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
+        try:
+            return PolicyConfig(**self.model_dump() | {k: v for k, v in changes.items() if v is not None})
+        except UnknownNameError:
+            raise
+        except ConfigError as e:  # its hint is that of a training
+            hint = f"Choose --inference-steps from 1 to {self.num_train_timesteps}, or another --sampler."
+            raise ConfigError(e.message, hint) from None
 
     def with_prefix_steps(self, steps: int) -> PolicyConfig:
         """A copy with another `prefix_steps`."""

@@ -211,13 +211,15 @@ def _as_recorded(task: Task) -> Task:
     return replace(task, schema=task.schema.model_copy(update={"cameras": cameras}))
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`["n_emb=128", "betas=[0.9,0.95]"]` -> {"n_emb": 128, ...}; values are JSON, or else text."""
+def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, Any]:
+    """`["n_emb=128", "betas=[0.9,0.95]"]`, the values of `option` -> {"n_emb": 128, ...}. Values are JSON, or else
+    text.
+    """
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"cannot parse the setting '{pair}'.", "Write it as --set key=value.")
+            raise ConfigError(f"cannot parse the setting '{pair}'.", f"Write it as {option} key=value.")
         try:
             settings[key.strip()] = json.loads(value)
         except ValueError:

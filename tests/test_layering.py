@@ -33,7 +33,7 @@ LAYERS = [
     {"schema"},
     {"base_config", "json_file", "rotation", "disk", "console", "selection"},
     {"locks", "error_messages", "user_modules"},
-    {"errors", "choices", "seeds", "memory", "action_limits", "resize", "interruption"},
+    {"errors", "choices", "seeds", "memory", "action_limits", "resize", "interruption", "checkpoint_files"},
 ]
 """From the top; an entry is a package or a file beside them. A file imports from its own package and lower layers."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from packaging.markers import Marker
     from packaging.requirements import Requirement
 
-EXTRAS = ("lerobot", "serve", "wandb")
+EXTRAS = ("lerobot", "jpeg2k", "gym", "serve", "wandb", "ray")
 
 RENDER_SPHERE = """
 import os
@@ -128,9 +128,14 @@ def _package(requirement: Requirement) -> CheckResult:
     return CheckResult(requirement.name, ok, version if ok else f"{version}, but {argument} is required", fix)
 
 
+def _without_variables() -> dict[str, str]:
+    """The environment without the variables that rendering depends on."""
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
+
+
 def _rendering() -> list[CheckResult]:
     """EGL and OSMesa, each in its own process and without the user's variables. One working back end is enough."""
-    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    clean = _without_variables()
     results = {b: _run_python(RENDER_SPHERE.format(backend=b), clean) for b in OFFSCREEN_BACKENDS}
     usable = [b for b, (ok, _) in results.items() if ok]
     findings = [
@@ -167,7 +172,7 @@ def _variables(usable: list[str]) -> list[CheckResult]:
 
 
 def _simulator() -> CheckResult:
-    ok, output = _run_python(MAKE_LIFT)
+    ok, output = _run_python(MAKE_LIFT, _without_variables())  # those have checks of their own
     detail = "creates an environment" if ok else output
     return CheckResult("simulator", ok, detail, 'pip install --force-reinstall robosuite==1.5.2 "mujoco>=3.3,<3.10"')
 

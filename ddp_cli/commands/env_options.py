@@ -95,9 +95,8 @@ def gymnasium_settings(
         if unused:
             raise ConfigError(f"{unused[0]} describes an environment.", "Name it with --env.")
         return None
-    return GymnasiumSettings(
-        env, parse_settings(env_args or []), _parse_map(sources), success_key, score_key or REWARD, max_steps
-    )
+    arguments = parse_settings(env_args or [], "--env-arg")
+    return GymnasiumSettings(env, arguments, _parse_map(sources), success_key, score_key or REWARD, max_steps)
 
 
 def _parse_map(text: str | None) -> dict[str, str]:

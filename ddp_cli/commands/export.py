@@ -92,8 +92,8 @@ def export(
     """
     from dataclasses import asdict
 
+    from ddp_cli.checkpoint_files import follow_link
     from ddp_cli.core.checkpoint import check_not_file, load_policy
-    from ddp_cli.core.checkpoint_files import follow_link
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.export import CardSources, ExportOptions, export_policy
     from ddp_cli.evaluation.stored_reports import read_stored_reports

@@ -33,8 +33,8 @@ def import_(
 
     Reads .ckpt files of the published diffusion policy implementation. Nothing in the file is executed.
     """
+    from ddp_cli.checkpoint_files import MODEL
     from ddp_cli.core.checkpoint import load_meta
-    from ddp_cli.core.checkpoint_files import MODEL
     from ddp_cli.deploy.checkpoint_import import import_checkpoint
 
     if model.is_dir():

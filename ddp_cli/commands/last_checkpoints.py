@@ -23,8 +23,7 @@ def evaluate_last(
 
     The best of several is partly luck, so it is evaluated again on seeds that did not select it.
     """
-    from ddp_cli.core.checkpoint import checkpoint_step
-    from ddp_cli.core.checkpoint_files import list_checkpoints
+    from ddp_cli.checkpoint_files import checkpoint_step, list_checkpoints
     from ddp_cli.core.checkpoint_lookup import newest_run, resolve_checkpoint
 
     run = path or newest_run(runs, task, require_checkpoint=True)

@@ -76,7 +76,7 @@ def measure(
     report = {
         "checkpoint": str(folder), "task": source.task.name, "obs": source.obs, "step": source.step,
         "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
-        "first_seed": seed, "seconds": time.perf_counter() - started,
+        "device": source.device, "first_seed": seed, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     count = len(result.episodes) + len(result.crashed_seeds)
     if eval_options.environment:

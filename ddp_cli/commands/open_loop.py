@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddp_cli import console
 from ddp_cli.commands.measurement import write_or_warn
 from ddp_cli.errors import DataError
-from ddp_cli.evaluation.report import report_folder
+from ddp_cli.evaluation.report import engine_name, report_folder
 
 if TYPE_CHECKING:
     from ddp_cli.data.store import Store
@@ -51,7 +51,7 @@ def evaluate_open_loop(
     report: dict[str, Any] = {
         "checkpoint": str(source.folder), "task": source.task.name, "obs": source.obs, "step": source.step,
         "sampler": source.sampler, "inference_steps": source.inference_steps, "engine": source.engine,
-        "kind": "open loop", "data": str(store.path), "held_out": not split.doubt,
+        "device": source.device, "kind": "open loop", "data": str(store.path), "held_out": not split.doubt,
         "episodes": [{"name": e.name, "chunks": len(e.steps)} for e in chunks],
         "rate": source.task.schema.rate, "parts": open_loop_report(parts, chunks),
     }  # fmt: skip
@@ -69,7 +69,7 @@ def _default_picture(source: PolicySource, store: Store, max_episodes: int | Non
     """In the run's eval/ folder, or in the current folder for a policy outside of a run."""
     count = f"-first{max_episodes}" if max_episodes else ""
     what = f"{store.path.stem}-{store.content_hash()[:8]}{count}"
-    sampling = f"{source.sampler}{source.inference_steps}-{source.engine}"
+    sampling = f"{source.sampler}{source.inference_steps}-{engine_name(source.engine, source.device)}"
     name = f"{source.folder.name}-{sampling}-open-loop-{what}.png"
     return (report_folder(source.folder) or Path()) / name
 

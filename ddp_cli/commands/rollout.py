@@ -170,13 +170,17 @@ def _environment_of(report: EvalReport, given: GymnasiumSettings | None) -> Gymn
 def _as_evaluated(
     report: EvalReport, sampler: Sampler | None, inference_steps: int | None, engine: Engine, device: str
 ) -> tuple[Sampler | None, int | None, Engine, str]:
-    """Sampler, denoising steps, engine and device of the evaluation, where no option overrides them."""
+    """Sampler, denoising steps, engine and device of the evaluation, where no option overrides them. Another sampler
+    takes the checkpoint's number of steps.
+    """
     if report.engine == "exported":
         return sampler, inference_steps, engine, device
+    if sampler in (None, report.sampler):
+        sampler = report.sampler  # type: ignore[assignment]
+        inference_steps = inference_steps or report.inference_steps
     if engine == "auto":
         engine = report.engine or engine  # type: ignore[assignment]
-        device = "cpu" if (engine, device) == ("onnx", "auto") else device  # where it was evaluated
-    return sampler or report.sampler, inference_steps or report.inference_steps, engine, device  # type: ignore[return-value]
+    return sampler, inference_steps, engine, report.rerun_device if device == "auto" else device
 
 
 @contextmanager

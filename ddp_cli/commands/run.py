@@ -186,7 +186,7 @@ def _open_robot(
     from ddp_cli.presets import parse_settings
 
     if name not in {SIM, MOCK}:
-        yield make_robot(name, parse_settings(arguments or []))
+        yield make_robot(name, parse_settings(arguments or [], "--robot-arg"))
         return
     if arguments:
         raise DdpError(f"--robot-arg does not apply to '{name}'.", "Leave it out.")

@@ -257,7 +257,7 @@ def _run_training(run: Run, task: str, device: str, wandb: bool) -> tuple[Path |
 
 def _report(run: Run, checkpoint: Path | None, complete: bool, seconds: float, json: bool) -> None:
     """Prints the result; KeyboardInterrupt if the run was stopped before its end."""
-    from ddp_cli.core.checkpoint_files import follow_link
+    from ddp_cli.checkpoint_files import follow_link
     from ddp_cli.training.resume_command import resume_command
 
     command = f"`{resume_command(run.folder)}`"

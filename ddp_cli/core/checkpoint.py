@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ddp_cli.core.checkpoint_files import CONFIG, MODEL, TRAIN_STATE
+from ddp_cli.checkpoint_files import CONFIG, MODEL, TRAIN_STATE
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.disk import atomic_folder, file_hash
 from ddp_cli.errors import CheckpointError, ConfigError
@@ -162,13 +162,3 @@ def load_train_state(folder: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:  # a damaged zip raises many kinds
         raise CheckpointError(f"'{path}' is damaged.", "Remove this checkpoint folder to use the previous one.") from e
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """The folder of a run's checkpoint at training step `step`."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def checkpoint_step(path: Path) -> int:
-    """The training step in a checkpoint folder's name."""
-    return int(path.name.removeprefix("step-"))

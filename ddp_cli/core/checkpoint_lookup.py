@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.checkpoint_files import CONFIG, best_checkpoint, follow_link, list_checkpoints
 from ddp_cli.core.checkpoint import load_meta
-from ddp_cli.core.checkpoint_files import CONFIG, best_checkpoint, follow_link, list_checkpoints
 from ddp_cli.errors import CheckpointError
 from ddp_cli.task_file import check_same_task, check_task_of_policy, task_from_json, task_name
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -80,9 +82,12 @@ def collect(
     attempt.
     """
     check_scripted_policy(task)
-    identity = {
+    identity: dict[str, Any] = {
         "task": task.name, "seed": seed, "demonstrator": SCRIPT_VERSION, "versions": simulator_versions(),
     }  # fmt: skip
+    if not task.is_built_in:  # the file of a task may change between two calls
+        environment = json.dumps({"env_args": env_args(task), "horizon": task.horizon}, sort_keys=True)
+        identity["environment"] = hashlib.sha256(environment.encode()).hexdigest()[:8]
     if policy:
         identity["policy"] = policy.identity
     make_recorder = functools.partial(policy.make_recorder if policy else _make_recorder, task)

@@ -43,6 +43,8 @@ class CollectionFolder:
             )
         self._succeeded = self._list_attempts()
         recorded = self._read_identity()
+        if recorded and "environment" in identity:  # folders of earlier versions do not say which it was
+            recorded.setdefault("environment", identity["environment"])
         if recorded != identity and self.n_demos:
             raise self._mismatch(recorded, identity)
         if recorded != identity:
@@ -63,6 +65,7 @@ class CollectionFolder:
         try:
             identity = json.loads((self.path / "collection.json").read_text())
             recorded = {key: identity[key] for key in ("task", "seed", "demonstrator", "versions")}
+            recorded |= {"environment": identity["environment"]} if "environment" in identity else {}
             return recorded | ({"policy": dict(identity["policy"])} if "policy" in identity else {})
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"'{self.path}' was not written by `ddp collect`.", ANOTHER_OUTPUT) from None
@@ -79,6 +82,8 @@ class CollectionFolder:
         finish = f"Finish that one with `{shlex.join(command)}`"
         if "policy" in recorded:
             finish += " and the policy, --takeover and sampling options that it began with"
+        if recorded.get("environment") != identity.get("environment"):
+            finish += " and the file of the task that it began with"
         if any(recorded[key] != identity[key] for key in ("demonstrator", "versions")):
             finish += " and the versions that it began with"
         return DataError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def is_policy(path: Path) -> bool:
     """Whether `path` is a checkpoint, a run with a checkpoint, or a folder exported in any format."""
-    from ddp_cli.core.checkpoint_files import CONFIG, MODEL, best_checkpoint, follow_link
+    from ddp_cli.checkpoint_files import CONFIG, MODEL, best_checkpoint, follow_link
 
     path = follow_link(path)
     is_checkpoint = (path / CONFIG).is_file() and (path / MODEL).is_file()
@@ -46,8 +46,8 @@ def inspect_policy(path: Path) -> dict[str, Any]:
 
     CheckpointError if there is no policy or it is damaged.
     """
+    from ddp_cli.checkpoint_files import TRAIN_STATE
     from ddp_cli.core.checkpoint import check_weights, load_meta
-    from ddp_cli.core.checkpoint_files import TRAIN_STATE
     from ddp_cli.core.checkpoint_lookup import resolve_checkpoint
     from ddp_cli.deploy.exported_folder import check_files, read_spec
     from ddp_cli.policy_config import PolicyConfig
@@ -125,7 +125,7 @@ def _count_parameters(config: PolicyConfig, checkpoint: Path | None) -> int:
 
     from safetensors import SafetensorError, safe_open
 
-    from ddp_cli.core.checkpoint_files import MODEL
+    from ddp_cli.checkpoint_files import MODEL
     from ddp_cli.core.policy import DiffusionPolicy
 
     if checkpoint is None:

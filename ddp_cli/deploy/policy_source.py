@@ -32,6 +32,8 @@ class PolicySource:
     sampler: str
     inference_steps: int
     engine: str
+    device: str
+    """The kind of device: cpu, cuda or mps; for exported policies the provider of ONNX Runtime."""
     config: PolicyConfig
     meta: Mapping[str, Any]
     """config.json of the checkpoint, or policy.json of the exported folder."""
@@ -39,7 +41,7 @@ class PolicySource:
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines the policy's actions, as values that JSON can represent. It reads all weights."""
-        from ddp_cli.core.checkpoint_files import CONFIG, MODEL
+        from ddp_cli.checkpoint_files import CONFIG, MODEL
         from ddp_cli.deploy.runtime import GRAPH_FILE, SPEC_FILE
         from ddp_cli.disk import files_hash
 
@@ -111,11 +113,12 @@ def open_policy_source(
         raise CheckpointError(f"'{folder}' does not say how its images were rendered.", "Use another checkpoint.")
     config = PolicyConfig(**meta["policy"]).with_sampler(sampler, inference_steps)  # type: ignore[arg-type]
     device = str(choose_device(device))
-    engine = choose_engine(config, device.partition(":")[0], engine)
+    kind = device.partition(":")[0]
+    engine = choose_engine(config, kind, engine)
     make_agent = functools.partial(load_agent, folder, device, config.sampler, config.num_inference_steps, engine)
     return PolicySource(
         folder, config.task, config.obs, config.actions, str(meta["render"]), meta.get("step"), config.sampler,
-        config.num_inference_steps, engine, config, meta, make_agent,
+        config.num_inference_steps, engine, kind, config, meta, make_agent,
     )  # fmt: skip
 
 
@@ -129,5 +132,6 @@ def _open_exported_source(folder: Path, fixed_options: list[str], provider: str)
     config = exported_config(spec)
     return PolicySource(
         folder, config.task, config.obs, config.actions, str(spec["render"]), spec.get("step"), config.sampler,
-        config.num_inference_steps, "exported", config, spec, functools.partial(load_exported_agent, folder, provider),
+        config.num_inference_steps, "exported", provider, config, spec,
+        functools.partial(load_exported_agent, folder, provider),
     )  # fmt: skip

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddp_cli.checkpoint_files import LINKS, checkpoint_path
 from ddp_cli.disk import atomic_file
 from ddp_cli.errors import DataError
 from ddp_cli.locks import lock_output
@@ -28,6 +30,8 @@ class EvalReport:
     sampler: str | None
     inference_steps: int | None
     engine: str | None
+    device: str | None = None
+    """The kind of device; None in older reports."""
     env: dict[str, Any] | None = None
     """The Gymnasium environment, None for the simulator of the task."""
     seeds: list[int] = field(default_factory=list)
@@ -41,6 +45,11 @@ class EvalReport:
     def successes(self) -> int:
         """Number of successful episodes."""
         return len(self.seeds) - len(self.failures)
+
+    @property
+    def rerun_device(self) -> str:
+        """The device to run the episodes on again: the CPU if they ran on it, otherwise auto."""
+        return "cpu" if self.device == "cpu" or self.engine == "onnx" else "auto"
 
     def checkpoint_path(self) -> Path:
         """The evaluated checkpoint; if its recorded path is gone, the one of that name in the run of this report."""
@@ -68,6 +77,16 @@ def evaluated_checkpoint(report: Path, recorded: str) -> Path:
     return in_same_run if in_same_run.exists() and not Path(recorded).exists() else Path(recorded)
 
 
+def recorded_checkpoint(report: Mapping[str, Any]) -> str:
+    """The checkpoint that `report` names. Earlier versions named the links `last` and `best` of a run, which move: then
+    it is the one of the step in the report.
+    """
+    recorded, step = _typed(report["checkpoint"], str), report.get("step")
+    folder = Path(recorded)
+    is_link = folder.name in LINKS and folder.parent.name == "checkpoints"
+    return str(checkpoint_path(folder.parents[1], _typed(step, int))) if is_link else recorded
+
+
 def read_report(path: Path) -> EvalReport:
     """Read a JSON report; DataError if the file is missing or not an evaluation of a single checkpoint."""
     try:
@@ -85,11 +104,12 @@ def parse_report(path: Path, report: Any) -> EvalReport:
         episodes = [(_typed(e["seed"], int), _typed(e["success"], bool)) for e in report["episodes"]]
         return EvalReport(
             path,
-            _typed(report["checkpoint"], str),
+            recorded_checkpoint(report),
             [seed for seed, success in episodes if not success],
             _optional(report.get("sampler"), str),
             _optional(report.get("inference_steps"), int),
             _optional(report.get("engine"), str),
+            _optional(report.get("device"), str),
             None if report.get("env") is None else {"id": _typed(report["env"]["id"], str)} | report["env"],
             [seed for seed, _ in episodes],
             bool(report.get("interval_is_approximate")),
@@ -117,16 +137,22 @@ def _optional(value: Any, expected_type: type[Value]) -> Value | None:
     return None if value is None else _typed(value, expected_type)
 
 
+def engine_name(engine: str, device: str) -> str:
+    """The part of a report's name that says what computed the actions: a GPU rounds in another way than a CPU."""
+    return engine if device == "cpu" else f"{engine}-{device}"
+
+
 def report_name(report: dict[str, Any]) -> str:
     """File name of a report in its run: an evaluation with other options never replaces it."""
-    seeds = f"{report['first_seed']}x{len(report['episodes'])}"
+    seeds = f"{report['first_seed']}x{len(report['episodes']) + len(report['lost'])}"
     stopping_rule = f"-until-ci-{report['until_ci']:g}" if report["until_ci"] else ""
     sampler = f"{report['sampler']}{report['inference_steps']}"
     env = ""
     if "env" in report:
         settings = hashlib.sha256(json.dumps(report["env"], sort_keys=True, default=str).encode()).hexdigest()
         env = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', report['env']['id'])}-{settings[:8]}"
-    return f"{Path(report['checkpoint']).name}-{sampler}-{report['engine']}-{seeds}{stopping_rule}{env}.json"
+    engine = engine_name(report["engine"], report["device"])
+    return f"{Path(report['checkpoint']).name}-{sampler}-{engine}-{seeds}{stopping_rule}{env}.json"
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

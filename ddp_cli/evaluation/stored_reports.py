@@ -9,7 +9,7 @@ from typing import Any
 
 from ddp_cli.errors import DataError
 from ddp_cli.evaluation.open_loop import BASELINES, POLICY
-from ddp_cli.evaluation.report import EvalReport, evaluated_checkpoint, parse_report, report_folder
+from ddp_cli.evaluation.report import EvalReport, evaluated_checkpoint, parse_report, recorded_checkpoint, report_folder
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_stored_reports(checkpoint: Path) -> StoredReports:
     for path in sorted(written.glob("*.json")) if written else ():
         try:
             content = json.loads(path.read_text())
-            if evaluated_checkpoint(path, content["checkpoint"]).resolve() != folder:
+            if evaluated_checkpoint(path, recorded_checkpoint(content)).resolve() != folder:
                 continue
             if "parts" in content:
                 reports.open_loop.append(_parse_open_loop(content))

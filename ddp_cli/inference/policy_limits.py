@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ddp_cli.action_limits import ActionLimits
+from ddp_cli.checkpoint_files import CONFIG
 from ddp_cli.core.checkpoint import Meta
-from ddp_cli.core.checkpoint_files import CONFIG
 from ddp_cli.core.policy import DiffusionPolicy
 from ddp_cli.errors import CheckpointError
 

@@ -150,6 +150,9 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("time per action chunk", f"{content['chunk_ms']:.1f} ms (median)"))
     if content.get("seconds") is not None:
         facts.append(("took", f"{content['seconds']:.0f} s"))
+    if "held_out" in content:
+        origin = "held out of training" if content["held_out"] else "may have been trained on"
+        facts.append(("episodes", f"{len(content['episodes'])} of {Path(content['data']).name}, {origin}"))
     if content.get("until_ci"):
         facts.append(("interval", "approximate: when --until-ci stops depends on the results"))
     if content.get("seeds_also_used_for"):
@@ -203,5 +206,5 @@ def open_loop_section(path: Path, content: Mapping[str, Any]) -> Section:
     ]  # fmt: skip
     return {
         "kind": "open-loop", "title": path.stem, "facts": _facts(content), "parts": parts,
-        "rate": content.get("rate"), "episodes": len(content["episodes"]),
+        "rate": content.get("rate"),
     }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_cli.console import Update
 from ddp_cli.deploy.policy_source import PolicySource, open_policy_source, resolve_policy
+from ddp_cli.errors import WorkerError
 from ddp_cli.evaluation.report import EvalReport, parse_report
 from ddp_cli.parallel import default_workers, ordered_map
 from ddp_cli.report.evaluations import Report
@@ -46,10 +47,13 @@ def film_report(report: Report, which: str | int, videos: Videos, progress: Upda
     items = [(seed, *videos.new_path()) for seed in seeds]
     films: dict[str, Any] = {}
     make_recorder = functools.partial(_make_recorder, source.make_agent, _make_env(evaluated, source))
-    with closing(ordered_map(make_recorder, items, min(len(seeds), default_workers()))) as results:
-        for (seed, id, _), (success, rate) in zip(items, results, strict=True):
-            films[str(seed)] = {"video": id, "rate": rate, "agrees": success == expected[seed]}
-            progress(len(films), len(seeds), "episodes filmed")
+    try:
+        with closing(ordered_map(make_recorder, items, min(len(seeds), default_workers()))) as results:
+            for (seed, id, _), (success, rate) in zip(items, results, strict=True):
+                films[str(seed)] = {"video": id, "rate": rate, "agrees": success == expected[seed]}
+                progress(len(films), len(seeds), "episodes filmed")
+    except WorkerError as e:
+        raise WorkerError(e.message, "Each process of a film has a simulator; --film with a number uses fewer.") from e
     return films
 
 
@@ -70,12 +74,12 @@ def _make_recorder(
 
 
 def _open_source(report: EvalReport) -> PolicySource:
-    """The policy, with sampler, denoising steps and engine of the evaluation."""
+    """The policy, with sampler, denoising steps, engine and device of the evaluation."""
     folder = resolve_policy(report.checkpoint_path(), Path(), None)
     if report.engine == "exported":
         return open_policy_source(folder, "auto", None, None, "auto")
-    device = "cpu" if report.engine == "onnx" else "auto"
-    return open_policy_source(folder, device, report.sampler, report.inference_steps, report.engine or "auto")
+    engine = report.engine or "auto"
+    return open_policy_source(folder, report.rerun_device, report.sampler, report.inference_steps, engine)
 
 
 def _make_env(report: EvalReport, source: PolicySource) -> Callable[[Agent], Environment]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_cli.checkpoint_files import is_run
 from ddp_cli.console import Update
-from ddp_cli.core.checkpoint_files import is_run
 from ddp_cli.data.lint_source import list_some
 from ddp_cli.deploy.policy_inspection import is_policy
 from ddp_cli.disk import atomic_file

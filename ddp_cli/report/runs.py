@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_cli.checkpoint_files import checkpoint_step
 from ddp_cli.errors import ConfigError
+from ddp_cli.evaluation.report import recorded_checkpoint
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.presets import PRESETS, train_config
 from ddp_cli.report.page import Section
@@ -70,7 +72,7 @@ def _describe(run: Path, name: str, videos: Videos) -> dict[str, Any]:
         "settings": differences_from_preset(config),
         "preset": config.preset,
         "metrics": {key: points for key in METRICS if (points := _points(rows, key))},
-        **_evaluations(run),
+        **run_evaluations(run),
         "rate": config.policy.task.schema.rate,
         "films": _films(run, videos),
     }
@@ -114,15 +116,15 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _evaluations(run: Path) -> dict[str, Any]:
-    """Success rates with 95% intervals, and errors on held-out episodes, of the checkpoints of a run."""
+def run_evaluations(run: Path) -> dict[str, Any]:
+    """Success rates with 95% intervals, and errors on recorded episodes, of the checkpoints of a run."""
     success, errors = [], []
-    for path in sorted((run / "eval").glob("step-*.json")):
+    for path in sorted((run / "eval").glob("*.json")):
         try:
             report = json.loads(path.read_text())
-            step = int(Path(report["checkpoint"]).name.removeprefix("step-"))
+            step = checkpoint_step(Path(recorded_checkpoint(report)))
             if "parts" in report:
-                errors.append({"step": step, "source": path.name, "parts": _part_errors(report["parts"])})
+                errors.append({"step": step, "episodes": _describe_episodes(report), "parts": _part_errors(report)})
             else:
                 success.append(_success(report, step, path.name))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
@@ -145,11 +147,17 @@ def _success(report: Mapping[str, Any], step: int, source: str) -> dict[str, Any
     }  # fmt: skip
 
 
-def _part_errors(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _describe_episodes(report: Mapping[str, Any]) -> str:
+    """Number and store of the recorded episodes, and whether they are known to be held out."""
+    doubt = "" if report["held_out"] else ", may have been trained on"
+    return f"{len(report['episodes'])} of {Path(report['data']).name}{doubt}"
+
+
+def _part_errors(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name, "unit": part["unit"] or "as recorded", "error": part["policy"]["error"],
             "interval": part["policy"]["interval_95"],
         }
-        for name, part in parts.items()
+        for name, part in report["parts"].items()
     ]  # fmt: skip

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ddp_cli.core.checkpoint import checkpoint_path, checkpoint_step
-from ddp_cli.core.checkpoint_files import list_checkpoints
+from ddp_cli.checkpoint_files import checkpoint_path, checkpoint_step, list_checkpoints
 from ddp_cli.disk import remove_folder, replace_link
 from ddp_cli.train_config import TrainConfig
 

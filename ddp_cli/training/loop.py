@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
+from ddp_cli.checkpoint_files import checkpoint_path
+from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.disk import replace_link
 from ddp_cli.errors import DdpError
 from ddp_cli.training.checkpoint_retention import checkpoint_interval, link_best_checkpoint, prune_checkpoints

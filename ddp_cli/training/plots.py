@@ -118,7 +118,8 @@ def plot_predictions(parts: Sequence[ActionPart], episode: EpisodeChunks, report
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
     more = f", first {shown} of {len(names)} values" if shown < len(names) else ""
-    title = _plain(f"{report['task']}, held-out episode {episode.name}")
+    origin = "held out of training" if report["held_out"] else "may have been trained on"
+    title = _plain(f"{report['task']}, episode {episode.name} ({origin})")
     figure.suptitle(f"{title}{more}: recorded gray, predicted orange; time in s", fontsize=10)
     _save(figure, out)
 

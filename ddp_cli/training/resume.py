@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from ddp_cli.checkpoint_files import list_checkpoints
 from ddp_cli.core.checkpoint import load_meta, load_train_state
-from ddp_cli.core.checkpoint_files import list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError
 from ddp_cli.locks import Lock

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ddp_cli.core.checkpoint import Meta, checkpoint_path, save_checkpoint
+from ddp_cli.checkpoint_files import checkpoint_path
+from ddp_cli.core.checkpoint import Meta, save_checkpoint
 from ddp_cli.data.store import Store
 from ddp_cli.disk import atomic_file, remove, remove_leftovers
 from ddp_cli.errors import ConfigError, DataError, DdpError

@@ -60,6 +60,7 @@ def test_rollout_replays_the_episode_of_an_evaluation_and_films_it(trained: Path
         (["frobnicate"], ["'frobnicate'", "ddp --help"]),
         (["--frobnicate"], ["--frobnicate", "ddp --help"]),
         (["convert"], ["SOURCE", "ddp convert --help"]),
+        (["eval", "-n"], ["'-n'", "ddp eval --help"]),
     ],
 )
 def test_wrong_usage_is_one_line(args: list[str], words: list[str], tmp_path: Path) -> None:

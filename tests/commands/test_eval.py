@@ -95,6 +95,14 @@ def test_a_comparison_states_the_interval_of_the_difference(capsys: pytest.Captu
     assert compare(outcomes(0, first), outcomes(100, second))["paired"]["difference"] is None
 
 
+def test_hints_name_options_that_the_command_has(trained: Path) -> None:
+    run = trained / "lift/tiny"
+    hint = "Choose --inference-steps from 1 to 100, or another --sampler."
+    assert refused(ddp("eval", run, "--inference-steps", 101)).endswith(hint)
+    assert refused(ddp("rollout", run, "--sampler", "dpm", "--inference-steps", 100)).endswith(hint)
+    assert "--env-arg key=value" in refused(ddp("eval", run, "--env", "a:B-v0", "--env-arg", "fast"))
+
+
 def test_an_interval_that_stops_the_evaluation_is_called_approximate(trained: Path) -> None:
     command = ("eval", trained / "lift/tiny", "-n", 12, "--workers", 1, "--inference-steps", 1)
     text = ok(ddp(*command, "--until-ci", 0.28)).stdout

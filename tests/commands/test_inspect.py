@@ -48,6 +48,8 @@ def test_inspect_explains_parts_of_policies_and_runs_without_checkpoints(trained
     run = trained / "lift" / "tiny"
     assert "Name its folder" in refused(ddp("inspect", run / "config.json"))
     assert "--task does not apply" in refused(ddp("inspect", run, "--task", "lift"))
+    Path("r.json").write_text("{}")
+    assert "holds no recording and no policy. Reports: `ddp report r.json`" in refused(ddp("inspect", "r.json"))
     Path("new/checkpoints").mkdir(parents=True)
     Path("new/config.json").write_text("{}")
     line = refused(ddp("inspect", "new"))

@@ -85,11 +85,16 @@ def test_the_report_sets_sampler_steps_and_engine_unless_overridden(
     run = trained / "lift" / "tiny"
     path = report(run, "r.json", {1: False, 2: True}, sampler="ddpm", inference_steps=7, engine="onnx")
     command = ["rollout", run, "--video", "out.mp4", "--failures", path]
-    for more in ([], ["--sampler", "ddim"], ["--inference-steps", 3], ["--engine", "torch"]):
+    for more in ([], ["--sampler", "ddim"], ["--sampler", "ddpm"], ["--inference-steps", 3], ["--engine", "torch"]):
         assert "enough" in refused(ddp(*command, *more))
     assert agent_arguments == [
-        ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddim", 7, "onnx"), ("cpu", "ddpm", 3, "onnx"), ("auto", "ddpm", 7, "torch")
+        ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddim", 2, "onnx"), ("cpu", "ddpm", 7, "onnx"), ("cpu", "ddpm", 3, "onnx"),
+        ("cpu", "ddpm", 7, "torch"),
     ]  # fmt: skip
+    agent_arguments.clear()
+    path = report(run, "r.json", {1: False}, sampler="ddim", inference_steps=7, engine="onnx")
+    assert "enough" in refused(ddp(*command, "--sampler", "ddpm"))
+    assert agent_arguments == [("cpu", "ddpm", 100, "onnx")]
 
 
 def test_a_grid_shows_the_first_failures(trained: Path) -> None:

@@ -141,6 +141,13 @@ def test_resolve_checkpoint_accepts_a_checkpoint_a_run_or_nothing(trained: Path,
         checkpoint_lookup.resolve_checkpoint(None, trained, "can")
 
 
+@pytest.mark.parametrize("link", ["last", "best"])
+def test_a_link_is_the_checkpoint_that_it_names_now(link: str, trained: Path) -> None:
+    run = trained / "lift" / "tiny"
+    found = checkpoint_lookup.resolve_checkpoint(run / "checkpoints" / link, trained)
+    assert found == run / "checkpoints" / (run / "checkpoints" / link).resolve().name
+
+
 def test_links_may_be_files_that_name_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained / "lift" / "tiny", tmp_path / "lift" / "run", symlinks=True))
     links = {name: run / "checkpoints" / name for name in ("last", "best")}

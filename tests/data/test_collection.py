@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -133,6 +134,18 @@ def test_another_collection_does_not_replace_recorded_demos(interrupted: Path) -
     with pytest.raises(DataError, match=r"mujoco 3\.3\.0 instead of .* and the versions that it began with"):
         collect(LIFT, 2, interrupted, 1000, 1, lambda *_: None)
     assert sorted(folder.iterdir()) == files
+
+
+def test_another_environment_does_not_continue_a_collection(tmp_path: Path) -> None:
+    out, task = tmp_path / "d.hdf5", replace(LIFT, name="mine")
+    with pytest.raises(KeyboardInterrupt):
+        collect(task, 1, out, 1000, 1, stop_after(1, KeyboardInterrupt()))
+    other_arm = replace(task, simulator=task.robosuite.model_copy(update={"robots": ("IIWA",)}))
+    for other in (replace(task, horizon=80), other_arm):
+        with pytest.raises(DataError, match="another collection: environment .* instead of") as raised:
+            collect(other, 1, out, 1000, 1, lambda *_: None)
+        assert "the file of the task that it began with" in raised.value.hint
+    assert collect(task, 1, out, 1000, 1, lambda *_: None).demos == 1
 
 
 def test_recorded_demos_are_not_dropped_for_fewer_episodes(interrupted: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddp_cli.errors import DdpError
-from ddp_cli.evaluation.report import read_report, write_report
+from ddp_cli.evaluation.report import read_report, report_name, write_report
 from ddp_cli.sim.gymnasium_env import GymnasiumSettings
 
 
@@ -85,6 +85,31 @@ def test_checkpoint_is_found_after_the_run_was_moved(tmp_path: Path) -> None:
     report.check_checkpoint(checkpoint)
     with pytest.raises(DdpError, match="evaluates the checkpoint '/elsewhere"):
         report.check_checkpoint(tmp_path)
+
+
+def test_a_link_in_an_older_report_is_the_checkpoint_of_its_step(tmp_path: Path) -> None:
+    """The link may name another checkpoint by now."""
+    path = write_example(tmp_path, checkpoint="runs/lift/a/checkpoints/last", step=400)
+    assert read_report(path).checkpoint == "runs/lift/a/checkpoints/step-00000400"
+    assert read_report(write_example(tmp_path, checkpoint="exported/last", step=4)).checkpoint == "exported/last"
+
+
+def test_reports_of_other_devices_and_numbers_of_episodes_have_other_names() -> None:
+    report = {
+        "checkpoint": "c", "sampler": "ddim", "inference_steps": 5, "engine": "torch", "device": "cpu", "first_seed": 7,
+        "episodes": [{}, {}], "lost": [], "until_ci": None,
+    }  # fmt: skip
+    assert report_name(report) == "c-ddim5-torch-7x2.json"
+    assert report_name(report | {"device": "cuda"}) == "c-ddim5-torch-cuda-7x2.json"
+    assert report_name(report | {"episodes": [{}], "lost": [8]}) == "c-ddim5-torch-7x2.json"
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "expected"),
+    [("torch", "cpu", "cpu"), ("torch", "cuda", "auto"), ("onnx", "absent", "cpu"), ("torch", "absent", "auto")],
+)
+def test_episodes_run_again_where_they_ran(engine: str, device: str, expected: str, tmp_path: Path) -> None:
+    assert read_report(write_example(tmp_path, engine=engine, device=device)).rerun_device == expected
 
 
 def test_failed_write_keeps_the_old_report(tmp_path: Path) -> None:

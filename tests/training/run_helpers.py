@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_cli.core.checkpoint import checkpoint_step
-from ddp_cli.core.checkpoint_files import list_checkpoints
+from ddp_cli.checkpoint_files import checkpoint_step, list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.train_config import TrainConfig
 from ddp_cli.training.loop import Callbacks

@@ -23,6 +23,7 @@ from ddp_cli.evaluation.open_loop import EpisodeChunks, open_loop_report, part_e
 from ddp_cli.evaluation.rollout import Observation
 from ddp_cli.evaluation.stored_reports import read_stored_reports
 from ddp_cli.policy_config import PolicyConfig
+from ddp_cli.report.runs import run_evaluations
 from ddp_cli.robots import delta_parts
 from ddp_cli.schema import ActionPart
 from ddp_cli.training.held_out import Split, predict_episodes, split_episodes
@@ -224,6 +225,10 @@ def test_episodes_of_another_store_are_all_compared(reach_run: Path, tmp_path: P
     ok(ddp("convert", store, "--only", "1:", "--out", tmp_path / "part.zarr"))
     report = ok_json("eval", reach_run, "--data", tmp_path / "part.zarr", "--out", tmp_path / "x.json")
     assert (report["held_out"], [e["name"] for e in report["episodes"]]) == (False, ["1", "2"])
+    in_run = ok_json("eval", reach_run / "checkpoints/last", "--data", tmp_path / "part.zarr")
+    assert Path(in_run["checkpoint"]).name.startswith("step-")
+    shown = [error["episodes"] for error in run_evaluations(reach_run)["errors"]]
+    assert "2 of part.zarr, may have been trained on" in shown
     limited = ok_json(
         "eval", reach_run, "--data", tmp_path / "part.zarr", "-n", 1, "--out", tmp_path / "x.json", "--overwrite"
     )

@@ -11,8 +11,8 @@ import torch
 from conftest import tiny_config
 from training.run_helpers import CPU, create, ignore_message, release, resume, saved_steps
 
+from ddp_cli.checkpoint_files import TRAIN_STATE, list_checkpoints
 from ddp_cli.core.checkpoint import load_policy
-from ddp_cli.core.checkpoint_files import TRAIN_STATE, list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.errors import DdpError
 from ddp_cli.training import run_length

@@ -20,8 +20,8 @@ from training.run_helpers import (
     train_new_run,
 )
 
+from ddp_cli.checkpoint_files import TRAIN_STATE, list_checkpoints
 from ddp_cli.core.checkpoint import load_train_state
-from ddp_cli.core.checkpoint_files import TRAIN_STATE, list_checkpoints
 from ddp_cli.data.store import Store
 from ddp_cli.errors import CheckpointError, DataError, DdpError
 from ddp_cli.training.dataloader import load_training_data

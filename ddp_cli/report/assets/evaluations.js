@@ -188,7 +188,7 @@ function stepsHistogram(one) {
 function renderOpenLoop(section, root) {
   root.append(
     el('p', {}, 'Distance from the recorded actions in recorded states: not a success rate.'),
-    factList([...section.facts, ['episodes', String(section.episodes)]]),
+    factList(section.facts),
     table(['part', 'method', 'error', '95% interval'], section.parts.flatMap((part) => part.methods.map((method) => [
       `${part.name} [${part.unit}]`, method.name, number(method.error),
       // That of few episodes may reach below 0.

@@ -1,7 +1,7 @@
 // Draws the sections of the page.
 
 const RENDERERS = { dataset: renderDataset, runs: renderRuns, evaluations: renderEvaluations, 'open-loop': renderOpenLoop, policy: renderPolicy };
-const KINDS = { dataset: 'dataset', runs: 'training', evaluations: 'evaluation', 'open-loop': 'held-out episodes', policy: 'policy' };
+const KINDS = { dataset: 'dataset', runs: 'training', evaluations: 'evaluation', 'open-loop': 'recorded episodes', policy: 'policy' };
 const THEMES = { auto: 'light dark', light: 'light', dark: 'dark' };
 
 function themeChoice() {

@@ -88,8 +88,8 @@ function settingsTable(run) {
 
 function partErrors(run) {
   if (!run.errors.length) return '';
-  const rows = run.errors.flatMap((one) => one.parts.map((part) => [`step ${one.step}`, part.name,
+  const rows = run.errors.flatMap((one) => one.parts.map((part) => [`step ${one.step}`, one.episodes, part.name,
     `${number(part.error)} ${part.unit}`, part.interval ? `${number(part.interval[0])} to ${number(part.interval[1])}` : '–']));
-  return el('div', {}, el('h4', {}, 'Error on held-out episodes by part of the action'),
-    table(['checkpoint', 'part', 'error', '95% interval'], rows));
+  return el('div', {}, el('h4', {}, 'Error on recorded episodes by part of the action'),
+    table(['checkpoint', 'episodes', 'part', 'error', '95% interval'], rows));
 }

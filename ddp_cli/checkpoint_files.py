@@ -1,4 +1,4 @@
-"""The files of a checkpoint, see checkpoint.py, what marks a run, and its links: all are recognized without torch."""
+"""Names of checkpoints and of their files (see core/checkpoint.py), what marks a run, and its links: without torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ def is_run(path: Path) -> bool:
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint at training step `step`."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The training step in a checkpoint folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def follow_link(path: Path) -> Path:
-    """The checkpoint that `path` names, if it is a link of a run; otherwise `path`."""
+    """The checkpoint that `path` names at the moment, if it is a link of a run; otherwise `path`."""
+    if path.name in LINKS and path.is_symlink() and path.is_dir():
+        return path.parent / path.readlink()
     if path.name in LINKS and path.is_file():
         return path.with_name(Path(path.read_text(errors="replace").strip()).name or path.name)
     return path
