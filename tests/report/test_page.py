@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,12 @@ from report.browser import OpenPage, open_page, shown
 from report.conftest import HOSTILE, LENGTHS, evaluation, write_json, write_recording
 
 from ddp_cli.data.store import Store
+from ddp_cli.errors import WorkerError
 from ddp_cli.evaluation.statistics import wilson_interval
 from ddp_cli.presets import train_config
+from ddp_cli.report import films
 from ddp_cli.report.dataset import choose_episodes, dataset_section
+from ddp_cli.report.evaluations import Report
 from ddp_cli.report.page import render_page, to_json
 from ddp_cli.report.runs import differences_from_preset, runs_section
 from ddp_cli.report.videos import Videos, fit_frame
@@ -234,6 +239,19 @@ INFINITE_SEED = {"checkpoint": "x", "episodes": [{"seed": math.inf, "success": T
 def test_files_that_are_no_evaluations_are_refused(content: object, tmp_path: Path) -> None:
     path = write_json(tmp_path / "e.json", content)
     assert "e.json'" in refused(ddp("report", path, "--out", tmp_path / "page.html"))
+
+
+def test_a_crash_while_filming_names_an_option_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> Iterator[object]:
+        raise WorkerError("a worker process crashed.", "Run again with fewer --workers.")
+        yield
+
+    monkeypatch.setattr(films, "_open_source", lambda _: SimpleNamespace(make_agent=None))
+    monkeypatch.setattr(films, "_make_env", lambda *_: None)
+    monkeypatch.setattr(films, "ordered_map", crash)
+    report = Report("r", tmp_path / "r.json", {"checkpoint": "c", "episodes": [{"seed": 1, "success": False}]})
+    with Videos() as videos, pytest.raises(WorkerError, match="crashed.*--film with a number uses fewer"):
+        films.film_report(report, "all", videos, lambda *_: None)
 
 
 def test_two_evaluations_are_compared_on_their_common_starts(tmp_path: Path) -> None:
