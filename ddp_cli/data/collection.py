@@ -86,8 +86,9 @@ def collect(
         "task": task.name, "seed": seed, "demonstrator": SCRIPT_VERSION, "versions": simulator_versions(),
     }  # fmt: skip
     if not task.is_built_in:  # the file of a task may change between two calls
-        environment = json.dumps({"env_args": env_args(task), "horizon": task.horizon}, sort_keys=True)
-        identity["environment"] = hashlib.sha256(environment.encode()).hexdigest()[:8]
+        environment = env_args(task) | {"env_version": None, "horizon": task.horizon}  # `versions` has the version
+        text = json.dumps(environment, sort_keys=True)
+        identity["environment"] = hashlib.sha256(text.encode()).hexdigest()[:8]
     if policy:
         identity["policy"] = policy.identity
     make_recorder = functools.partial(policy.make_recorder if policy else _make_recorder, task)

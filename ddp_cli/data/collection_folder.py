@@ -43,15 +43,20 @@ class CollectionFolder:
             )
         self._succeeded = self._list_attempts()
         recorded = self._read_identity()
-        if recorded and "environment" in identity:  # folders of earlier versions do not say which it was
-            recorded.setdefault("environment", identity["environment"])
+        if recorded and "environment" in identity and "environment" not in recorded:  # of an earlier version
+            recorded["environment"] = identity["environment"]
+            if recorded == identity:
+                self._write_identity(identity)
         if recorded != identity and self.n_demos:
             raise self._mismatch(recorded, identity)
         if recorded != identity:
             remove_folder(self.path)
             self._succeeded = {}
-            with atomic_file(self.path / "collection.json") as partial:
-                partial.write_text(json.dumps(identity))
+            self._write_identity(identity)
+
+    def _write_identity(self, identity: dict[str, Any]) -> None:
+        with atomic_file(self.path / "collection.json") as partial:
+            partial.write_text(json.dumps(identity))
 
     def _list_attempts(self) -> dict[int, bool]:
         """Attempt -> whether it succeeded."""

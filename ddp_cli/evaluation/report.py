@@ -79,12 +79,14 @@ def evaluated_checkpoint(report: Path, recorded: str) -> Path:
 
 def recorded_checkpoint(report: Mapping[str, Any]) -> str:
     """The checkpoint that `report` names. Earlier versions named the links `last` and `best` of a run, which move: then
-    it is the one of the step in the report.
+    it is the one of the step in the report. In a copy of a run they may be folders.
     """
     recorded, step = _typed(report["checkpoint"], str), report.get("step")
     folder = Path(recorded)
-    is_link = folder.name in LINKS and folder.parent.name == "checkpoints"
-    return str(checkpoint_path(folder.parents[1], _typed(step, int))) if is_link else recorded
+    is_link = (
+        folder.name in LINKS and folder.parent.name == "checkpoints" and (folder.is_symlink() or not folder.is_dir())
+    )
+    return str(checkpoint_path(folder.parents[1], step)) if is_link and type(step) is int else recorded
 
 
 def read_report(path: Path) -> EvalReport:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ddp_cli.errors import DataError
 from ddp_cli.evaluation.open_loop import BASELINES, POLICY
+from ddp_cli.evaluation.report import recorded_checkpoint
 from ddp_cli.evaluation.statistics import pair_outcomes, wilson_interval
 from ddp_cli.report.page import Section
 
@@ -71,7 +72,7 @@ def _named_reports(path: Path, content: Mapping[str, Any]) -> list[tuple[str, di
 
 
 def _policy_name(report: Mapping[str, Any], otherwise: str) -> str:
-    return Path(str(report["checkpoint"])).name or otherwise
+    return Path(recorded_checkpoint(report)).name or otherwise
 
 
 def evaluations_section(reports: Sequence[Report], is_sweep: bool, films: Sequence[Mapping[str, Any]]) -> Section:
@@ -120,7 +121,7 @@ def _evaluation(report: Report) -> dict[str, Any]:
     score_interval = content.get("score_interval_95")
     return {
         "name": report.name,
-        "checkpoint": str(content["checkpoint"]),
+        "checkpoint": recorded_checkpoint(content),
         "facts": _facts(content),
         "success_rate": successes / count if count else math.nan,
         "interval": [low, high],
@@ -138,11 +139,12 @@ def _evaluation(report: Report) -> dict[str, Any]:
 
 def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was evaluated and how."""
-    facts = [("checkpoint", str(content["checkpoint"]))]
+    facts = [("checkpoint", recorded_checkpoint(content))]
     if content.get("task"):
         facts.append(("task", f"{content['task']}" + (f", from {content['obs']}" if content.get("obs") else "")))
     if content.get("sampler"):
         engine = f", engine {content['engine']}" if content.get("engine") else ""
+        engine += f" on {content['device']}" if content.get("device") else ""
         facts.append(("sampler", f"{content['sampler']}, {content['inference_steps']} steps{engine}"))
     if "env" in content:
         facts.append(("environment", str(content["env"]["id"])))

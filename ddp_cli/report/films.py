@@ -53,7 +53,7 @@ def film_report(report: Report, which: str | int, videos: Videos, progress: Upda
                 films[str(seed)] = {"video": id, "rate": rate, "agrees": success == expected[seed]}
                 progress(len(films), len(seeds), "episodes filmed")
     except WorkerError as e:
-        raise WorkerError(e.message, "Each process of a film has a simulator; --film with a number uses fewer.") from e
+        raise WorkerError(e.message, "Film fewer episodes at once, such as --film 1: each runs a simulator.") from e
     return films
 
 

@@ -145,6 +145,12 @@ def test_another_environment_does_not_continue_a_collection(tmp_path: Path) -> N
         with pytest.raises(DataError, match="another collection: environment .* instead of") as raised:
             collect(other, 1, out, 1000, 1, lambda *_: None)
         assert "the file of the task that it began with" in raised.value.hint
+    recorded = out.with_name("d.hdf5.partial") / "collection.json"  # of an earlier version, once without the key
+    identity = json.loads(recorded.read_text())
+    recorded.write_text(json.dumps({key: value for key, value in identity.items() if key != "environment"}))
+    with pytest.raises(KeyboardInterrupt):
+        collect(task, 2, out, 1000, 1, stop_after(1, KeyboardInterrupt()))
+    assert json.loads(recorded.read_text()) == identity
     assert collect(task, 1, out, 1000, 1, lambda *_: None).demos == 1
 
 

@@ -92,6 +92,9 @@ def test_a_link_in_an_older_report_is_the_checkpoint_of_its_step(tmp_path: Path)
     path = write_example(tmp_path, checkpoint="runs/lift/a/checkpoints/last", step=400)
     assert read_report(path).checkpoint == "runs/lift/a/checkpoints/step-00000400"
     assert read_report(write_example(tmp_path, checkpoint="exported/last", step=4)).checkpoint == "exported/last"
+    copied = tmp_path / "run/checkpoints/best"  # where links were followed
+    copied.mkdir(parents=True)
+    assert read_report(write_example(tmp_path, checkpoint=str(copied), step=4)).checkpoint == str(copied)
 
 
 def test_reports_of_other_devices_and_numbers_of_episodes_have_other_names() -> None:

@@ -250,7 +250,7 @@ def test_a_crash_while_filming_names_an_option_of_the_report(tmp_path: Path, mon
     monkeypatch.setattr(films, "_make_env", lambda *_: None)
     monkeypatch.setattr(films, "ordered_map", crash)
     report = Report("r", tmp_path / "r.json", {"checkpoint": "c", "episodes": [{"seed": 1, "success": False}]})
-    with Videos() as videos, pytest.raises(WorkerError, match="crashed.*--film with a number uses fewer"):
+    with Videos() as videos, pytest.raises(WorkerError, match="crashed.*such as --film 1"):
         films.film_report(report, "all", videos, lambda *_: None)
 
 
