@@ -42,5 +42,5 @@ def list_checkpoints(run: Path) -> list[Path]:
 def best_checkpoint(run: Path) -> Path | None:
     """The best checkpoint of a run, or the newest one if the best was removed; None if nothing was trained yet."""
     best = run / "checkpoints" / "best"
-    trained = [path for path in list_checkpoints(run) if int(path.name[5:]) > 0]
+    trained = [path for path in list_checkpoints(run) if checkpoint_step(path) > 0]
     return best if follow_link(best).is_dir() else next(reversed(trained), None)

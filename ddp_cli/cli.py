@@ -76,9 +76,9 @@ class _Group(TyperGroup):
         values += [a.partition("=")[2] for a in self._arguments if a.startswith(tuple(f"{name}=" for name in names))]
         if values and f"'{values[-1]}'" not in message:
             message += f" (got '{values[-1]}')"
-        # The parser knows no context where an option lacks its value.
-        name = next(iter(self._arguments), "")
-        command, context = f" {name}" if e.ctx is None and name in self.commands else "", e.ctx
+        command, context = "", e.ctx
+        if context is None and self._arguments and self._arguments[0] in self.commands:
+            command = f" {self._arguments[0]}"  # click passes no context where an option lacks its value
         while context is not None and context.parent is not None:
             command, context = f" {context.info_name}{command}", context.parent
         console.error(f"{message}. Run `ddp{command} --help` for the options.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,14 +111,14 @@ def export(
     policy.set_sampler(sampler, inference_steps)
     seeds = tuple(range(FIRST_SEED["eval"], FIRST_SEED["eval"] + episodes))
     store = _find_store(policy, folder, data)
-    settings = ExportOptions(export_format, precision, opset, seeds, _name_observations(policy, store))
+    compared_on, load_observations = _example_observations(policy, store, str(meta.get("render", "fast")))
+    settings = ExportOptions(export_format, precision, opset, seeds, compared_on)
     with (
         options.reserve_output(out, overwrite, markers),
         console.progress(f"export {policy.config.task.name}") as update,
     ):
         result = export_policy(
-            policy, meta, settings, out,
-            lambda: _example_observations(policy, store, str(meta.get("render", "fast"))),
+            policy, meta, settings, out, load_observations,
             lambda done: update(done, episodes, "episodes compared"),
             CardSources(read_stored_reports(folder), lambda: _load_picture(policy, store)),
         )  # fmt: skip
@@ -133,8 +134,12 @@ def export(
         console.result(line)
 
 
-def _example_observations(policy: DiffusionPolicy, store: Path | None, render: str) -> dict[str, Tensor]:
-    """Observations of the store; without one, those of a few initial states, or random ones without a simulator."""
+def _example_observations(
+    policy: DiffusionPolicy, store: Path | None, render: str
+) -> tuple[str, Callable[[], dict[str, Tensor]]]:
+    """What the policies are compared on, and a function that loads it: observations of the store; without one, those
+    of a few initial states, or random ones without a simulator.
+    """
     from ddp_cli.data.store import Store
     from ddp_cli.deploy.example_observations import (
         observations_from_simulator,
@@ -144,19 +149,18 @@ def _example_observations(policy: DiffusionPolicy, store: Path | None, render: s
     from ddp_cli.inference.onnx_policy import obs_keys
 
     config = policy.config
+
+    def load_random() -> dict[str, Tensor]:
+        console.note("there is no store and no simulator: random observations are compared; --data names a store")
+        return random_observations(policy)
+
     if store:
-        return observations_from_store(obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps)
+        return "observations of the store", lambda: observations_from_store(
+            obs_keys(policy), Store(store).for_task(config.task), config.n_obs_steps
+        )
     if config.task.simulator:
-        return observations_from_simulator(policy, render)
-    console.note("there is no store and no simulator: random observations are compared; --data names a store")
-    return random_observations(policy)
-
-
-def _name_observations(policy: DiffusionPolicy, store: Path | None) -> str:
-    """What `_example_observations` returns, for proof.json: without the path of the store."""
-    if store:
-        return "observations of the store"
-    return "observations of initial states" if policy.config.task.simulator else "random observations"
+        return "observations of initial states", lambda: observations_from_simulator(policy, render)
+    return "random observations", load_random
 
 
 def _load_picture(policy: DiffusionPolicy, store: Path | None) -> EpisodePicture | None:
